@@ -1,0 +1,1 @@
+"""Reinforcement learning for code models in JAX."""

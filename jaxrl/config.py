@@ -1,0 +1,202 @@
+"""Every setting of a run, with its default and its unit.
+
+A config file defines `get_config() -> Config`; the command line overrides single fields:
+`python -m jaxrl.train --config configs/grpo.py --config.optimizer.learning_rate=1e-6`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ShapeConfig:
+    """Architecture of a model that starts from random weights, in the words of a Hugging Face config.json."""
+
+    model_type: str = "qwen2"
+    vocab_size: int = 0  # 0: the tokenizer's, rounded up to a multiple of 16
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    max_position_embeddings: int = 4096
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+
+
+@dataclass
+class ModelConfig:
+    """Where the policy comes from and how it computes."""
+
+    path: str = ""  # Hugging Face folder or hub name, or a folder of `models.convert import`; "": random weights
+    shape: ShapeConfig = field(default_factory=ShapeConfig)  # used only without a path
+    tokenizer: str = ""  # folder or hub name; "": the model's own, or one trained on the task's own text
+    param_dtype: str = "float32"  # float32 | bfloat16
+    compute_dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on accelerators
+    remat: bool = False  # recompute each layer's activations in the backward pass
+    unroll_layers: bool = False  # unroll the scan over layers: faster steps on CPU, slower compilation
+
+
+@dataclass
+class MeshConfig:
+    """Devices along each axis; -1 takes what is left. Size 1 everywhere is one device."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass
+class TaskConfig:
+    """Which problems. Fields that a task does not use must keep their defaults."""
+
+    name: str = "functions"  # a module of jaxrl.tasks
+    path: str = ""  # local .jsonl, .json, .gz, .parquet or a hub name, for tasks read from data
+    held_out_path: str = ""  # as path; "": the task's own held-out problems
+    split: str = "train"  # split of a hub data set
+    train_problems: int = 20_000  # problems generated, or at most read
+    held_out_problems: int = 128
+    max_difficulty: int = 4  # functions: steps of the longest problem
+    demonstration_difficulty: int = 4  # functions: steps of the longest demonstration
+    demonstrations: int = 2_000  # problems with a demonstration, for SFT
+    min_tests: int = 1  # contest: fewer are rejected
+    max_tests: int = 64  # contest: more are cut, evenly
+    language: str = "python"  # contest: others are rejected
+    require_solution: bool = False  # contest: reject a problem whose reference solution does not pass
+
+
+@dataclass
+class RolloutConfig:
+    """How episodes are sampled."""
+
+    engine: str = "jax"
+    environment: str = "single_turn"
+    slots: int = 64  # rows decoded together
+    max_prompt_length: int = 256  # tokens; a longer prompt is an error (or rejected and counted, see below)
+    max_new_tokens: int = 96  # tokens of an episode
+    reject_long_prompts: bool = False  # drop and count such problems instead of stopping
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a linear warm-up, then constant or cosine to zero."""
+
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    schedule: str = "constant"  # constant | cosine
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # global norm; 0: no clipping
+
+
+@dataclass
+class PolicyGradientConfig:
+    """One policy-gradient loss; its published variants are these settings (see jaxrl/algorithms/grpo.py)."""
+
+    advantage: str = "group_std"  # group_std (GRPO) | group_mean (Dr.GRPO) | leave_one_out (RLOO)
+    std_ddof: int = 0  # 0: population std, 1: sample std
+    advantage_epsilon: float = 1e-4  # added to the std
+    objective: str = "clip"  # clip (PPO) | cispo
+    ratio: str = "token"  # token | sequence (GSPO)
+    clip_low: float = 0.2
+    clip_high: float = 0.2  # DAPO: 0.28
+    dual_clip: float = 0.0  # c of 1912.09729, e.g. 3; 0: off
+    averaging: str = "token"  # token (DAPO) | sequence (GRPO) | constant (Dr.GRPO)
+    constant_length: int = 0  # tokens; divisor of `constant` averaging, 0: rollout.max_new_tokens
+    kl_coefficient: float = 0.0  # 0: no reference model is kept
+    kl_estimator: str = "k3"  # k1 | k2 | k3
+    sampler_correction: str = "none"  # none | truncate (TIS) | mask (IcePop): what happens outside the bounds
+    sampler_correction_level: str = "token"  # token | sequence
+    sampler_ratio_min: float = 0.5  # used by mask
+    sampler_ratio_max: float = 2.0
+    old_logprobs: str = "trainer"  # trainer: recomputed before the first update; sampler: the engine's
+    minibatches: int = 1  # updates a batch
+    dynamic_sampling: bool = False  # replace groups of equal reward
+    dynamic_sampling_max_draws: int = 3  # batches drawn at most for one step
+    overlong: str = "none"  # none | penalty (DAPO's soft punishment) | filter (truncated episodes get mask 0)
+    overlong_buffer: int = 16  # tokens over which the penalty grows to 1
+
+
+@dataclass
+class SFTConfig:
+    """Supervised warm-up on the task's demonstrations."""
+
+    steps: int = 0  # 0: no SFT stage
+    batch_size: int = 32  # demonstrations a step
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10))
+
+
+@dataclass
+class GRPOConfig:
+    """The reinforcement learning stage."""
+
+    steps: int = 0  # 0: no GRPO stage
+    problems_per_step: int = 8
+    group_size: int = 8  # episodes a problem
+    loss: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+
+
+@dataclass
+class BatchConfig:
+    """How episodes are laid out on the device."""
+
+    row_length: int = 0  # tokens of a packed row; 0: the longest episode possible
+    microbatch_rows: int = 16  # rows of one forward and backward pass
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out evaluation before, between and after the stages."""
+
+    samples: int = 1  # completions a problem
+    temperature: float = 1.0
+    every: int = 0  # also every so many GRPO steps; 0: only between stages
+
+
+@dataclass
+class SandboxConfig:
+    """Limits on one program."""
+
+    workers: int = 0  # 0: one per core
+    wall_s: float = 5.0
+    cpu_s: float = 2.0
+    memory_mb: int = 1024
+    output_kb: int = 64
+    processes: int = 16
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 50  # steps
+    keep: int = 2  # newest ones; the end of each stage is always kept
+
+
+@dataclass
+class Config:
+    """One experiment. Its run lives in `runs_dir/name`."""
+
+    name: str = "run"
+    runs_dir: str = "runs"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the GRPO stage
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log_samples_every: int = 1  # steps; sampled episodes kept in samples/

@@ -1,0 +1,62 @@
+"""Tasks: where problems come from, and what a text is worth.
+
+A task is one module of this package with `make_task(config: TaskConfig, seed: int) -> Task`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import numpy as np
+
+from jaxrl.config import TaskConfig
+from rollouts.episode import Problem, Reward
+from sandbox.pool import Pool
+
+Score = Callable[[Problem, str, Pool], Awaitable[Reward]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems and their reward.
+
+    `score(problem, text, pool)` judges the text that the model sampled for the problem.
+    `demonstrations` are problems that have a `demonstration`, for SFT; `corpus` is text like that of the task,
+    for training a small tokenizer; `rejected` counts the problems that filters dropped, by reason.
+    """
+
+    name: str
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+    score: Score
+    demonstrations: Sequence[Problem] = ()
+    corpus: Callable[[], Iterable[str]] | None = None
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def batch(self, seed: int, step: int, size: int) -> list[Problem]:
+        """`size` training problems, a function of (seed, step) alone; each pass over `train` is a new shuffle."""
+        return shuffled(self.train, seed, step, size)
+
+
+def shuffled(problems: Sequence[Problem], seed: int, step: int, size: int) -> list[Problem]:
+    """Items step * size .. (step + 1) * size - 1 of an endless sequence of shuffles of `problems`."""
+    chosen = []
+    for index in range(step * size, (step + 1) * size):
+        epoch, offset = divmod(index, len(problems))
+        order = np.random.default_rng([seed, epoch]).permutation(len(problems)) if offset == 0 or not chosen else order
+        chosen.append(problems[int(order[offset])])
+    return chosen
+
+
+def load_task(config: TaskConfig, seed: int) -> Task:
+    """The task of module `jaxrl.tasks.<config.name>`. Raises ValueError naming the nearest task."""
+    names = [m.name for m in pkgutil.iter_modules(__path__)]
+    if config.name not in names:
+        near = get_close_matches(config.name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        raise ValueError(f"task.name = {config.name!r} is no task; {hint}")
+    return importlib.import_module(f"jaxrl.tasks.{config.name}").make_task(config, seed)

@@ -1,0 +1,71 @@
+"""The Engine protocol: token ids in, token ids and logprobs out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+
+class PromptTooLongError(ValueError):
+    """A prompt (with the new tokens asked for) does not fit the engine's context."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw a completion.
+
+    The logprobs returned are those of softmax(logits / temperature), before top-k, top-p and min-p cut the
+    distribution; temperature 0 is greedy and its logprobs are those of temperature 1.
+    The same (prompt, params) gives the same tokens whatever else the engine is doing.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0  # 1.0: off
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0  # 0.0: off
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    n: int = 1  # completions of this prompt; the i-th is drawn with seed (seed, i)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, ok, rule in (
+            ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
+            ("temperature", self.temperature >= 0, ">= 0"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, ">= 0"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("n", self.n >= 1, ">= 1"),
+        ):
+            if not ok:
+                raise ValueError(f"SamplingParams.{name} = {getattr(self, name)} must be {rule}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the engine drew. A stop token is part of `tokens`, as is the token that completes a stop string."""
+
+    tokens: np.ndarray  # i32[n]
+    logprobs: np.ndarray  # f32[n], of the temperature-scaled distribution
+    finish_reason: Literal["stop", "length"]
+    weight_version: int
+
+
+class Engine(Protocol):
+    """A sampler. `sample` may be awaited by many episodes at once; the engine batches them."""
+
+    max_length: int  # prompt and new tokens together
+
+    async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
+        """`params.n` completions of the prompt i32[n].
+
+        Raises PromptTooLongError when prompt and max_new_tokens do not fit: nothing is truncated.
+        """
+        ...
+
+    def load_weights(self, params: Any, version: int) -> None:
+        """Samples from these parameters from now on; completions carry `version`."""
+        ...

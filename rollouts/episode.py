@@ -1,0 +1,83 @@
+"""The objects of a rollout: Problem, Turn, Episode, Group. Tokens in, tokens out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from sandbox.verdict import Test, Verdict
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a task.
+
+    `messages` are chat messages ({"role", "content"}); a task for base models gives a plain `prompt` instead.
+    `tests` or `answer` say what is right; `meta` is for the report and for filters (difficulty, kind, ...).
+    `demonstration` is a right answer for SFT, where the task has one.
+    """
+
+    id: str
+    messages: tuple[dict[str, str], ...] = ()
+    prompt: str | None = None
+    tests: tuple[Test, ...] = ()
+    answer: Any = None
+    demonstration: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The reward of an episode with its named parts, and whether the problem counts as solved."""
+
+    value: float
+    solved: bool
+    parts: dict[str, float] = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+
+@dataclass
+class Turn:
+    """A stretch of an episode: sampled by the model (logprobs given) or inserted by the environment."""
+
+    role: Literal["assistant", "user", "tool"]
+    tokens: np.ndarray  # i32[n]
+    sampled: bool
+    logprobs: np.ndarray | None = None  # f32[n], only if sampled
+
+
+EpisodeStatus = Literal["finished", "truncated", "sandbox_error"]
+
+
+@dataclass
+class Episode:
+    """One attempt at a problem. `sandbox_error` episodes are never trained on."""
+
+    problem: Problem
+    prompt: np.ndarray  # i32[n]
+    turns: list[Turn]
+    reward: Reward
+    status: EpisodeStatus
+    text: str  # the sampled text, for people and the samples file
+    weight_versions: tuple[int, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)  # seconds
+
+    @property
+    def sampled_length(self) -> int:
+        """Number of sampled tokens."""
+        return sum(len(t.tokens) for t in self.turns if t.sampled)
+
+
+@dataclass
+class Group:
+    """The G episodes of one problem."""
+
+    problem: Problem
+    episodes: list[Episode]
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """f32[G]"""
+        return np.array([e.reward.value for e in self.episodes], np.float32)

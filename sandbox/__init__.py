@@ -1,0 +1,1 @@
+"""Programs and tests in, verdicts out. Knows nothing of tokens or models; standard library only."""
