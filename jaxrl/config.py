@@ -28,7 +28,7 @@ class ShapeConfig:
 
 
 @dataclass
-class ModelConfig:
+class PolicyConfig:
     """Where the policy comes from and how it computes."""
 
     path: str = ""  # Hugging Face folder or hub name, or a folder of `models.convert import`; "": random weights
@@ -188,7 +188,7 @@ class Config:
     name: str = "run"
     runs_dir: str = "runs"
     seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: PolicyConfig = field(default_factory=PolicyConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -1,0 +1,282 @@
+"""The one decoder: Qwen2, Qwen3, Llama 3 and Mistral are settings of it (models/config.py).
+
+Axes: B batch rows, T tokens of this call, S tokens of the cache, D width, H heads, K kv heads, Dh head width,
+F MLP width, L layers, V vocabulary. Parameters are stacked over layers, [L, ...], and the layers are scanned.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.attention import attention, causal_mask, decode_attention
+from models.config import Llama3RopeScaling, ModelConfig
+
+
+# Keys and values of the tokens so far, the token at position p of row b at [b, p]: a pair of [B, S, K, Dh] for each
+# layer where the layers are unrolled, or one pair of [L, B, S, K, Dh] where they are scanned.
+Cache = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+class Compute(NamedTuple):
+    """How the forward pass runs. Changes no number but by rounding."""
+
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)  # of activations and matmul operands
+    remat: bool = False  # keep only the layers' inputs for the backward pass
+    unroll: bool = False  # unroll the scan over layers
+
+
+def parameter(shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: jnp.dtype) -> nnx.Param:
+    """A parameter of zeros with a logical name for each axis (models/sharding.py maps names to mesh axes)."""
+    return nnx.Param(jnp.zeros(shape, dtype), out_sharding=axes, eager_sharding=False)
+
+
+class Block(nnx.Module):
+    """L transformer layers' parameters; called with the slice of one layer."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        L, D, F = config.num_layers, config.hidden_size, config.intermediate_size
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.config = config
+
+        def stacked(*shape_and_axes: tuple[int, str | None]) -> nnx.Param:
+            shape, axes = zip(*shape_and_axes)
+            return parameter((L, *shape), ("layers", *axes), dtype)
+
+        self.attention_norm = stacked((D, None))
+        self.q = stacked((D, "embed"), (queries, "heads"))
+        self.k = stacked((D, "embed"), (keys, "kv_heads"))
+        self.v = stacked((D, "embed"), (keys, "kv_heads"))
+        self.o = stacked((queries, "heads"), (D, "embed"))
+        if config.qkv_bias:
+            self.q_bias = stacked((queries, "heads"))
+            self.k_bias = stacked((keys, "kv_heads"))
+            self.v_bias = stacked((keys, "kv_heads"))
+        if config.output_bias:
+            self.o_bias = stacked((D, None))
+        if config.qk_norm:
+            self.q_norm = stacked((config.head_dim, None))
+            self.k_norm = stacked((config.head_dim, None))
+        self.mlp_norm = stacked((D, None))
+        self.gate = stacked((D, "embed"), (F, "mlp"))
+        self.up = stacked((D, "embed"), (F, "mlp"))
+        self.down = stacked((F, "mlp"), (D, "embed"))
+
+    def __call__(self, x, rotation, attend):
+        """x [B, T, D] -> [B, T, D]. `attend(q, k, v)` mixes values over the visible tokens and keeps k and v."""
+        x = x + self.attention(rms_norm(x, self.attention_norm[...], self.config.norm_epsilon), rotation, attend)
+        return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.config.norm_epsilon))
+
+    def attention(self, x, rotation, attend):
+        config, (B, T, _) = self.config, x.shape
+        bias = (self.q_bias[...], self.k_bias[...], self.v_bias[...]) if config.qkv_bias else (None, None, None)
+        q = linear(x, self.q[...], bias[0]).reshape(B, T, config.num_heads, config.head_dim)
+        k = linear(x, self.k[...], bias[1]).reshape(B, T, config.num_kv_heads, config.head_dim)
+        v = linear(x, self.v[...], bias[2]).reshape(B, T, config.num_kv_heads, config.head_dim)
+        if config.qk_norm:
+            q = rms_norm(q, self.q_norm[...], config.norm_epsilon)
+            k = rms_norm(k, self.k_norm[...], config.norm_epsilon)
+        mixed = attend(rotate(q, *rotation), rotate(k, *rotation), v)
+        return linear(mixed.reshape(B, T, -1), self.o[...], self.o_bias[...] if config.output_bias else None)
+
+    def mlp(self, x):
+        return linear(jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...]), self.down[...])
+
+
+class Decoder(nnx.Module):
+    """Token embedding, L blocks, a final norm. Parameters are made as zeros: see `initialize` and models/convert.py."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype = jnp.dtype(jnp.float32)):
+        self.config = config
+        self.embed = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
+        self.blocks = Block(config, dtype)
+        self.final_norm = parameter((config.hidden_size,), (None,), dtype)
+        if not config.tied_embeddings:
+            self.unembed = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
+
+    def unembedding(self) -> jax.Array:
+        """[V, D]; logits are hidden @ unembedding.T."""
+        return self.embed[...] if self.config.tied_embeddings else self.unembed[...]
+
+    def __call__(
+        self,
+        tokens: jax.Array,  # i32[B, T]
+        positions: jax.Array,  # i32[B, T], each token's place in its own sequence
+        segment_ids: jax.Array | None = None,  # i32[B, T], 0: padding; None: one sequence a row
+        compute: Compute = Compute(),
+    ) -> jax.Array:  # [B, T, D] after the final norm
+        """The forward pass over whole rows. A token sees the earlier tokens of its own segment only."""
+        return self._forward(tokens, positions, segment_ids, compute)[0]
+
+    def prefill(
+        self,
+        tokens: jax.Array,  # i32[B, T]
+        positions: jax.Array,  # i32[B, T]
+        segment_ids: jax.Array | None = None,
+        compute: Compute = Compute(),
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:  # hidden [B, T, D]; keys and values [L, B, T, K, Dh]
+        """The forward pass that also gives the keys and values to decode on with."""
+        hidden, (k, v) = self._forward(tokens, positions, segment_ids, compute, keep_keys=True)
+        return hidden, k, v
+
+    def _forward(self, tokens, positions, segment_ids, compute, keep_keys=False):
+        config = self.config
+        segments = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+        mask = causal_mask(positions, positions, segments, segments)
+        distance = positions[:, :, None] - positions[:, None, :]
+        rotation = rotary(positions, config)
+
+        def layer(block: Block, x, window):
+            kept = None
+
+            def attend(q, k, v):
+                nonlocal kept
+                kept = (k, v) if keep_keys else None
+                return attention(q, k, v, mask & (distance < window) if config.windows else mask)
+
+            x = block(x, rotation, attend)
+            return x, kept
+
+        graphdef, stacked = nnx.split(self.blocks)
+        windows = jnp.array([w or 2**30 for w in config.windows or (0,) * config.num_layers], jnp.int32)
+        body = lambda x, l: layer(nnx.merge(graphdef, l[0]), x, l[1])  # noqa: E731
+        if compute.remat:
+            body = jax.checkpoint(body, prevent_cse=False)
+        x = self.embed[...][tokens].astype(compute.dtype)
+        x, kept = jax.lax.scan(body, x, (stacked, windows), unroll=config.num_layers if compute.unroll else 1)
+        return rms_norm(x, self.final_norm[...], config.norm_epsilon), kept
+
+    def decode(
+        self,
+        tokens: jax.Array,  # i32[B], one new token a row
+        positions: jax.Array,  # i32[B], its place in its row
+        cache: Cache,
+        layers: list[Block] | None = None,  # from `unstack`: unrolled; None: scanned
+        compute: Compute = Compute(),
+    ) -> tuple[jax.Array, Cache]:  # hidden [B, D] after the final norm
+        """One step of decoding: the new tokens' keys and values go into the cache at their positions."""
+        config, rows = self.config, jnp.arange(tokens.shape[0])
+        rotation = rotary(positions[:, None], config)
+        windows = config.windows or (0,) * config.num_layers
+        x = self.embed[...][tokens][:, None].astype(compute.dtype)
+
+        def layer(block, x, window, write):
+            attend = lambda q, k, v: decode_attention(q[:, 0], *write(k[:, 0], v[:, 0]), positions, window)[:, None]  # noqa: E731
+            return block(x, rotation, attend)
+
+        if layers is not None:
+            caches = list(cache)
+            for l, block in enumerate(layers):
+
+                def write(k, v, l=l):
+                    k_layer, v_layer = caches[l]
+                    caches[l] = k_layer.at[rows, positions].set(k), v_layer.at[rows, positions].set(v)
+                    return caches[l]
+
+                x = layer(block, x, windows[l], write)
+            return rms_norm(x[:, 0], self.final_norm[...], config.norm_epsilon), tuple(caches)
+
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def body(carry, inputs):
+            x, k_all, v_all = carry
+            params, window, l = inputs
+
+            def write(k, v):
+                nonlocal k_all, v_all
+                k_all, v_all = k_all.at[l, rows, positions].set(k), v_all.at[l, rows, positions].set(v)
+                return k_all[l], v_all[l]
+
+            x = layer(nnx.merge(graphdef, params), x, window, write)
+            return (x, k_all, v_all), None
+
+        inputs = (stacked, jnp.array(windows, jnp.int32), jnp.arange(config.num_layers))
+        (x, *kv), _ = jax.lax.scan(body, (x, *cache[0]), inputs)
+        return rms_norm(x[:, 0], self.final_norm[...], config.norm_epsilon), (tuple(kv),)
+
+    def unstack(self) -> list[Block]:
+        """One Block a layer, for `decode` to unroll; make it outside of the decoding loop."""
+        graphdef, stacked = nnx.split(self.blocks)
+        slices = [jax.tree.map(lambda p, l=l: p[l], stacked) for l in range(self.config.num_layers)]
+        return [nnx.merge(graphdef, layer) for layer in slices]
+
+
+def make_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype, unrolled: bool) -> Cache:
+    """An empty cache for `rows` rows of at most `length` tokens."""
+    shape = (rows, length, config.num_kv_heads, config.head_dim)
+    if unrolled:
+        return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+    return ((jnp.zeros((config.num_layers, *shape), dtype), jnp.zeros((config.num_layers, *shape), dtype)),)
+
+
+def insert(cache: Cache, rows: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
+    """The cache with `prefill`'s keys and values [L, b, T, K, Dh] as the first T tokens of `rows` i32[b].
+
+    Row numbers outside of the cache are dropped.
+    """
+    T = k.shape[2]
+    if len(cache) == 1 and cache[0][0].ndim == 5:
+        ((k_all, v_all),) = cache
+        return ((k_all.at[:, rows, :T].set(k, mode="drop"), v_all.at[:, rows, :T].set(v, mode="drop")),)
+    return tuple(
+        (k_layer.at[rows, :T].set(k[l], mode="drop"), v_layer.at[rows, :T].set(v[l], mode="drop"))
+        for l, (k_layer, v_layer) in enumerate(cache)
+    )
+
+
+def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x [..., I] @ w [I, O] + bias [O] in x's dtype, accumulated in f32."""
+    y = jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, in f32 (Zhang and Sennrich, arXiv 1910.07467)."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """cos and sin f32[B, T, Dh / 2] of the rotary position embedding (Su et al., arXiv 2104.09864)."""
+    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_scaling is not None:
+        frequencies = _llama3_frequencies(frequencies, config.rope_scaling)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates the pairs (i, i + Dh / 2) of x [B, T, H, Dh]; the halves' layout of Hugging Face checkpoints."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _llama3_frequencies(frequencies: jax.Array, scaling: Llama3RopeScaling) -> jax.Array:
+    """Llama 3.1's frequencies: slow ones divided by `factor`, fast ones kept, a linear blend between."""
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * jnp.pi)  # over the original context
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = jnp.clip(blend, 0.0, 1.0)
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+def initialize(model: Decoder, key: jax.Array, scale: float = 0.02) -> Decoder:
+    """Random weights in place: norms 1, biases 0, matrices normal(0, scale) (GPT-2's and Hugging Face's default)."""
+    graphdef, params = nnx.split(model)
+    flat = nnx.to_flat_state(params)
+    keys = jax.random.split(key, len(flat))
+    values = []
+    for (path, variable), k in zip(flat, keys):
+        name, value = str(path[-1]), variable[...]
+        if name.endswith("norm"):
+            values.append((path, variable.replace(jnp.ones_like(value))))
+        elif name.endswith("bias"):
+            values.append((path, variable.replace(jnp.zeros_like(value))))
+        else:
+            values.append((path, variable.replace(scale * jax.random.normal(k, value.shape, value.dtype))))
+    return nnx.merge(graphdef, nnx.from_flat_state(values))

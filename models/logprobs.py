@@ -1,0 +1,42 @@
+"""Next-token logprobs and entropies without a whole [B, T, V] array in f32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+CHUNK_ELEMENTS = 2**25  # f32 logits alive at once: 128 MiB
+
+
+def token_logprobs(
+    hidden: jax.Array,  # [N, D], the decoder's output before each target
+    targets: jax.Array,  # i32[N]
+    unembedding: jax.Array,  # [V, D]
+    temperature: float = 1.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[jax.Array, jax.Array]:  # f32[N], f32[N]
+    """log softmax(logits / temperature) at the targets, and the entropy of that distribution in nats.
+
+    Logits are made for a chunk of tokens at a time, and again in the backward pass. The entropy carries no gradient.
+    """
+    N, V = hidden.shape[0], unembedding.shape[0]
+    w = unembedding.astype(hidden.dtype)
+    rows = max(1, chunk_elements // V)
+    if rows >= N:
+        return _logprobs(hidden, targets, w, temperature)
+    chunks = -(-N // rows)
+    pad = chunks * rows - N
+    hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunks, rows, -1)
+    targets = jnp.pad(targets, (0, pad)).reshape(chunks, rows)
+    chunk = jax.checkpoint(lambda h, t: _logprobs(h, t, w, temperature))
+    logprobs, entropy = jax.lax.map(lambda c: chunk(*c), (hidden, targets))
+    return logprobs.reshape(-1)[:N], entropy.reshape(-1)[:N]
+
+
+def _logprobs(hidden, targets, w, temperature):
+    logits = jnp.einsum("nd,vd->nv", hidden, w, preferred_element_type=jnp.float32) / temperature
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    probabilities = jax.lax.stop_gradient(jnp.exp(logits - log_z[:, None]))
+    entropy = jax.lax.stop_gradient(log_z) - jnp.sum(probabilities * jax.lax.stop_gradient(logits), axis=-1)
+    return chosen - log_z, entropy
