@@ -106,11 +106,13 @@ class PolicyGradientConfig:
     advantage: str = "group_std"  # group_std (GRPO) | group_mean (Dr.GRPO) | leave_one_out (RLOO)
     std_ddof: int = 0  # 0: population std, 1: sample std
     advantage_epsilon: float = 1e-4  # added to the std
-    objective: str = "clip"  # clip (PPO) | cispo
+    objective: str = "clip"  # clip (PPO) | cispo (MiniMax-M1) | sapo (a sigmoid instead of clipping)
     ratio: str = "token"  # token | sequence (GSPO)
     clip_low: float = 0.2
     clip_high: float = 0.2  # DAPO: 0.28
     dual_clip: float = 0.0  # c of 1912.09729, e.g. 3; 0: off
+    sapo_tau_positive: float = 1.0  # temperature of SAPO's gate where the advantage is positive
+    sapo_tau_negative: float = 1.05
     averaging: str = "token"  # token (DAPO) | sequence (GRPO) | constant (Dr.GRPO)
     constant_length: int = 0  # tokens; divisor of `constant` averaging, 0: rollout.max_new_tokens
     kl_coefficient: float = 0.0  # 0: no reference model is kept
@@ -125,6 +127,48 @@ class PolicyGradientConfig:
     dynamic_sampling_max_draws: int = 3  # batches drawn at most for one step
     overlong: str = "none"  # none | penalty (DAPO's soft punishment) | filter (truncated episodes get mask 0)
     overlong_buffer: int = 16  # tokens over which the penalty grows to 1
+
+    def check(self) -> None:
+        """Raises ValueError naming the first field whose value is not allowed, and what is."""
+        for name, allowed in _LOSS_CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"grpo.loss.{name} = {getattr(self, name)!r} must be one of: {', '.join(allowed)}")
+        for name, ok, rule in (
+            ("std_ddof", self.std_ddof in (0, 1), "0 or 1"),
+            ("advantage_epsilon", self.advantage_epsilon >= 0, ">= 0"),
+            ("clip_low", 0 < self.clip_low <= 1, "in (0, 1]"),
+            ("clip_high", self.clip_high > 0, "> 0"),
+            ("dual_clip", self.dual_clip == 0 or self.dual_clip > 1, "0 (off) or > 1"),
+            ("sapo_tau_positive", self.sapo_tau_positive > 0, "> 0"),
+            ("sapo_tau_negative", self.sapo_tau_negative > 0, "> 0"),
+            ("constant_length", self.constant_length >= 0, ">= 0"),
+            ("kl_coefficient", self.kl_coefficient >= 0, ">= 0"),
+            ("sampler_ratio_min", 0 <= self.sampler_ratio_min <= 1, "in [0, 1]"),
+            ("sampler_ratio_max", self.sampler_ratio_max >= 1, ">= 1"),
+            ("minibatches", self.minibatches >= 1, ">= 1"),
+            ("dynamic_sampling_max_draws", self.dynamic_sampling_max_draws >= 1, ">= 1"),
+            ("overlong_buffer", self.overlong_buffer >= 1, ">= 1"),
+        ):
+            if not ok:
+                raise ValueError(f"grpo.loss.{name} = {getattr(self, name)} must be {rule}")
+        if self.old_logprobs == "sampler" and self.sampler_correction != "none":
+            raise ValueError(
+                f"grpo.loss.sampler_correction = {self.sampler_correction!r} needs grpo.loss.old_logprobs = 'trainer': "
+                "with the sampler's own logprobs as the old policy there is nothing to correct"
+            )
+
+
+_LOSS_CHOICES = {
+    "advantage": ("group_std", "group_mean", "leave_one_out"),
+    "objective": ("clip", "cispo", "sapo"),
+    "ratio": ("token", "sequence"),
+    "averaging": ("token", "sequence", "constant"),
+    "kl_estimator": ("k1", "k2", "k3"),
+    "sampler_correction": ("none", "truncate", "mask"),
+    "sampler_correction_level": ("token", "sequence"),
+    "old_logprobs": ("trainer", "sampler"),
+    "overlong": ("none", "penalty", "filter"),
+}
 
 
 @dataclass

@@ -16,8 +16,8 @@ from models.attention import attention, causal_mask, decode_attention
 from models.config import Llama3RopeScaling, ModelConfig
 
 
-# Keys and values of the tokens so far, the token at position p of row b at [b, p]: a pair of [B, S, K, Dh] for each
-# layer where the layers are unrolled, or one pair of [L, B, S, K, Dh] where they are scanned.
+# Keys [B, K, Dh, S] and values [B, K, S, Dh] of the tokens so far, the token at position p of row b at s = p: a pair
+# for each layer where the layers are unrolled, or one pair with a leading [L] where they are scanned.
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 
@@ -173,7 +173,7 @@ class Decoder(nnx.Module):
 
                 def write(k, v, l=l):
                     k_layer, v_layer = caches[l]
-                    caches[l] = k_layer.at[rows, positions].set(k), v_layer.at[rows, positions].set(v)
+                    caches[l] = k_layer.at[rows, :, :, positions].set(k), v_layer.at[rows, :, positions].set(v)
                     return caches[l]
 
                 x = layer(block, x, windows[l], write)
@@ -187,7 +187,7 @@ class Decoder(nnx.Module):
 
             def write(k, v):
                 nonlocal k_all, v_all
-                k_all, v_all = k_all.at[l, rows, positions].set(k), v_all.at[l, rows, positions].set(v)
+                k_all, v_all = k_all.at[l, rows, :, :, positions].set(k), v_all.at[l, rows, :, positions].set(v)
                 return k_all[l], v_all[l]
 
             x = layer(nnx.merge(graphdef, params), x, window, write)
@@ -206,10 +206,10 @@ class Decoder(nnx.Module):
 
 def make_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype, unrolled: bool) -> Cache:
     """An empty cache for `rows` rows of at most `length` tokens."""
-    shape = (rows, length, config.num_kv_heads, config.head_dim)
-    if unrolled:
-        return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
-    return ((jnp.zeros((config.num_layers, *shape), dtype), jnp.zeros((config.num_layers, *shape), dtype)),)
+    K, Dh = config.num_kv_heads, config.head_dim
+    layers, lead = (config.num_layers, ()) if unrolled else (1, (config.num_layers,))
+    k_shape, v_shape = (*lead, rows, K, Dh, length), (*lead, rows, K, length, Dh)
+    return tuple((jnp.zeros(k_shape, dtype), jnp.zeros(v_shape, dtype)) for _ in range(layers))
 
 
 def insert(cache: Cache, rows: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
@@ -218,19 +218,23 @@ def insert(cache: Cache, rows: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
     Row numbers outside of the cache are dropped.
     """
     T = k.shape[2]
-    if len(cache) == 1 and cache[0][0].ndim == 5:
+    k, v = k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4)
+    if cache[0][0].ndim == 5:
         ((k_all, v_all),) = cache
-        return ((k_all.at[:, rows, :T].set(k, mode="drop"), v_all.at[:, rows, :T].set(v, mode="drop")),)
+        k_all = k_all.at[:, rows, :, :, :T].set(k, mode="drop")
+        return ((k_all, v_all.at[:, rows, :, :T].set(v, mode="drop")),)
     return tuple(
-        (k_layer.at[rows, :T].set(k[l], mode="drop"), v_layer.at[rows, :T].set(v[l], mode="drop"))
+        (k_layer.at[rows, :, :, :T].set(k[l], mode="drop"), v_layer.at[rows, :, :T].set(v[l], mode="drop"))
         for l, (k_layer, v_layer) in enumerate(cache)
     )
 
 
 def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x [..., I] @ w [I, O] + bias [O] in x's dtype, accumulated in f32."""
-    y = jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
+    # Flat rows: the weight's gradient then contracts one axis, where XLA on CPU would transpose x and y for two.
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), preferred_element_type=jnp.float32)
+    y = (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:

@@ -1,0 +1,32 @@
+"""Algorithms: advantages on the host, losses on the device.
+
+A loss is a pure function (logprobs f32[B,T], batch, ...) -> (loss, LossMetrics). It never sees the model, and it is
+a plain sum over the tokens of the batch: the weights that make it a mean of some kind are in `batch.loss_weights`.
+So the losses, gradients and metrics of microbatches add up to those of the whole batch, however it is cut.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class LossMetrics(NamedTuple):
+    """What a loss measured on a microbatch, in a form that can be accumulated exactly. All values are scalars."""
+
+    sums: dict[str, jax.Array]  # over the sampled tokens; sums["tokens"] is their number
+    maxima: dict[str, jax.Array]  # over the sampled tokens, >= 0
+
+
+def combine(a: LossMetrics, b: LossMetrics) -> LossMetrics:
+    """The metrics of two microbatches together."""
+    return LossMetrics(jax.tree.map(jnp.add, a.sums, b.sums), jax.tree.map(jnp.maximum, a.maxima, b.maxima))
+
+
+def summarize(metrics: LossMetrics) -> dict[str, jax.Array]:
+    """Means over the sampled tokens (0 if there are none), the maxima, and the number of tokens."""
+    tokens = metrics.sums["tokens"]
+    means = {name: value / jnp.maximum(tokens, 1) for name, value in metrics.sums.items()}
+    return means | metrics.maxima | {"tokens": tokens}

@@ -1,0 +1,56 @@
+"""Engine x environment -> groups of episodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rollouts.engine import Completion, Engine, SamplingParams
+from rollouts.episode import Episode, Group, Problem
+
+
+class Environment(Protocol):
+    """How an episode goes. The one method plays one from prompt to reward."""
+
+    async def play(self, problem: Problem, engine: Engine, seed: int) -> Episode: ...
+
+
+def collect(
+    engine: Engine, environment: Environment, problems: Sequence[Problem], group_size: int, seed: Sequence[int]
+) -> list[Group]:
+    """`group_size` episodes of each problem, played all at once.
+
+    Each episode draws with a seed of its own, made from `seed` (for example run seed and step), the place of its
+    problem and its place in the group, so that the result does not depend on timing.
+    """
+
+    async def play_all() -> list[Group]:
+        episodes = await asyncio.gather(
+            *(
+                environment.play(problem, engine, episode_seed(seed, p, g))
+                for p, problem in enumerate(problems)
+                for g in range(group_size)
+            )
+        )
+        return [Group(p, list(episodes[i * group_size : (i + 1) * group_size])) for i, p in enumerate(problems)]
+
+    return asyncio.run(play_all())
+
+
+def generate(engine: Engine, prompts: Sequence[np.ndarray], params: SamplingParams) -> list[list[Completion]]:
+    """Completions of each prompt i32[n], all with the same settings; the i-th prompt draws with seed (seed, i)."""
+
+    async def sample_all() -> list[list[Completion]]:
+        seeds = [episode_seed((params.seed,), i, 0) for i in range(len(prompts))]
+        settings = [SamplingParams(**(vars(params) | {"seed": seed})) for seed in seeds]
+        return list(await asyncio.gather(*(engine.sample(p, s) for p, s in zip(prompts, settings))))
+
+    return asyncio.run(sample_all())
+
+
+def episode_seed(seed: Sequence[int], problem: int, episode: int) -> int:
+    """A 63-bit seed, independent for every (seed, problem, episode)."""
+    return int(np.random.SeedSequence([*seed, problem, episode]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,330 @@
+"""The in-process engine: jitted prefill, a decoding loop that stays on the device, continuous batching.
+
+A fixed number of rows ("slots") is decoded together. A waiting request takes over a slot as soon as enough of them
+are free; requests for the same prompt share one prefill. The shapes of all programs depend on the engine's settings
+and on the request itself only, and every row draws with its own key, so a request gets the same tokens whatever else
+is in the batch.
+
+Axes: B slots, N new tokens, P prompts of a prefill, T their padded length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.decoder import Cache, Compute, Decoder, insert, make_cache
+from rollouts.engine import Completion, PromptTooLongError, SamplingParams
+from rollouts.sampling import sample_tokens
+
+MAX_STOP_TOKENS = 8
+STOP_STRING_STEPS = 8  # decoding steps between two looks for stop strings, which only the host can see
+
+
+class Rows(NamedTuple):
+    """What each slot is doing."""
+
+    token: jax.Array  # i32[B], to be fed next
+    position: jax.Array  # i32[B], of that token
+    active: jax.Array  # bool[B]
+    count: jax.Array  # i32[B], tokens sampled so far
+    limit: jax.Array  # i32[B], max_new_tokens
+    stop_tokens: jax.Array  # i32[B, MAX_STOP_TOKENS], padded with -1
+    key: jax.Array  # u32[B, 2]
+    temperature: jax.Array  # f32[B]
+    top_p: jax.Array  # f32[B]
+    top_k: jax.Array  # i32[B]
+    min_p: jax.Array  # f32[B]
+
+
+class State(NamedTuple):
+    rows: Rows
+    cache: Cache
+    tokens: jax.Array  # i32[B, N], sampled
+    logprobs: jax.Array  # f32[B, N]
+
+
+@dataclass
+class _Request:
+    """One row's worth of work."""
+
+    prompt: np.ndarray
+    params: SamplingParams
+    key: np.ndarray  # u32[2]
+    done: asyncio.Future[Completion]
+
+
+class JaxEngine:
+    """Samples from a Decoder in this process. See rollouts.engine.Engine for the protocol.
+
+    Args:
+        graphdef: of the Decoder (`nnx.split(decoder)[0]`).
+        params: its parameters, shared with the caller, not copied.
+        slots: rows decoded together.
+        max_length: tokens of a prompt and its completion together, at most.
+        max_new_tokens: the most that a request may ask for.
+        tokenizer: anything with `decode(tokens) -> str`; needed for stop strings only.
+        unroll: unroll the layers of the decoding step: faster on CPU, compile time grows with the layers.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        params: Any,
+        *,
+        slots: int = 64,
+        max_length: int = 512,
+        max_new_tokens: int | None = None,
+        dtype: jnp.dtype = jnp.dtype(jnp.float32),
+        unroll: bool = True,
+        prefill_rows: int = 8,
+        tokenizer: Any = None,
+        version: int = 0,
+    ):
+        self.params, self.version = params, version
+        self.slots, self.max_length, self.prefill_rows = slots, max_length, prefill_rows
+        self.max_new_tokens = min(max_new_tokens or max_length, max_length)
+        self.tokenizer = tokenizer
+        model = jax.eval_shape(lambda p: nnx.merge(graphdef, p), params)
+        self.vocab_size = model.config.vocab_size
+        compute = Compute(dtype, unroll=unroll)
+        self._state = _empty_state(model.config, slots, max_length, self.max_new_tokens, compute)
+        self._prefill = jax.jit(partial(_prefill, graphdef, compute), donate_argnums=1)
+        self._decode = jax.jit(partial(_decode, graphdef, compute), donate_argnums=1, static_argnames="filtered")
+        self._waiting: deque[_Request] = deque()
+        self._running: dict[int, _Request] = {}  # by slot
+        self._driver: asyncio.Task[None] | None = None
+
+    def load_weights(self, params: Any, version: int) -> None:
+        """Samples from `params` from now on. Raises RuntimeError while requests are running."""
+        if self._running:
+            raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
+        self.params, self.version = params, version
+
+    async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
+        """`params.n` completions of prompt i32[n]; see Engine.sample for the errors."""
+        self._check(prompt, params)
+        loop = asyncio.get_running_loop()
+        requests = [
+            _Request(np.asarray(prompt, np.int32), params, _row_key(params.seed, i), loop.create_future())
+            for i in range(params.n)
+        ]
+        self._waiting.extend(requests)
+        if self._driver is None or self._driver.done():
+            self._driver = loop.create_task(self._drive())
+        return list(await asyncio.gather(*(r.done for r in requests)))
+
+    def _check(self, prompt: np.ndarray, params: SamplingParams) -> None:
+        if len(prompt) == 0:
+            raise ValueError("the prompt is empty; give at least one token")
+        if np.min(prompt) < 0 or np.max(prompt) >= self.vocab_size:
+            raise ValueError(f"a prompt token is outside of the vocabulary of {self.vocab_size}")
+        if params.max_new_tokens > self.max_new_tokens:
+            raise ValueError(f"max_new_tokens {params.max_new_tokens} exceeds the engine's {self.max_new_tokens}")
+        if len(prompt) + params.max_new_tokens > self.max_length:
+            raise PromptTooLongError(
+                f"a prompt of {len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the engine's "
+                f"max_length {self.max_length}"
+            )
+        if len(params.stop_tokens) > MAX_STOP_TOKENS:
+            raise ValueError(f"{len(params.stop_tokens)} stop tokens; the engine takes at most {MAX_STOP_TOKENS}")
+        if params.stop_strings and self.tokenizer is None:
+            raise ValueError("stop_strings need an engine with a tokenizer")
+
+    async def _drive(self) -> None:
+        """Runs the device until no request is left. Episodes go on between two calls of the device."""
+        try:
+            while self._waiting or self._running:
+                await asyncio.sleep(0)  # requests of coroutines that are ready join this round
+                await asyncio.to_thread(self._advance)
+                self._deliver()
+        except BaseException as error:
+            for request in [*self._running.values(), *self._waiting]:
+                if not request.done.done():
+                    request.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            self._waiting.clear()
+            self._running.clear()
+            raise
+
+    def _advance(self) -> None:
+        """Fills the free slots, then decodes until enough rows are finished."""
+        self._admit()
+        running = self._running.values()
+        params = [r.params for r in running]
+        stop_strings = any(p.stop_strings for p in params)
+        steps = STOP_STRING_STEPS if stop_strings else self.max_new_tokens
+        # With requests waiting, a quarter of the slots is worth a refill; else go on to the end.
+        spare = len(running) - max(1, self.slots // 4) if self._waiting else 0
+        filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
+        self._state = self._decode(self.params, self._state, steps, max(spare, 0), filtered=filtered)
+        jax.block_until_ready(self._state.rows.count)
+
+    def _admit(self) -> None:
+        """Prefills waiting requests into free slots, those with the same prompt together."""
+        free = [b for b in range(self.slots) if b not in self._running]
+        while free and self._waiting:
+            bucket = self._bucket(self._waiting[0].prompt)
+            prompts: dict[bytes, int] = {}
+            taken: list[tuple[int, int, _Request]] = []  # slot, prompt, request
+            while free and self._waiting and self._bucket(self._waiting[0].prompt) == bucket:
+                name = self._waiting[0].prompt.tobytes()
+                if name not in prompts and len(prompts) == self.prefill_rows:
+                    break
+                request = self._waiting.popleft()
+                taken.append((free.pop(0), prompts.setdefault(name, len(prompts)), request))
+            self._state = self._prefill(self.params, self._state, *self._prefill_inputs(bucket, taken))
+            self._running.update({slot: request for slot, _, request in taken})
+
+    def _bucket(self, prompt: np.ndarray) -> int:
+        """Padded length of a prompt: the next power of two, from 16, at most max_length."""
+        return min(max(16, 1 << (len(prompt) - 1).bit_length()), self.max_length)
+
+    def _prefill_inputs(self, length: int, taken: list[tuple[int, int, _Request]]) -> tuple[Any, ...]:
+        tokens = np.zeros((self.prefill_rows, length), np.int32)
+        lengths = np.zeros(self.prefill_rows, np.int32)
+        source, fresh = np.zeros(self.slots, np.int32), np.zeros(self.slots, bool)
+        rows = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._state.rows)
+        for slot, prompt, request in taken:
+            n, p = len(request.prompt), request.params
+            tokens[prompt, :n], lengths[prompt] = request.prompt, n
+            source[slot], fresh[slot] = prompt, True
+            stop = np.full(MAX_STOP_TOKENS, -1, np.int32)
+            stop[: len(p.stop_tokens)] = p.stop_tokens
+            # The last prompt token is fed by the first decoding step, so that every logit comes from one program.
+            values = Rows(
+                request.prompt[-1], n - 1, True, 0, p.max_new_tokens, stop, request.key,
+                p.temperature, p.top_p, p.top_k, p.min_p,
+            )  # fmt: skip
+            for array, value in zip(rows, values):
+                array[slot] = value
+        return tokens, lengths, source, fresh, rows
+
+    def _deliver(self) -> None:
+        """Completes the requests whose rows are finished."""
+        counts, active = jax.device_get((self._state.rows.count, self._state.rows.active))
+        cut = self._stop_string_cuts(counts)
+        finished = [slot for slot in self._running if not active[slot] or slot in cut]
+        if not finished:
+            return
+        tokens, logprobs = jax.device_get((self._state.tokens, self._state.logprobs))
+        for slot in finished:
+            request = self._running.pop(slot)
+            n = cut.get(slot, int(counts[slot]))
+            stopped = slot in cut or tokens[slot, n - 1] in request.params.stop_tokens
+            reason: Literal["stop", "length"] = "stop" if stopped else "length"
+            if not request.done.done():  # cancelled meanwhile
+                completion = Completion(tokens[slot, :n].copy(), logprobs[slot, :n].copy(), reason, self.version)
+                request.done.set_result(completion)
+        if cut:
+            still = np.array([active[b] and b not in cut for b in range(self.slots)])
+            self._state = self._state._replace(rows=self._state.rows._replace(active=jnp.asarray(still)))
+
+    def _stop_string_cuts(self, counts: np.ndarray) -> dict[int, int]:
+        """For each slot whose text has a stop string: the number of tokens up to the one that completes it."""
+        slots = [slot for slot, request in self._running.items() if request.params.stop_strings]
+        if not slots:
+            return {}
+        tokens, cuts = jax.device_get(self._state.tokens), {}
+        for slot in slots:
+            strings = self._running[slot].params.stop_strings
+            sampled = tokens[slot, : counts[slot]]
+            has_stop = lambda n, s=sampled, strings=strings: any(x in self.tokenizer.decode(s[:n]) for x in strings)  # noqa: E731
+            if has_stop(len(sampled)):
+                first = max(1, len(sampled) - STOP_STRING_STEPS + 1)  # earlier ends were looked at before
+                cuts[slot] = next(n for n in range(first, len(sampled) + 1) if has_stop(n))
+        return cuts
+
+
+def _row_key(seed: int, index: int) -> np.ndarray:
+    """u32[2]: a key for the index-th completion of a request."""
+    return np.random.SeedSequence([seed, index]).generate_state(2)
+
+
+def _empty_state(config: Any, slots: int, max_length: int, max_new_tokens: int, compute: Compute) -> State:
+    def full(value: float, dtype: Any) -> jax.Array:
+        return jnp.full(slots, value, dtype)
+
+    rows = Rows(
+        token=full(0, jnp.int32), position=full(0, jnp.int32), active=full(False, jnp.bool_), count=full(0, jnp.int32),
+        limit=full(1, jnp.int32), stop_tokens=jnp.full((slots, MAX_STOP_TOKENS), -1, jnp.int32),
+        key=jnp.zeros((slots, 2), jnp.uint32), temperature=full(1, jnp.float32), top_p=full(1, jnp.float32),
+        top_k=full(0, jnp.int32), min_p=full(0, jnp.float32),
+    )  # fmt: skip
+    cache = make_cache(config, slots, max_length, compute.dtype, compute.unroll)
+    shape = (slots, max_new_tokens)
+    return State(rows, cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+
+
+def _prefill(
+    graphdef: nnx.GraphDef,
+    compute: Compute,
+    params: Any,
+    state: State,
+    tokens: jax.Array,  # i32[P, T]
+    lengths: jax.Array,  # i32[P]
+    source: jax.Array,  # i32[B], the prompt of each fresh slot
+    fresh: jax.Array,  # bool[B]
+    rows: Rows,  # of the fresh slots; anything elsewhere
+) -> State:
+    """Puts the prompts' keys and values, and the rows' settings, into the fresh slots."""
+    model: Decoder = nnx.merge(graphdef, params)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    segments = (positions < lengths[:, None]).astype(jnp.int32)
+    _, k, v = model.prefill(tokens, positions, segments, compute)
+    B = fresh.shape[0]
+    cache = insert(state.cache, jnp.where(fresh, jnp.arange(B), B), k[:, source], v[:, source])
+    choose = lambda new, old: jnp.where(fresh.reshape(B, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
+    return state._replace(rows=jax.tree.map(choose, rows, state.rows), cache=cache)
+
+
+def _decode(
+    graphdef: nnx.GraphDef,
+    compute: Compute,
+    params: Any,
+    state: State,
+    steps: jax.Array,  # i32, at most so many
+    spare: jax.Array,  # i32, go on while more rows than this are active
+    *,
+    filtered: bool,  # whether any row uses top-p, top-k or min-p
+) -> State:
+    """Decodes all rows together, on the device, until `steps` are done or only `spare` rows are active."""
+    params = jax.tree.map(lambda p: p.astype(compute.dtype), params)  # once, not in every step
+    model: Decoder = nnx.merge(graphdef, params)
+    layers = model.unstack() if compute.unroll else None
+    unembedding, index = model.unembedding(), jnp.arange(state.tokens.shape[0])
+
+    def step(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+        done, (rows, cache, tokens, logprobs) = carry
+        hidden, cache = model.decode(rows.token, rows.position, cache, layers, compute)
+        logits = jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=jnp.float32)
+        keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key), rows.count)
+        token, logprob = sample_tokens(
+            logits, keys, rows.temperature, (rows.top_p, rows.top_k, rows.min_p) if filtered else None
+        )
+        slot = jnp.where(rows.active, rows.count, tokens.shape[1])  # an inactive row writes nowhere
+        tokens = tokens.at[index, slot].set(token, mode="drop")
+        logprobs = logprobs.at[index, slot].set(logprob, mode="drop")
+        advance = rows.active.astype(jnp.int32)
+        count = rows.count + advance
+        stopped = jnp.any(token[:, None] == rows.stop_tokens, axis=1) | (count >= rows.limit)
+        rows = rows._replace(
+            token=jnp.where(rows.active, token, rows.token),
+            position=rows.position + advance,
+            active=rows.active & ~stopped,
+            count=count,
+        )
+        return done + 1, State(rows, cache, tokens, logprobs)
+
+    def go_on(carry: tuple[jax.Array, State]) -> jax.Array:
+        done, state = carry
+        return (done < steps) & (jnp.sum(state.rows.active) > spare)
+
+    return jax.lax.while_loop(go_on, step, (jnp.int32(0), state))[1]
