@@ -4,8 +4,6 @@ A config file defines `get_config() -> Config`; the command line overrides singl
 `python -m jaxrl.train --config configs/grpo.py --config.optimizer.learning_rate=1e-6`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 

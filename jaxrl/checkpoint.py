@@ -1,0 +1,77 @@
+"""Checkpoints by orbax: parameters, optimizer state and the place in the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxrl.learner import TrainState
+
+
+class Checkpoints:
+    """checkpoints/STEP/{params,opt_state,place} of a run, written in the background, beside and renamed.
+
+    The newest `keep` are kept, and all whose step is in `permanent` (ends of stages).
+    """
+
+    def __init__(self, folder: Path, keep: int, permanent: frozenset[int] = frozenset()):
+        kept = preservation_policy.AnyPreservationPolicy(
+            [preservation_policy.LatestN(keep), preservation_policy.CustomSteps(sorted(permanent))]
+        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, step: int, state: TrainState, place: dict[str, Any]) -> None:
+        """Starts to save; the arrays are copied before this returns. `place` is plain JSON data."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(nnx.to_pure_dict(state.params)),
+            opt_state=ocp.args.StandardSave(_flat(state.opt_state)),
+            place=ocp.args.JsonSave(place),
+        )
+        self._manager.save(step, args=items)
+
+    def latest(self) -> int | None:
+        """The newest step that was saved whole."""
+        return self._manager.latest_step()
+
+    def place(self, step: int) -> dict[str, Any]:
+        """What `save` was given as the place."""
+        return self._manager.restore(step, args=ocp.args.Composite(place=ocp.args.JsonRestore()))["place"]
+
+    def restore_params(self, step: int, like: Any) -> Any:
+        """The parameters at a step, with the structure, types and shardings of `like`."""
+        target = ocp.args.StandardRestore(_abstract(nnx.to_pure_dict(like)))
+        pure = self._manager.restore(step, args=ocp.args.Composite(params=target))["params"]
+        params = jax.tree.map(lambda x: x, like)
+        nnx.replace_by_pure_dict(params, pure)
+        return params
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at a step, with the structure, types and shardings of `like`."""
+        params = self.restore_params(step, like.params)
+        target = ocp.args.StandardRestore(_abstract(_flat(like.opt_state)))
+        flat = self._manager.restore(step, args=ocp.args.Composite(opt_state=target))["opt_state"]
+        paths, structure = jax.tree_util.tree_flatten_with_path(like.opt_state)
+        leaves = [flat[jax.tree_util.keystr(path)] for path, _ in paths]
+        return TrainState(params, jax.tree_util.tree_unflatten(structure, leaves))
+
+    def wait(self) -> None:
+        """Returns when all that was started is saved. Raises what went wrong (OSError for a full disk)."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _flat(tree: Any) -> dict[str, jax.Array]:
+    """Leaves by path: independent of the optimizer's classes."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,0 +1,66 @@
+"""`--config FILE --config.field=value ...` to a Config, with errors that name the nearest right field."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from difflib import get_close_matches
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxrl.config import Config
+
+
+class UserError(ValueError):
+    """A mistake of the user's, said in one line; entry points print it without a traceback."""
+
+
+def read_config(arguments: list[str]) -> Config:
+    """The Config of `--config FILE`, with the overrides `--config.a.b=value` among the arguments.
+
+    Raises UserError for a missing or broken file, an unknown field (naming the nearest), a value of the wrong type,
+    and an argument that is neither.
+    """
+    _check_file_and_fields(arguments)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        rest = values(["jaxrl", *arguments])
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; overrides look like --config.optimizer.learning_rate=1e-6")
+    if values.config is None:
+        raise UserError("no config given; try --config configs/grpo.py")
+    if not isinstance(values.config, Config):
+        raise UserError(f"get_config() returned a {type(values.config).__name__}, should return a jaxrl.config.Config")
+    return values.config
+
+
+def _check_file_and_fields(arguments: list[str]) -> None:
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            path = Path(value or (arguments[i + 1] if i + 1 < len(arguments) else ""))
+            if not path.is_file():
+                raise UserError(f"config file {str(path)!r} does not exist")
+        elif name.startswith(("--config.", "-config.")):
+            _check_field(name.lstrip("-").removeprefix("config."))
+
+
+def _check_field(path: str) -> None:
+    """Raises UserError unless a.b.c is a field of Config."""
+    holder: typing.Any = Config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        names = [f.name for f in dataclasses.fields(holder)] if dataclasses.is_dataclass(holder) else []
+        where = ".".join(["config", *parts[:depth]])
+        if not names:
+            raise UserError(f"{where} is a plain value and has no field {part!r}")
+        if part not in names:
+            near = get_close_matches(part, names, 1, cutoff=0.5)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"its fields: {', '.join(names)}"
+            raise UserError(f"{where} has no field {part!r}; {hint}")
+        holder = typing.get_type_hints(holder)[part]
