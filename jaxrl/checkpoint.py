@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxrl.learner import TrainState
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the message names the last good one."""
 
 
 class Checkpoints:
@@ -24,16 +30,21 @@ class Checkpoints:
             [preservation_policy.LatestN(keep), preservation_policy.CustomSteps(sorted(permanent))]
         )
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, enable_async_checkpointing=True)
+        self._folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state: TrainState, place: dict[str, Any]) -> None:
-        """Starts to save; the arrays are copied before this returns. `place` is plain JSON data."""
+        """Starts to save; the arrays are copied before this returns. `place` is plain JSON data.
+
+        Raises CheckpointError if this save, or the one still running, fails.
+        """
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(nnx.to_pure_dict(state.params)),
             opt_state=ocp.args.StandardSave(_flat(state.opt_state)),
             place=ocp.args.JsonSave(place),
         )
-        self._manager.save(step, args=items)
+        with self._naming_the_last_good_one():
+            self._manager.save(step, args=items)
 
     def latest(self) -> int | None:
         """The newest step that was saved whole."""
@@ -61,11 +72,23 @@ class Checkpoints:
         return TrainState(params, jax.tree_util.tree_unflatten(structure, leaves))
 
     def wait(self) -> None:
-        """Returns when all that was started is saved. Raises what went wrong (OSError for a full disk)."""
-        self._manager.wait_until_finished()
+        """Returns when all that was started is saved. Raises CheckpointError if it was not (a full disk, say)."""
+        with self._naming_the_last_good_one():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
+
+    @contextmanager
+    def _naming_the_last_good_one(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax raises what its storage raises: OSError, ValueError, ...
+            good = max((step for step in self._manager.all_steps(read=True)), default=None)
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise CheckpointError(
+                f"a checkpoint could not be written: {reason}; the last good one in {self._folder} is of step {good}"
+            ) from error
 
 
 def _flat(tree: Any) -> dict[str, jax.Array]:

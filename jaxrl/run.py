@@ -1,0 +1,225 @@
+"""A run's folder and its parts: everything that training needs before its first step."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxrl.command_line import UserError
+from jaxrl.config import Config, PolicyConfig, RolloutConfig
+from jaxrl.tasks import Task
+from jaxrl.tokenizer import chat_prompt, load_tokenizer, stop_tokens, train_tokenizer
+from models.config import ModelConfig, from_hf
+from models.convert import load_model
+from models.decoder import Compute, Decoder, initialize
+from models.sharding import make_mesh, param_shardings
+from rollouts.engine import PromptTooLongError, SamplingParams
+from rollouts.environments.single_turn import SingleTurn
+from rollouts.episode import Problem
+from rollouts.jax_engine import JaxEngine
+from sandbox.pool import Pool
+from sandbox.verdict import Limits
+
+
+@dataclass
+class Policy:
+    """The model that is trained, and how its text becomes tokens."""
+
+    config: ModelConfig
+    graphdef: nnx.GraphDef
+    params: Any
+    tokenizer: Any
+    compute: Compute
+    mesh: Mesh
+
+
+def open_run(config: Config) -> Path:
+    """The run's folder, made if it is new.
+
+    Raises UserError if it was made by other settings, naming the first that differs.
+    """
+    folder = Path(config.runs_dir) / config.name
+    path, settings = folder / "config.json", json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists():
+        difference = _first_difference(json.loads(path.read_text()), settings)
+        if difference:
+            raise UserError(
+                f"{folder} was made by other settings ({difference}); choose another --config.name, or delete it"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_beside(path, json.dumps(settings, indent=2) + "\n")
+    return folder
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Writes the file beside its place and renames it, so that it is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*new, *(n for n in old if n not in new)]:
+            found = _first_difference(old.get(name), new.get(name), f"{where}.{name}")
+            if found:
+                return found
+        return None
+    return None if old == new else f"{where} was {old!r}, is {new!r}"
+
+
+def make_policy(config: Config, task: Task, folder: Path) -> Policy:
+    """The policy at its start: weights read from config.model.path, or random by config.model.shape."""
+    model, devices = config.model, jax.devices()
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    dtype = jnp.dtype(model.param_dtype)
+    name = model.compute_dtype
+    compute_dtype = ("float32" if devices[0].platform == "cpu" else "bfloat16") if name == "auto" else name
+    compute = Compute(jnp.dtype(compute_dtype), remat=model.remat, unroll=model.unroll_layers)
+    tokenizer = _tokenizer(model, task, folder)
+    if model.path:
+        model_config, graphdef, params = load_model(model.path, mesh, dtype)
+    else:
+        model_config = _shape(model, len(tokenizer))
+        graphdef, params = random_params(model_config, config.seed, mesh, dtype)
+    if len(tokenizer) > model_config.vocab_size:
+        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
+    return Policy(model_config, graphdef, params, tokenizer, compute, mesh)
+
+
+def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tuple[nnx.GraphDef, Any]:
+    """A decoder with random weights, made in its shards."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))
+    make = lambda key: nnx.state(initialize(Decoder(config, dtype), key))  # noqa: E731
+    return graphdef, jax.jit(make, out_shardings=param_shardings(abstract, mesh))(jax.random.key(seed))
+
+
+def _shape(model: PolicyConfig, tokens: int) -> ModelConfig:
+    fields = dataclasses.asdict(model.shape)
+    fields["vocab_size"] = fields["vocab_size"] or -(-tokens // 16) * 16
+    fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]
+    return from_hf(fields, "config.model.shape")
+
+
+def _tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
+    """The run's own copy if it has one, else the configured one, else one trained on the task's text."""
+    kept = folder / "model" / "tokenizer"
+    if (kept / "tokenizer.json").exists():
+        return load_tokenizer(str(kept))
+    if model.tokenizer or model.path:
+        tokenizer = load_tokenizer(model.tokenizer or model.path)
+    elif task.corpus is None:
+        raise UserError(f"task {task.name} has no text to train a tokenizer on; set config.model.tokenizer")
+    else:
+        tokenizer = train_tokenizer(task.corpus(), model.tokenizer_size)
+    tokenizer.save_pretrained(kept)
+    return tokenizer
+
+
+def make_engine(config: Config, policy: Policy) -> JaxEngine:
+    """The sampler of config.rollout, holding the policy's current parameters."""
+    rollout = config.rollout
+    if rollout.engine != "jax":
+        raise UserError(f"rollout.engine = {rollout.engine!r} must be one of: jax")
+    return JaxEngine(
+        policy.graphdef,
+        policy.params,
+        slots=rollout.slots,
+        max_length=rollout.max_prompt_length + rollout.max_new_tokens,
+        max_new_tokens=rollout.max_new_tokens,
+        dtype=policy.compute.dtype,
+        unroll=policy.compute.unroll,
+        tokenizer=policy.tokenizer,
+    )
+
+
+def make_environment(config: Config, task: Task, policy: Policy, pool: Pool, temperature: float) -> SingleTurn:
+    """The environment of config.rollout with the task's reward."""
+    rollout, tokenizer = config.rollout, policy.tokenizer
+    if rollout.environment != "single_turn":
+        raise UserError(f"rollout.environment = {rollout.environment!r} must be one of: single_turn")
+    params = SamplingParams(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
+        stop_tokens=stop_tokens(tokenizer),
+        stop_strings=tuple(rollout.stop_strings),
+    )
+    return SingleTurn(
+        encode=lambda problem: prompt_tokens(tokenizer, problem, rollout),
+        decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
+        score=lambda problem, text: task.score(problem, text, pool),
+        params=params,
+    )
+
+
+def prompt_tokens(tokenizer: Any, problem: Problem, rollout: RolloutConfig) -> np.ndarray:
+    """i32[n]. Raises PromptTooLongError naming the problem if n > rollout.max_prompt_length."""
+    tokens = chat_prompt(tokenizer, problem)
+    if len(tokens) > rollout.max_prompt_length:
+        raise PromptTooLongError(
+            f"problem {problem.id}: its prompt has {len(tokens)} tokens, more than rollout.max_prompt_length = "
+            f"{rollout.max_prompt_length}; raise that, or set rollout.reject_long_prompts"
+        )
+    return tokens
+
+
+def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> Task:
+    """The task without the problems whose prompts are too long, counted in `rejected`."""
+
+    def fits(problem: Problem) -> bool:
+        return len(chat_prompt(tokenizer, problem)) <= rollout.max_prompt_length
+
+    def kept(problems: Sequence[Problem]) -> list[Problem]:
+        return [p for p in problems if fits(p)]
+
+    train, held_out, demonstrations = kept(task.train), kept(task.held_out), kept(task.demonstrations)
+    if not train or not held_out:
+        raise UserError(f"no problem fits rollout.max_prompt_length = {rollout.max_prompt_length}")
+    count = len(task.train) + len(task.held_out) - len(train) - len(held_out)
+    return dataclasses.replace(
+        task,
+        train=train,
+        held_out=held_out,
+        demonstrations=demonstrations,
+        rejected=task.rejected | ({"prompt too long": count} if count else {}),
+    )
+
+
+def make_pool(config: Config) -> Pool:
+    """The sandbox of config.sandbox."""
+    s = config.sandbox
+    limits = Limits(s.wall_s, s.cpu_s, s.memory_mb, s.output_kb, s.processes)
+    return Pool(s.workers, limits=limits)
+
+
+def prepare_process(cache: Path = Path("~/.cache/jaxrl/xla")) -> None:
+    """Process-wide settings: the persistent compilation cache and, on CPU, an allocator that keeps what is freed.
+
+    XLA on CPU takes the temporary memory of each call from malloc, which maps large blocks afresh and gives them
+    back at once: page faults were a third of the time of a small training step. One arena without mmap keeps them.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.default_backend() == "cpu" and hasattr(ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max, arena_max = -1, -4, -8  # glibc's malloc.h
+        for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
+            ctypes.CDLL(None).mallopt(parameter, value)

@@ -1,0 +1,403 @@
+"""Training, from one command: `python -m jaxrl.train --config configs/grpo.py`.
+
+A run goes through its stages (SFT, GRPO) with an evaluation before, between and after. The place in the run is one
+number, the step counted over all stages; everything random is a function of (seed, step), so a run that is resumed
+from a checkpoint goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
+from jaxrl.algorithms.grpo import policy_gradient_loss
+from jaxrl.algorithms.sft import sft_loss
+from jaxrl.batch import Batch, make_batch, sft_batch
+from jaxrl.checkpoint import CheckpointError, Checkpoints
+from jaxrl.command_line import UserError, read_config
+from jaxrl.config import Config, OptimizerConfig
+from jaxrl.cost import update_flops
+from jaxrl.evaluate import evaluate
+from jaxrl.learner import Learner, TrainState, make_optimizer
+from jaxrl.metrics import MetricsLog, Progress
+from jaxrl.report import write_report
+from jaxrl.run import (
+    Policy,
+    make_engine,
+    make_environment,
+    make_policy,
+    make_pool,
+    open_run,
+    prepare_process,
+    prompt_tokens,
+    without_long_prompts,
+    write_beside,
+)
+from jaxrl.tasks import Task, load_task, shuffled
+from jaxrl.tokenizer import answer_tokens
+from rollouts.collect import Environment, collect
+from rollouts.episode import Group
+from rollouts.jax_engine import JaxEngine
+from sandbox.pool import Pool
+
+ROLLOUTS, EVALUATION, SFT = 1, 2, 3  # streams of random numbers
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not finite, say); the message is for the user, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps start + 1 .. end of the run."""
+
+    name: str  # sft | grpo
+    start: int
+    end: int
+    optimizer: OptimizerConfig
+
+
+@dataclass
+class Trainer:
+    """The parts of a run, made once."""
+
+    config: Config
+    folder: Path
+    task: Task
+    policy: Policy
+    engine: JaxEngine
+    environment: Environment
+    evaluator: Environment
+    pool: Pool
+    log: MetricsLog
+    checkpoints: Checkpoints
+    progress: Progress
+    stop_requested: bool = False
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The stages that have steps, in order."""
+    stages, start = [], 0
+    for name, steps, optimizer in (
+        ("sft", config.sft.steps, config.sft.optimizer),
+        ("grpo", config.grpo.steps, config.optimizer),
+    ):
+        if steps:
+            stages.append(Stage(name, start, start + steps, optimizer))
+            start += steps
+    return stages
+
+
+def train(config: Config) -> Path:
+    """Runs, or resumes, the experiment; returns the run's folder. Raises UserError, TrainingError."""
+    config.grpo.loss.check()
+    stages, folder = stages_of(config), open_run(config)
+    if not stages:
+        raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
+    task = load_task(config.task, config.seed)
+    policy = make_policy(config, task, folder)
+    if config.rollout.reject_long_prompts:
+        task = without_long_prompts(task, policy.tokenizer, config.rollout)
+    write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
+    done = checkpoints.latest() or 0
+    place = checkpoints.place(done) if done else {"lines": 0}
+    with make_pool(config) as pool, Progress() as progress:
+        trainer = Trainer(
+            config=config,
+            folder=folder,
+            task=task,
+            policy=policy,
+            engine=make_engine(config, policy),
+            environment=make_environment(config, task, policy, pool, config.rollout.temperature),
+            evaluator=make_environment(config, task, policy, pool, config.evaluation.temperature),
+            pool=pool,
+            log=MetricsLog(folder, keep_lines=place["lines"]),
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+        signal.signal(signal.SIGINT, partial(_request_stop, trainer))
+        if done:
+            progress.print(f"resuming {folder} after step {done}")
+        else:
+            run_evaluation(trainer, policy.params, 0, "start")
+        for stage in stages:
+            if done < stage.end and not trainer.stop_requested:
+                policy.params = run_stage(trainer, stage, max(done, stage.start))
+        checkpoints.close()
+    return folder
+
+
+def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
+    """Steps done + 1 .. stage.end, or fewer if a stop is requested; the parameters after them."""
+    config, policy = t.config, t.policy
+    optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start)
+    learner = Learner(
+        policy.graphdef,
+        sft_loss if stage.name == "sft" else partial(policy_gradient_loss, config=config.grpo.loss),
+        optimizer,
+        compute=policy.compute,
+        temperature=1.0 if stage.name == "sft" else config.rollout.temperature or 1.0,
+        microbatch_rows=config.batch.microbatch_rows,
+        mesh=policy.mesh,
+    )
+    state = learner.init(policy.params)
+    if done > stage.start:
+        state = t.checkpoints.restore(done, state)
+    elif done:
+        state = learner.init(t.checkpoints.restore_params(done, policy.params))
+    reference = _reference_params(t, stage, state, done)
+    t.engine.load_weights(state.params, done)
+    t.progress.stage(stage.name, total=stage.end - stage.start, done=done - stage.start)
+    for step in range(done + 1, stage.end + 1):
+        start = time.perf_counter()
+        stage_step = step - stage.start
+        take = sft_step if stage.name == "sft" else partial(grpo_step, reference=reference)
+        state, metrics = take(t, learner, state, stage_step, step)
+        metrics["learning_rate"] = float(schedule(stage_step - 1))
+        metrics["time/step_s"] = time.perf_counter() - start
+        t.log.write({"step": step, "stage": stage.name, "stage_step": stage_step, **metrics})
+        _show(t, stage, stage_step, metrics)
+        if step == stage.end:
+            run_evaluation(t, state.params, step, stage.name)
+        elif config.evaluation.every and stage.name == "grpo" and stage_step % config.evaluation.every == 0:
+            run_evaluation(t, state.params, step, stage.name)
+        if step == stage.end or step % config.checkpoint.every == 0 or t.stop_requested:
+            t.log.sync()
+            t.checkpoints.save(step, state, {"lines": t.log.lines, "stage": stage.name, "stage_step": stage_step})
+        if t.stop_requested:
+            t.progress.print(f"stopped after step {step}; the same command goes on from there")
+            break
+    t.checkpoints.wait()
+    return state.params
+
+
+def sft_step(t: Trainer, learner: Learner, state: TrainState, stage_step: int, step: int) -> tuple[TrainState, dict]:
+    """One update on demonstrations."""
+    if not t.task.demonstrations:
+        raise UserError(f"task {t.task.name} has no demonstrations; set sft.steps to 0")
+    config = t.config
+    problems = shuffled(t.task.demonstrations, config.seed, stage_step - 1, config.sft.batch_size)
+    pairs = [
+        (prompt_tokens(t.policy.tokenizer, p, config.rollout), answer_tokens(t.policy.tokenizer, p.demonstration or ""))
+        for p in problems
+    ]
+    batch = sft_batch(pairs, row_length=row_length(config), microbatch_rows=config.batch.microbatch_rows)
+    state, metrics = learner.update(state, batch)
+    check_finite(t, metrics, batch, step)
+    t.engine.load_weights(state.params, step)
+    metrics["flops"] = update_flops(t.policy.config, *token_counts(batch))
+    return state, metrics
+
+
+def grpo_step(
+    t: Trainer, learner: Learner, state: TrainState, stage_step: int, step: int, reference: Any
+) -> tuple[TrainState, dict]:
+    """Problems, groups, batch, update, weights: one round of the loop."""
+    config, loss, times = t.config, t.config.grpo.loss, {}
+    clock = time.perf_counter()
+    groups, drawn = draw_groups(t, stage_step)
+    sampled = max(e.timings["sample"] for g in drawn for e in g.episodes)
+    times["time/sample_s"] = sampled
+    times["time/score_s"] = max(time.perf_counter() - clock - sampled, 0.0)
+
+    clock = time.perf_counter()
+    metrics = episode_metrics(drawn)
+    make = partial(
+        make_batch,
+        loss=loss,
+        max_new_tokens=config.rollout.max_new_tokens,
+        row_length=row_length(config),
+        microbatch_rows=config.batch.microbatch_rows,
+    )
+    parts = minibatches(groups, min(loss.minibatches, len(groups)), config.seed, step) if loss.minibatches > 1 else [groups]
+    batches = [make(part) for part in parts] if groups else []
+    ready = [with_logprobs(learner, state, batch, loss, reference) for batch, _ in batches]
+    flops = 0.0
+    updates = []
+    for batch in ready:
+        state, measured = learner.update(state, batch)
+        check_finite(t, measured, batch, step)
+        flops += update_flops(t.policy.config, *token_counts(batch))
+        updates.append(measured)
+    if updates:
+        metrics |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0] if name != "tokens"}
+        metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
+    metrics["flops"] = flops
+    times["time/train_s"] = time.perf_counter() - clock
+
+    clock = time.perf_counter()
+    t.engine.load_weights(state.params, step)
+    if config.log_samples_every and stage_step % config.log_samples_every == 0:
+        write_samples(t.folder / "samples" / f"{step:08d}.jsonl", drawn, step, "grpo")
+    times["time/sync_s"] = time.perf_counter() - clock
+    return state, metrics | times
+
+
+def draw_groups(t: Trainer, stage_step: int) -> tuple[list[Group], list[Group]]:
+    """The groups to train on, and all that were drawn (more, with dynamic sampling)."""
+    config, size = t.config, t.config.grpo.problems_per_step
+    dynamic = config.grpo.loss.dynamic_sampling
+    draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
+    drawn: list[Group] = []
+    for draw in range(draws):
+        problems = t.task.batch(config.seed, (stage_step - 1) * draws + draw, size)
+        seed = (config.seed, ROLLOUTS, stage_step, draw)
+        drawn += collect(t.engine, t.environment, problems, config.grpo.group_size, seed)
+        if dynamic and sum(map(has_signal, drawn)) >= size:
+            break
+    return (select_groups(drawn, size) if dynamic else drawn), drawn
+
+
+def with_logprobs(learner: Learner, state: TrainState, batch: Batch, loss: Any, reference: Any) -> Batch:
+    """The batch with the logprobs that must be known before the first update."""
+    if loss.minibatches > 1 and loss.old_logprobs == "trainer":
+        batch = dataclasses.replace(batch, old_logprobs=learner.logprobs(state.params, batch))
+    if reference is not None:
+        batch = dataclasses.replace(batch, reference_logprobs=learner.logprobs(reference, batch))
+    return batch
+
+
+def _reference_params(t: Trainer, stage: Stage, state: TrainState, done: int) -> Any:
+    """The policy at the start of the stage, where a KL term needs it."""
+    if stage.name != "grpo" or not t.config.grpo.loss.kl_coefficient:
+        return None
+    if done == stage.start:
+        return jax.tree.map(lambda x: x.copy(), state.params)  # the state's own buffers are used up by the update
+    if stage.start:
+        return t.checkpoints.restore_params(stage.start, state.params)
+    return make_policy(t.config, t.task, t.folder).params
+
+
+def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
+    """Logs a record of stage "evaluate" and keeps the episodes."""
+    clock = time.perf_counter()
+    t.engine.load_weights(params, step)
+    seed = (t.config.seed, EVALUATION)
+    metrics, groups = evaluate(t.engine, t.evaluator, t.task.held_out, t.config.evaluation.samples, seed)
+    metrics["time/evaluate_s"] = time.perf_counter() - clock
+    t.log.write({"step": step, "stage": "evaluate", "stage_step": step, "after": after, **metrics})
+    write_samples(t.folder / "samples" / f"evaluate_{step:08d}.jsonl", groups, step, "evaluate")
+    t.progress.print(f"held-out pass@1 after {after} (step {step}): {metrics['held_out/pass@1']:.1%}")
+
+
+def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the sampled episodes say, before any update."""
+    episodes = [e for g in groups for e in g.episodes]
+    rewards = np.array([e.reward.value for e in episodes])
+    lengths = [e.sampled_length for e in episodes]
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "solved": float(np.mean([e.reward.solved for e in episodes])),
+        "length/mean": float(np.mean(lengths)),
+        "truncated": float(np.mean([e.status == "truncated" for e in episodes])),
+        "groups/zero_variance": float(np.mean([not has_signal(g) for g in groups])),
+        "tokens": float(sum(lengths)),
+    }
+
+
+def token_counts(batch: Batch) -> tuple[int, float]:
+    """Tokens of the batch, padding aside, and the mean number of tokens that each attends to."""
+    real = np.asarray(batch.segment_ids) > 0
+    return int(real.sum()), float((np.asarray(batch.positions)[real] + 1).mean()) if real.any() else 0.0
+
+
+def row_length(config: Config) -> int:
+    """Tokens of a packed row."""
+    return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens
+
+
+def check_finite(t: Trainer, metrics: dict[str, float], batch: Batch, step: int) -> None:
+    """Raises TrainingError, with the batch saved, when the loss or its gradient is not finite."""
+    if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
+        return
+    path = t.folder / f"bad_batch_{step:08d}.npz"
+    arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    np.savez(path, **{name: np.asarray(a) for name, a in arrays.items() if a is not None})
+    raise TrainingError(
+        f"step {step}: the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}; "
+        f"the batch is in {path}, the last checkpoint is of step {t.checkpoints.latest() or 'none'}"
+    )
+
+
+def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) -> None:
+    """One episode a line, with its verdict."""
+    path.parent.mkdir(exist_ok=True)
+    lines = []
+    for episode in (e for g in groups for e in g.episodes):
+        problem, reward = episode.problem, episode.reward
+        record = {
+            "step": step,
+            "stage": stage,
+            "problem": problem.id,
+            "prompt": problem.prompt if problem.prompt is not None else problem.messages[-1]["content"],
+            "text": episode.text,
+            "reward": reward.value,
+            "parts": reward.parts,
+            "solved": reward.solved,
+            "status": episode.status,
+            "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
+            "tokens": episode.sampled_length,
+            **({"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}),
+        }
+        lines.append(json.dumps(record, default=str))
+    write_beside(path, "\n".join(lines) + "\n")
+
+
+def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in verdict.items() if name not in ("wall_s", "cpu_s")}
+
+
+def _show(t: Trainer, stage: Stage, stage_step: int, metrics: dict[str, float]) -> None:
+    t.progress.update(
+        stage_step,
+        reward=metrics.get("reward/mean"),
+        pass_rate=metrics.get("solved"),
+        loss=metrics["loss"] if "loss" in metrics else None,
+        tokens_per_s=metrics["tokens"] / metrics["time/step_s"],
+    )
+
+
+def _request_stop(trainer: Trainer, *_: Any) -> None:
+    if trainer.stop_requested:
+        raise KeyboardInterrupt
+    trainer.stop_requested = True
+    trainer.progress.print("stopping after this step (press Ctrl-C again to stop at once)")
+
+
+def main(arguments: list[str]) -> int:
+    """The command: 0 when the run is complete, 1 with one line on stderr when it cannot be, 130 when stopped."""
+    try:
+        prepare_process()
+        config = read_config(arguments)
+        folder = train(config)
+        print(f"report: {write_report(folder)}")
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (UserError, TrainingError, CheckpointError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
