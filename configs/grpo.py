@@ -5,4 +5,17 @@ from jaxrl.config import Config
 
 def get_config() -> Config:
     config = Config(name="grpo")
+    config.model.shape.hidden_size = 192
+    config.model.shape.intermediate_size = 512
+    config.model.shape.num_hidden_layers = 3
+    config.model.unroll_layers = True
+    config.rollout.slots = 128
+    config.rollout.max_prompt_length = 56
+    config.rollout.max_new_tokens = 72
+    config.sft.steps = 200
+    config.sft.batch_size = 32
+    config.sft.optimizer.learning_rate = 2e-3
+    config.grpo.steps = 0
+    config.optimizer.learning_rate = 3e-4
+    config.batch.microbatch_rows = 16
     return config

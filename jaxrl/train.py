@@ -129,7 +129,7 @@ def train(config: Config) -> Path:
             checkpoints=checkpoints,
             progress=progress,
         )
-        signal.signal(signal.SIGINT, partial(_request_stop, trainer))
+        signal.signal(signal.SIGINT, lambda *_: _request_stop(trainer))
         if done:
             progress.print(f"resuming {folder} after step {done}")
         else:
@@ -372,7 +372,7 @@ def _show(t: Trainer, stage: Stage, stage_step: int, metrics: dict[str, float]) 
     )
 
 
-def _request_stop(trainer: Trainer, *_: Any) -> None:
+def _request_stop(trainer: Trainer) -> None:
     if trainer.stop_requested:
         raise KeyboardInterrupt
     trainer.stop_requested = True

@@ -1,0 +1,134 @@
+"""What a run logs: metrics.jsonl, TensorBoard, and a live display."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard.
+
+    A record has "step" (of the run), "stage", "stage_step" and numbers; wall-clock values have names that begin with
+    "time/", so two runs can be compared without them. Floats are written so that they read back bit by bit; numbers
+    that are not finite as the strings "nan", "inf" and "-inf".
+
+    Args:
+        folder: of the run.
+        keep_lines: lines that are kept of a log that is there already; those of later steps, and a line that was cut
+            off, are dropped.
+    """
+
+    def __init__(self, folder: Path, keep_lines: int = 0):
+        self.path = folder / "metrics.jsonl"
+        kept = self.path.read_bytes().split(b"\n")[:keep_lines] if self.path.exists() else []
+        partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")
+        partial.write_bytes(b"".join(line + b"\n" for line in kept))
+        os.replace(partial, self.path)
+        self.lines = len(kept)
+        self._file = open(self.path, "a")
+        step = max((json.loads(line)["step"] for line in kept), default=0)
+        self._events = EventFileWriter(str(folder / "tensorboard"))
+        # Tells TensorBoard to forget what a killed run wrote after this step.
+        self._events.add_event(Event(wall_time=time.time(), step=step + 1, session_log={"status": 1}))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record. Raises OSError when the disk is full."""
+        self._file.write(json.dumps({name: _plain(value) for name, value in record.items()}) + "\n")
+        self._file.flush()
+        self.lines += 1
+        stage = record["stage"]
+        values = [
+            Summary.Value(tag=f"{stage}/{name}", simple_value=value)
+            for name, value in record.items()
+            if isinstance(value, float) and math.isfinite(value)
+        ]
+        self._events.add_event(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values)))
+
+    def sync(self) -> None:
+        """Returns when everything is on the disk."""
+        os.fsync(self._file.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()
+        self._events.close()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that was cut off is left out."""
+    return list(_records(path))
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+class Progress:
+    """The stage's progress in a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, seconds_between_lines: float = 10.0):
+        self._console = Console()
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task, self._stage, self._total = None, "", 0
+        self._between, self._last_line = seconds_between_lines, 0.0
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def print(self, text: str) -> None:
+        """A line above the display."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stage(self, name: str, total: int, done: int = 0) -> None:
+        """A new stage of `total` steps, of which `done` are done."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._stage, self._total = name, total
+        self._task = self._bar.add_task(name, total=total, completed=done, numbers="")
+
+    def update(self, step: int, **values: float | None) -> None:
+        """The stage's step and its numbers: reward, pass_rate, loss, tokens_per_s; None is not shown."""
+        formats = {"reward": "reward {:.3f}", "pass_rate": "solved {:.0%}", "loss": "loss {:.4f}"}
+        formats["tokens_per_s"] = "{:,.0f} tokens/s"
+        numbers = "  ".join(formats[name].format(v) for name, v in values.items() if v is not None)
+        if self._task is not None:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last_line > self._between or step == self._total):
+            self._last_line = now
+            self.print(f"{self._stage} {step}/{self._total}  {numbers}")

@@ -1,0 +1,2 @@
+def load_model(path, mesh, dtype):
+    raise ValueError("not yet")
