@@ -203,7 +203,7 @@ class EvaluationConfig:
 
     samples: int = 1  # completions a problem
     temperature: float = 1.0
-    every: int = 0  # also every so many GRPO steps; 0: only between stages
+    every: int = 0  # also every so many steps; 0: only between stages
 
 
 @dataclass

@@ -173,7 +173,7 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
         _show(t, stage, stage_step, metrics)
         if step == stage.end:
             run_evaluation(t, state.params, step, stage.name)
-        elif config.evaluation.every and stage.name == "grpo" and stage_step % config.evaluation.every == 0:
+        elif config.evaluation.every and stage_step % config.evaluation.every == 0:
             run_evaluation(t, state.params, step, stage.name)
         if step == stage.end or step % config.checkpoint.every == 0 or t.stop_requested:
             t.log.sync()
