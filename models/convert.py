@@ -1,2 +1,381 @@
-def load_model(path, mesh, dtype):
-    raise ValueError("not yet")
+"""Weights between Hugging Face folders and Flax, without a change of a bit.
+
+    python -m models.convert import HF_DIR OUT          HF_DIR -> OUT, a folder with the parameters saved by orbax
+    python -m models.convert export RUN_OR_DIR HF_DIR   a run's newest checkpoint, or OUT -> a folder for transformers
+    python -m models.convert check HF_DIR               logits here against transformers'
+
+`--check` with import and export compares the result as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from models.config import ModelConfig, from_hf, read_config, to_hf
+from models.decoder import Compute, Decoder
+from models.sharding import make_mesh, param_shardings
+
+SHARD_BYTES = 5 * 2**30
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+# Our name in a block -> Hugging Face's name in a layer, and whether the matrix is transposed ([in, out] here).
+_BLOCK_TENSORS = {
+    "attention_norm": ("input_layernorm.weight", False),
+    "q": ("self_attn.q_proj.weight", True),
+    "k": ("self_attn.k_proj.weight", True),
+    "v": ("self_attn.v_proj.weight", True),
+    "o": ("self_attn.o_proj.weight", True),
+    "q_bias": ("self_attn.q_proj.bias", False),
+    "k_bias": ("self_attn.k_proj.bias", False),
+    "v_bias": ("self_attn.v_proj.bias", False),
+    "o_bias": ("self_attn.o_proj.bias", False),
+    "q_norm": ("self_attn.q_norm.weight", False),
+    "k_norm": ("self_attn.k_norm.weight", False),
+    "mlp_norm": ("post_attention_layernorm.weight", False),
+    "gate": ("mlp.gate_proj.weight", True),
+    "up": ("mlp.up_proj.weight", True),
+    "down": ("mlp.down_proj.weight", True),
+}
+_OTHER_TENSORS = {
+    "embed": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "unembed": "lm_head.weight",
+}
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be read; the message names the tensor or the file."""
+
+
+def hf_tensors(path: tuple[str, ...], layers: int) -> tuple[list[str], bool, bool]:
+    """Names of the Hugging Face tensors of a parameter; whether they are stacked over layers, and transposed."""
+    if path[0] == "blocks":
+        name, transposed = _BLOCK_TENSORS[path[1]]
+        return [f"model.layers.{l}.{name}" for l in range(layers)], True, transposed
+    return [_OTHER_TENSORS[path[0]]], False, False
+
+
+class SafetensorsFolder:
+    """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names.
+
+    Raises ConversionError for a missing, truncated or broken file.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._files = folder, {}
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        elif (folder / "model.safetensors").is_file():
+            names = ["model.safetensors"]
+        else:
+            raise ConversionError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+        self._file_of: dict[str, str] = {}
+        for name in names:
+            if not (folder / name).is_file():
+                raise ConversionError(f"{folder / name}, named by {index.name}, does not exist")
+            for tensor in self._open(name).keys():  # noqa: SIM118 (safe_open is no mapping)
+                self._file_of[tensor] = name
+
+    def _open(self, name: str) -> Any:
+        if name not in self._files:
+            try:
+                self._files[name] = safe_open(self.folder / name, framework="np")
+            except (SafetensorError, OSError) as error:
+                raise ConversionError(f"{self.folder / name} is truncated or no safetensors file: {error}") from None
+        return self._files[name]
+
+    def names(self) -> set[str]:
+        return set(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        kinds = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+        kind = self._open(self._file_of[name]).get_slice(name).get_dtype()
+        if kind not in kinds:
+            raise ConversionError(f"{self.folder}: tensor {name} is {kind}; supported: F32, BF16, F16")
+        return np.dtype(kinds[kind])
+
+    def read(self, name: str) -> np.ndarray:
+        return self._open(self._file_of[name]).get_tensor(name)
+
+
+def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
+    """A Hugging Face folder as (config, graphdef, params), tensor by tensor straight into the sharded arrays.
+
+    Beside the parameters only one of them, stacked over the layers, is in host memory at a time. `dtype` None keeps
+    the checkpoint's own. Raises ConversionError naming the missing, extra or mis-shaped tensor, or the broken file;
+    UnsupportedModelError and FileNotFoundError as `read_config` does.
+    """
+    folder = Path(folder)
+    config, tensors = read_config(folder), SafetensorsFolder(folder)
+    first = next(iter(sorted(tensors.names())), None)
+    if first is None:
+        raise ConversionError(f"{folder} holds no tensors")
+    own = tensors.dtype("model.embed_tokens.weight") if "model.embed_tokens.weight" in tensors.names() else np.float32
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, jnp.dtype(dtype or own))))
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    shardings = dict(nnx.to_flat_state(param_shardings(abstract, mesh)))
+    flat = nnx.to_flat_state(abstract)
+    _check_names(config, tensors, [path for path, _ in flat])
+    values = []
+    for path, variable in flat:
+        names, stacked, transposed = hf_tensors(path, config.num_layers)
+        host = np.empty(variable.shape, variable.dtype)
+        for l, name in enumerate(names):
+            target = host[l] if stacked else host
+            wanted = target.shape[::-1] if transposed else target.shape
+            if tensors.shape(name) != wanted:
+                raise ConversionError(f"{folder}: tensor {name} has shape {tensors.shape(name)}, should be {wanted}")
+            source = tensors.read(name)
+            target[...] = source.T if transposed else source
+        values.append((path, variable.replace(jax.device_put(host, shardings[path].get_value()))))
+        del host
+    return config, graphdef, nnx.from_flat_state(values)
+
+
+def _check_names(config: ModelConfig, tensors: SafetensorsFolder, paths: list[Any]) -> None:
+    expected = {name for path in paths for name in hf_tensors(path, config.num_layers)[0]}
+    missing, extra = sorted(expected - tensors.names()), sorted(tensors.names() - expected)
+    if config.tied_embeddings and "lm_head.weight" in extra:
+        # Some tied checkpoints store the head as well; it must then be the embedding.
+        head, embedding = tensors.read("lm_head.weight"), tensors.read("model.embed_tokens.weight")
+        if not np.array_equal(head.view(np.uint8), embedding.view(np.uint8)):
+            raise ConversionError(f"{tensors.folder}: lm_head.weight differs from the embedding it should be tied to")
+        extra.remove("lm_head.weight")
+    extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]  # a buffer, made from the config
+    if missing:
+        raise ConversionError(f"{tensors.folder}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    if extra:
+        raise ConversionError(f"{tensors.folder}: unexpected tensor {extra[0]} ({len(extra)} in all)")
+
+
+def save_hf(params: Any, config: ModelConfig, out: Path, source: Path | None = None) -> None:
+    """Writes a folder that transformers loads: config.json, safetensors, and the tokenizer's files of `source`.
+
+    `source` is a folder with hf_config.json (the original config.json) and tokenizer/, as in an imported model or a
+    run's model/. Raises ConversionError if `out` exists and is not empty.
+    """
+    with written_beside(out) as folder:
+        original = source / "hf_config.json" if source else None
+        fields = json.loads(original.read_text()) if original and original.is_file() else to_hf(config)
+        shards: list[dict[str, np.ndarray]] = [{}]
+        size, total = 0, 0
+        for path, variable in nnx.to_flat_state(params):
+            names, stacked, transposed = hf_tensors(path, config.num_layers)
+            host = np.asarray(jax.device_get(variable[...]))
+            for l, name in enumerate(names):
+                tensor = host[l] if stacked else host
+                tensor = np.ascontiguousarray(tensor.T if transposed else tensor)
+                if size + tensor.nbytes > SHARD_BYTES:
+                    shards.append({})
+                    size = 0
+                shards[-1][name] = tensor
+                size, total = size + tensor.nbytes, total + tensor.nbytes
+        fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = str(host.dtype)
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        _save_shards(shards, folder, total)
+        if source:
+            for path in (source / "tokenizer").glob("*"):
+                shutil.copy(path, folder)
+
+
+def _save_shards(shards: list[dict[str, np.ndarray]], folder: Path, total: int) -> None:
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+@contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """A folder to write into, renamed to `out` at the end; removed if anything fails."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConversionError(f"{out} exists and is not empty; give a new folder")
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def describe_model(config: ModelConfig, folder: Path, source: Path | None) -> None:
+    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ from the HF folder `source`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    if source and (source / "config.json").is_file():
+        shutil.copy(source / "config.json", folder / "hf_config.json")
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copy(source / name, folder / "tokenizer")
+
+
+def read_description(folder: Path) -> ModelConfig:
+    """The ModelConfig of a folder with model.json."""
+    return from_hf(to_hf(_model_config(json.loads((folder / "model.json").read_text()))))
+
+
+def _model_config(fields: dict[str, Any]) -> ModelConfig:
+    from models.config import Llama3RopeScaling
+
+    scaling = fields.pop("rope_scaling")
+    windows = tuple(fields.pop("windows"))
+    return ModelConfig(**fields, rope_scaling=Llama3RopeScaling(**scaling) if scaling else None, windows=windows)
+
+
+def save_params(params: Any, folder: Path) -> None:
+    """Saves parameters by orbax in `folder`, which must not exist."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), nnx.to_pure_dict(params))
+
+
+def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None, dtype: Any) -> tuple[nnx.GraphDef, Any]:
+    """Parameters saved by orbax in `folder`, sharded over the mesh; `dtype` None keeps the saved one."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder.absolute()).item_metadata.tree
+        dtype = dtype or jax.tree.leaves(saved)[0].dtype
+        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, jnp.dtype(dtype))))
+        shardings = param_shardings(abstract, mesh or make_mesh(devices=jax.devices()[:1]))
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            nnx.to_pure_dict(abstract),
+            nnx.to_pure_dict(shardings),
+        )
+        nnx.replace_by_pure_dict(abstract, checkpointer.restore(folder.absolute(), target))
+    return graphdef, abstract
+
+
+def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
+    """(config, graphdef, params) of a Hugging Face folder, an imported folder, a run's folder or a hub name.
+
+    Raises FileNotFoundError for a folder that does not exist or holds no model, and what `load_hf` raises.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~")):
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"model folder {str(path)!r} does not exist")
+    description, params = find_params(folder)
+    if description is None or params is None:
+        return load_hf(folder, mesh, dtype)
+    config = read_description(description)
+    return config, *load_params(params, config, mesh, dtype)
+
+
+def find_params(folder: Path) -> tuple[Path | None, Path | None]:
+    """Where the description and the parameters of an imported folder or of a run's newest checkpoint are."""
+    if (folder / "model.json").is_file():
+        return folder, folder / "params"
+    if (folder / "model" / "model.json").is_file():
+        steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+        if not steps:
+            raise ConversionError(f"{folder} has no checkpoint yet")
+        return folder / "model", folder / "checkpoints" / str(max(steps)) / "params"
+    return None, None
+
+
+def import_model(source: Path, out: Path, dtype: Any = None) -> None:
+    """A Hugging Face folder -> a folder with params/, model.json, hf_config.json and tokenizer/."""
+    config, _, params = load_hf(source, dtype=dtype)
+    with written_beside(out) as folder:
+        describe_model(config, folder, source)
+        save_params(params, folder / "params")
+
+
+def export_model(source: Path, out: Path) -> None:
+    """An imported folder or a run -> a Hugging Face folder."""
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} does not exist")
+    description, _ = find_params(source)
+    config, _, params = load_model(source)
+    save_hf(params, config, out, description)
+
+
+def check_model(folder: Path, reference: Path, tokens: int = 64) -> float:
+    """The largest |logit difference| in f32 between the model here and transformers' on random tokens.
+
+    `folder` is anything `load_model` reads, `reference` a Hugging Face folder. Raises ConversionError without torch.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise ConversionError("the check needs torch: pip install torch") from None
+    config, graphdef, params = load_model(folder, dtype=jnp.float32)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens))
+    model: Decoder = nnx.merge(graphdef, params)
+    positions = np.arange(tokens)[None]
+    ours = np.asarray(model(jnp.asarray(ids), jnp.asarray(positions), compute=Compute()) @ model.unembedding().T)
+    with torch.no_grad():
+        torch_model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+        theirs = torch_model(torch.tensor(ids)).logits.numpy()
+    return float(np.abs(ours - theirs).max())
+
+
+def main(arguments: list[str]) -> int:
+    """The command; errors in one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m models.convert", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, places in (("import", ("HF_DIR", "OUT")), ("export", ("RUN_OR_DIR", "HF_DIR")), ("check", ("HF_DIR",))):
+        command = commands.add_parser(name)
+        for place in places:
+            command.add_argument(place, type=Path)
+        if name != "check":
+            command.add_argument("--check", action="store_true", help="compare logits with transformers'")
+    options = vars(parser.parse_args(arguments))
+    try:
+        if options["command"] == "import":
+            import_model(options["HF_DIR"], options["OUT"])
+            pair = (options["OUT"], options["HF_DIR"])
+        elif options["command"] == "export":
+            export_model(options["RUN_OR_DIR"], options["HF_DIR"])
+            pair = (options["RUN_OR_DIR"], options["HF_DIR"])
+        else:
+            pair = (options["HF_DIR"], options["HF_DIR"])
+        if options.get("check", True):
+            print(f"largest |logit difference| to transformers: {check_model(*pair):.3g}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
