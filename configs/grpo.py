@@ -10,12 +10,14 @@ def get_config() -> Config:
     config.model.shape.num_hidden_layers = 3
     config.model.unroll_layers = True
     config.rollout.slots = 128
-    config.rollout.max_prompt_length = 56
+    config.rollout.max_prompt_length = 64
     config.rollout.max_new_tokens = 72
-    config.sft.steps = 200
+    config.sft.steps = 500
     config.sft.batch_size = 32
     config.sft.optimizer.learning_rate = 2e-3
-    config.grpo.steps = 0
-    config.optimizer.learning_rate = 3e-4
-    config.batch.microbatch_rows = 16
+    config.sft.optimizer.schedule = "cosine"
+    config.grpo.steps = 150
+    config.grpo.problems_per_step = 16
+    config.optimizer.learning_rate = 1e-4
+    config.batch.microbatch_rows = 8
     return config

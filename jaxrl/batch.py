@@ -58,7 +58,8 @@ def make_batch(
 
     Advantages are computed within each group, after the overlong penalty where that is on. `sandbox_error` episodes
     are left out of everything. With overlong = filter, truncated episodes count in their group's mean and std but are
-    not trained on. Episodes of advantage 0 give no gradient (but for a KL term); they still count in the average.
+    not trained on. Without a KL term episodes of advantage 0 give no gradient: they count in the average, but are not
+    in the rows, which saves their whole computation.
     B is a multiple of microbatch_rows, at least one; the log counts what was left out.
 
     Raises ValueError for a wrong setting, an episode longer than row_length, and an episode that cannot be trained on
@@ -74,15 +75,18 @@ def make_batch(
                 filtered += 1
             else:
                 examples.append(_episode_example(episode, float(advantage)))
-    weights = token_weights([int(e.learned.sum()) for e in examples], loss, max_new_tokens)
-    batch = pack(examples, weights, row_length, microbatch_rows)
+    lengths = [int(e.learned.sum()) for e in examples]
+    weights = token_weights(lengths, loss, max_new_tokens)
+    used = [i for i, e in enumerate(examples) if e.advantage or loss.kl_coefficient]
+    batch = pack([examples[i] for i in used], weights[used], row_length, microbatch_rows)
     log = {
         "groups": len(groups),
         "groups_without_signal": sum(not has_signal(g) for g in groups),
         "episodes": len(examples),
         "sandbox_errors": sum(len(g.episodes) - len(usable(g)) for g in groups),
         "overlong_filtered": filtered,
-        "sampled_tokens": int(batch.loss_mask.sum()),
+        "without_gradient": len(examples) - len(used),
+        "sampled_tokens": sum(lengths),
         "rows": len(batch.tokens),
         "row_fill": float(np.mean(batch.segment_ids > 0)),  # share of the positions that are not padding
     }

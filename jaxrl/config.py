@@ -58,11 +58,14 @@ class TaskConfig:
     split: str = "train"  # split of a hub data set
     train_problems: int = 20_000  # problems generated, or at most read
     held_out_problems: int = 128
+    prompt_style: str = "chat"  # humaneval: chat | completion (for base models; set rollout.stop_strings too)
     max_difficulty: int = 4  # functions: steps of the longest problem
-    demonstration_difficulty: int = 4  # functions: steps of the longest demonstration
-    demonstrations: int = 2_000  # problems with a demonstration, for SFT
+    demonstration_difficulty: int = 2  # functions: steps of the longest easy demonstration
+    hard_demonstrations: float = 0.1  # functions: share of demonstrations that are longer, up to max_difficulty
+    demonstrations: int = 20_000  # problems with a demonstration, for SFT
     min_tests: int = 1  # contest: fewer are rejected
     max_tests: int = 64  # contest: more are cut, evenly
+    max_prompt_characters: int = 0  # contest: longer ones are rejected; 0: no limit
     language: str = "python"  # contest: others are rejected
     require_solution: bool = False  # contest: reject a problem whose reference solution does not pass
 

@@ -160,9 +160,9 @@ def become_candidate(folder: str, given: int, pipes: dict[str, int], limits: dic
     os.environ.update(PATH="/usr/bin:/bin", HOME=folder, TMPDIR=folder, LANG="C.UTF-8")
     memory = limits["memory_mb"] << 20
     seconds = max(1, int(cpu_s + 0.999))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU first: it says why
     for kind, value in (
         (resource.RLIMIT_AS, memory + current_size()),
-        (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 16 << 20),
         (resource.RLIMIT_NOFILE, 64),

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxrl.config import TaskConfig
 from jaxrl.tasks import Task
-from jaxrl.tasks.extract import code_block
+from jaxrl.extract import code_block
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
 from sandbox.verdict import CallTest, Program
@@ -191,10 +191,13 @@ def _near_misses(plan: Plan) -> Iterable[Plan]:
 
 
 class Generated(Sequence[Problem]):
-    """Problems made when they are asked for; the i-th is a function of (seed, i)."""
+    """Problems made when they are asked for; the i-th is a function of (seed, i).
 
-    def __init__(self, name: str, count: int, max_difficulty: int, seed: int):
-        self.name, self.count, self.max_difficulty, self.seed = name, count, max_difficulty, seed
+    `difficulties` are taken in turn.
+    """
+
+    def __init__(self, name: str, count: int, difficulties: Sequence[int], seed: int):
+        self.name, self.count, self.difficulties, self.seed = name, count, difficulties, seed
 
     def __len__(self) -> int:
         return self.count
@@ -205,7 +208,7 @@ class Generated(Sequence[Problem]):
         if not 0 <= index < self.count:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), index])
-        problem = generate(rng, 1 + index % self.max_difficulty, held_out=False)
+        problem = generate(rng, self.difficulties[index % len(self.difficulties)], held_out=False)
         return _named(problem, f"functions/{self.name}/{index}")
 
 
@@ -234,8 +237,17 @@ async def score(problem: Problem, text: str, pool: Pool) -> Reward:
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """The task; uses train_problems, held_out_problems, max_difficulty, demonstrations, demonstration_difficulty."""
-    demonstrations = Generated("demonstration", config.demonstrations, config.demonstration_difficulty, seed)
+    """The task; uses train_problems, held_out_problems, max_difficulty, demonstrations, demonstration_difficulty and
+    hard_demonstrations.
+
+    Demonstrations are mostly easy, training problems are all from two steps up: what is left to reinforcement
+    learning is to write longer programs than most of those it was shown.
+    """
+    easy = range(1, config.demonstration_difficulty + 1)
+    hard = range(config.demonstration_difficulty + 1, config.max_difficulty + 1)
+    cycle = round(len(hard) / config.hard_demonstrations) if config.hard_demonstrations else len(easy)
+    shown = [*(hard if config.hard_demonstrations else ()), *(d for _ in range(cycle) for d in easy)][:cycle]
+    demonstrations = Generated("demonstration", config.demonstrations, shown, seed)
 
     def corpus() -> Iterable[str]:
         for p in demonstrations[:2000]:
@@ -244,7 +256,7 @@ def make_task(config: TaskConfig, seed: int) -> Task:
 
     return Task(
         name="functions",
-        train=Generated("train", config.train_problems, config.max_difficulty, seed),
+        train=Generated("train", config.train_problems, range(min(2, config.max_difficulty), config.max_difficulty + 1), seed),
         held_out=held_out_problems(config.held_out_problems, config.max_difficulty),
         score=score,
         demonstrations=demonstrations,

@@ -1,0 +1,51 @@
+"""HumanEval (arXiv 2107.03374): complete a function from its signature and docstring.
+
+Reads OpenAI's HumanEval.jsonl(.gz) and EvalPlus' HumanEval+ files. The data has no training part: its problems are
+both training and held-out problems unless held_out_path names other ones. Train on it to try things out only.
+"""
+
+from __future__ import annotations
+
+from jaxrl.config import TaskConfig
+from jaxrl.datafiles import DataError, Row, read_rows
+from jaxrl.evalplus import evalplus_test, is_evalplus
+from jaxrl.tasks import Task
+from jaxrl.extract import function_program
+from rollouts.episode import Problem, Reward
+from sandbox.pool import Pool
+from sandbox.verdict import CheckTest, Limits, Program
+
+INSTRUCTION = "Complete the following Python function. Answer with the whole function in one fenced code block."
+PLUS_LIMITS = Limits(wall_s=20, cpu_s=10, memory_mb=4096)  # hundreds of inputs, and the reference beside
+
+
+def make_task(config: TaskConfig, seed: int) -> Task:
+    """The task; uses path, held_out_path, split, prompt_style, train_problems and held_out_problems."""
+    if not config.path:
+        raise DataError("task humaneval needs task.path, HumanEval.jsonl or a hub name such as openai/openai_humaneval")
+    train = [make_problem(row, config.prompt_style) for row in read_rows(config.path, config.split)]
+    rows = read_rows(config.held_out_path, config.split) if config.held_out_path else None
+    held_out = [make_problem(row, config.prompt_style) for row in rows] if rows else train
+    return Task("humaneval", train[: config.train_problems], held_out[: config.held_out_problems], score)
+
+
+def make_problem(row: Row, style: str) -> Problem:
+    """A chat problem, or a plain completion (style "completion")."""
+    header, entry_point = row.get("prompt"), row.get("entry_point")
+    test = evalplus_test(row, header) if is_evalplus(row) else CheckTest(row.get("test"), entry_point)
+    content = f"{INSTRUCTION}\n\n```python\n{header}```"
+    return Problem(
+        id=row.get("task_id"),
+        messages=({"role": "user", "content": content},) if style == "chat" else (),
+        prompt=header if style == "completion" else None,
+        tests=(test,),
+        demonstration=f"```python\n{header}{row.get('canonical_solution')}```" if style == "chat" else None,
+        meta={"entry_point": entry_point, "header": header, "limits": PLUS_LIMITS if is_evalplus(row) else Limits()},
+    )
+
+
+async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+    """1 if the program passes its test, else 0."""
+    code = function_program(text, problem.meta["entry_point"], problem.meta["header"])
+    verdict = await pool.run_async(Program(code, problem.tests, problem.meta["limits"]))
+    return Reward(float(verdict.passed), verdict.passed, {"solved": float(verdict.passed)}, verdict)
