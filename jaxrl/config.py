@@ -32,7 +32,7 @@ class PolicyConfig:
     path: str = ""  # Hugging Face folder or hub name, or a folder of `models.convert import`; "": random weights
     shape: ShapeConfig = field(default_factory=ShapeConfig)  # used only without a path
     tokenizer: str = ""  # folder or hub name; "": the model's own, or one trained on the task's own text
-    tokenizer_size: int = 512  # tokens of one trained on the task's own text
+    tokenizer_size: int = 576  # tokens of one trained on the task's own text
     param_dtype: str = "float32"  # float32 | bfloat16
     compute_dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on accelerators
     remat: bool = False  # recompute each layer's activations in the backward pass

@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import overload
 
 import numpy as np
 
@@ -42,13 +43,33 @@ class Task:
         return shuffled(self.train, seed, step, size)
 
 
+@dataclass(frozen=True)
+class Generated(Sequence[Problem]):
+    """`size` problems made when they are asked for; `make(i)`, a function of i alone, gives the i-th."""
+
+    size: int
+    make: Callable[[int], Problem]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        chosen = range(self.size)[index]  # negative indices and IndexError as a list has them
+        return self.make(chosen) if isinstance(chosen, int) else [self.make(i) for i in chosen]
+
+
 def shuffled(problems: Sequence[Problem], seed: int, step: int, size: int) -> list[Problem]:
     """Items step * size .. (step + 1) * size - 1 of an endless sequence of shuffles of `problems`."""
-    chosen = []
+    chosen, orders = [], {}
     for index in range(step * size, (step + 1) * size):
         epoch, offset = divmod(index, len(problems))
-        order = np.random.default_rng([seed, epoch]).permutation(len(problems)) if offset == 0 or not chosen else order
-        chosen.append(problems[int(order[offset])])
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(len(problems))
+        chosen.append(problems[int(orders[epoch][offset])])
     return chosen
 
 

@@ -1,264 +1,347 @@
 """Small Python functions from a description: the task of the default run.
 
-A problem describes a function f of a list of integers, step by step in plain English; the answer is its source, one
-line a step. The difficulty is the number of steps. Hidden tests call f; every problem is generated together with the
-inputs that tell it from its near misses: without any one of its steps, or with any constant off by one, it fails.
+A problem describes a function f of a list, a text or a number, step by step in plain English; the answer is its
+source, one line a step:
 
-Held-out problems differ from training problems in kind and in constants. Some pairs of neighbouring steps (a fixed
-fifth of them) never occur in training or demonstrations, and every held-out problem has one; the constants from 1 to
-99 are divided likewise.
+    Write f(x) of a list: keep numbers above 17, add 5 to each, return the sum.
+
+The difficulty is the number of steps, the last of which returns. Hidden tests call f. They are drawn together with
+the problem, so that every near miss fails at least one of them: the function without one of its steps, or with one
+constant off by one (on integers that is also `>` for `>=`).
+
+Held-out problems differ from training problems in kind and in constants. A fixed fifth of the pairs of neighbouring
+steps never occurs in training or demonstrations, and every held-out problem has one; a fixed quarter of the constants
+from 10 to 99 occurs in held-out problems only, and no others do there. Only where a step has no constants but small
+ones ("drop the first 2") are they in both.
 """
 
 from __future__ import annotations
 
+import random
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from jaxrl.config import TaskConfig
-from jaxrl.tasks import Task
 from jaxrl.extract import code_block
+from jaxrl.tasks import Generated, Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
 from sandbox.verdict import CallTest, Program
 
-TESTS = 6
-PARTIAL_CREDIT = 0.2  # for passing some tests, times their share
-HELD_OUT_SEED = 20_000_003  # the same held-out problems for every seed
+PARTIAL_CREDIT = 0.2  # times the share of tests passed, when not all pass
+TESTS = 6  # at least; each near miss that none of them tells adds one
+DRAWS = 40  # inputs tried to tell a near miss
+LONGEST_VALUE = 160  # characters of an input or output
+MAX_DIFFICULTY = 6
+HELD_OUT_SEED = 20_000_003  # the same held-out problems for every run
 RESERVED_PAIRS, RESERVED_CONSTANTS = 5, 4  # one in so many is held out
-
-Values = list[int]
+CORPUS_PROBLEMS = 1000
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: how it is said (several ways), how it is written, what it does. `{n}` is its constant."""
+    """One step: how it is said (several ways) and the expression it is; `{c}` is its constant."""
 
     name: str
     phrases: tuple[str, ...]
-    code: str  # a line of the function, with {n}
-    run: Callable[[Any, int], Any]
-    constant: tuple[int, int] | None = None  # smallest and largest
+    expression: str
+    constants: range | None = None
 
 
-def _step(name: str, phrases: str, code: str, run: Callable, constant: tuple[int, int] | None = None) -> Step:
-    return Step(name, tuple(phrases.split(" | ")), code, run, constant)
+@dataclass(frozen=True)
+class Family:
+    """What f is a function of; `draw(rng, near)` makes an input, some of it from the numbers `near`."""
+
+    name: str
+    variable: str
+    draw: Callable[[random.Random, Sequence[int]], Any]
+    steps: tuple[Step, ...]
+    returns: tuple[Step, ...]
 
 
-# From a list to a list.
-STEPS = (
-    _step("keep_above", "keep numbers above {n} | drop numbers up to {n}", "x = [v for v in x if v > {n}]",
-          lambda x, n: [v for v in x if v > n], (1, 99)),
-    _step("keep_below", "keep numbers below {n} | drop numbers from {n} up", "x = [v for v in x if v < {n}]",
-          lambda x, n: [v for v in x if v < n], (1, 99)),
-    _step("remove", "remove every {n} | drop all numbers equal to {n}", "x = [v for v in x if v != {n}]",
-          lambda x, n: [v for v in x if v != n], (1, 99)),
-    _step("keep_even", "keep the even numbers | drop the odd numbers", "x = [v for v in x if v % 2 == 0]",
-          lambda x, n: [v for v in x if v % 2 == 0]),
-    _step("keep_odd", "keep the odd numbers | drop the even numbers", "x = [v for v in x if v % 2 == 1]",
-          lambda x, n: [v for v in x if v % 2 == 1]),
-    _step("keep_positive", "keep the positive numbers", "x = [v for v in x if v > 0]",
-          lambda x, n: [v for v in x if v > 0]),
-    _step("add", "add {n} to each | increase each by {n}", "x = [v + {n} for v in x]",
-          lambda x, n: [v + n for v in x], (1, 99)),
-    _step("subtract", "subtract {n} from each | decrease each by {n}", "x = [v - {n} for v in x]",
-          lambda x, n: [v - n for v in x], (1, 99)),
-    _step("multiply", "multiply each by {n}", "x = [v * {n} for v in x]", lambda x, n: [v * n for v in x], (2, 99)),
-    _step("modulo", "take each modulo {n} | replace each by its remainder by {n}", "x = [v % {n} for v in x]",
-          lambda x, n: [v % n for v in x], (3, 99)),
-    _step("at_least", "raise each to at least {n}", "x = [max(v, {n}) for v in x]",
-          lambda x, n: [max(v, n) for v in x], (1, 99)),
-    _step("at_most", "lower each to at most {n}", "x = [min(v, {n}) for v in x]",
-          lambda x, n: [min(v, n) for v in x], (1, 99)),
-    _step("square", "square each", "x = [v * v for v in x]", lambda x, n: [v * v for v in x]),
-    _step("negate", "negate each | flip the sign of each", "x = [-v for v in x]", lambda x, n: [-v for v in x]),
-    _step("absolute", "take absolute values", "x = [abs(v) for v in x]", lambda x, n: [abs(v) for v in x]),
-    _step("append", "append {n} | put {n} at the end", "x = x + [{n}]", lambda x, n: [*x, n], (1, 99)),
-    _step("prepend", "prepend {n} | put {n} at the front", "x = [{n}] + x", lambda x, n: [n, *x], (1, 99)),
-    _step("skip", "skip the first {n} | drop the first {n}", "x = x[{n}:]", lambda x, n: x[n:], (1, 4)),
-    _step("first", "take the first {n} | keep only the first {n}", "x = x[:{n}]", lambda x, n: x[:n], (2, 5)),
-    _step("reverse", "reverse the list | reverse the order", "x = x[::-1]", lambda x, n: x[::-1]),
-    _step("every_other", "take every second number", "x = x[::2]", lambda x, n: x[::2]),
-    _step("sort", "sort ascending | sort from small to large", "x = sorted(x)", lambda x, n: sorted(x)),
-    _step("sort_down", "sort descending | sort from large to small", "x = sorted(x)[::-1]",
-          lambda x, n: sorted(x)[::-1]),
-    _step("unique", "remove duplicates and sort", "x = sorted(set(x))", lambda x, n: sorted(set(x))),
-    _step("double_list", "repeat the list twice", "x = x * 2", lambda x, n: x * 2),
-)  # fmt: skip
-
-# From a list to the answer.
-ENDS = (
-    _step("list", "return the list", "return x", lambda x, n: x),
-    _step("sum", "return the sum", "return sum(x)", lambda x, n: sum(x)),
-    _step("length", "return how many there are | return the count", "return len(x)", lambda x, n: len(x)),
-    _step("largest", "return the largest or 0", "return max(x, default=0)", lambda x, n: max(x, default=0)),
-    _step("smallest", "return the smallest or 0", "return min(x, default=0)", lambda x, n: min(x, default=0)),
-    _step("sum_plus", "return the sum plus {n}", "return sum(x) + {n}", lambda x, n: sum(x) + n, (1, 99)),
-    _step("count_of", "return how often {n} occurs", "return x.count({n})", lambda x, n: x.count(n), (1, 99)),
-    _step("contains", "return whether {n} occurs", "return {n} in x", lambda x, n: n in x, (1, 99)),
-    _step("joined", "return them joined by dashes", 'return "-".join(map(str, x))',
-          lambda x, n: "-".join(map(str, x))),
-    _step("distinct", "return how many different ones there are", "return len(set(x))", lambda x, n: len(set(x))),
-)  # fmt: skip
-
-Plan = list[tuple[Step, int]]  # steps with their constants
+Plan = list[tuple[Step, int]]  # steps with their constants (0 where a step has none); the last one is the return
 
 
-def reserved_pair(first: Step, second: Step) -> bool:
+def _step(name: str, phrases: str, expression: str, constants: range | None = None) -> Step:
+    return Step(name, tuple(phrases.split(" | ")), expression, constants)
+
+
+ANY, FEW, FACTORS, REPEATS = range(1, 100), range(1, 5), range(3, 100), range(2, 5)  # constants
+
+LIST_STEPS = (
+    _step("keep_above", "keep numbers above {c} | drop numbers up to {c}", "[v for v in x if v > {c}]", ANY),
+    _step("keep_below", "keep numbers below {c} | drop numbers from {c} up", "[v for v in x if v < {c}]", ANY),
+    _step("remove", "remove every {c} | drop every {c}", "[v for v in x if v != {c}]", ANY),
+    _step("keep_even", "keep even numbers | drop odd numbers", "[v for v in x if v % 2 == 0]"),
+    _step("keep_odd", "keep odd numbers | drop even numbers", "[v for v in x if v % 2 == 1]"),
+    _step("add", "add {c} to each | increase each by {c}", "[v + {c} for v in x]", ANY),
+    _step("subtract", "subtract {c} from each | decrease each by {c}", "[v - {c} for v in x]", ANY),
+    _step("multiply", "multiply each by {c} | take each times {c}", "[v * {c} for v in x]", FACTORS),
+    _step("modulo", "take each modulo {c} | take each remainder by {c}", "[v % {c} for v in x]", FACTORS),
+    _step("square", "square each | take the square of each", "[v * v for v in x]"),
+    _step("append", "append {c} | put {c} at the end", "x + [{c}]", ANY),
+    _step("prepend", "prepend {c} | put {c} at the front", "[{c}] + x", ANY),
+    _step("skip", "skip the first {c} | drop the first {c}", "x[{c}:]", FEW),
+    _step("first", "take the first {c} | keep only the first {c}", "x[:{c}]", FEW),
+    _step("reverse", "reverse the list | reverse the order", "x[::-1]"),
+    _step("sort", "sort the list | sort from small to large", "sorted(x)"),
+    _step("unique", "remove duplicates | keep each number only once", "list(dict.fromkeys(x))"),
+)
+LIST_RETURNS = (
+    _step("list", "return the list", "x"),
+    _step("sum", "return the sum", "sum(x)"),
+    _step("length", "return the length | return how many there are", "len(x)"),
+    _step("largest", "return the largest or 0 if empty", "max(x, default=0)"),
+    _step("smallest", "return the smallest or 0 if empty", "min(x, default=0)"),
+    _step("sum_plus", "return the sum plus {c} | return {c} plus the sum", "sum(x) + {c}", ANY),
+    _step("count_above", "return how many are above {c}", "sum(v > {c} for v in x)", ANY),
+    _step("joined", "return them joined by dashes", '"-".join(map(str, x))'),
+)
+
+TEXT_STEPS = (
+    _step("upper", "make it upper case", "s.upper()"),
+    _step("lower", "make it lower case", "s.lower()"),
+    _step("reverse", "reverse it | reverse the order", "s[::-1]"),
+    _step("skip", "skip the first {c} | drop the first {c}", "s[{c}:]", FEW),
+    _step("first", "take the first {c} | keep only the first {c}", "s[:{c}]", FEW),
+    _step("append", "append {c} | put {c} at the end", 's + "{c}"', ANY),
+    _step("prepend", "prepend {c} | put {c} at the front", '"{c}" + s', ANY),
+    _step("dashes", "replace spaces by dashes", 's.replace(" ", "-")'),
+)
+TEXT_RETURNS = (
+    _step("text", "return it", "s"),
+    _step("repeat", "return it {c} times | return it repeated {c} times", "s * {c}", REPEATS),
+    _step("words", "return the list of words", "s.split()"),
+)
+
+NUMBER_STEPS = (
+    _step("add", "add {c} | increase it by {c}", "n + {c}", ANY),
+    _step("subtract", "subtract {c} | decrease it by {c}", "n - {c}", ANY),
+    _step("multiply", "multiply it by {c} | take it times {c}", "n * {c}", FACTORS),
+    _step("divide", "divide it by {c} rounding down", "n // {c}", FACTORS),
+    _step("modulo", "take it modulo {c} | take the remainder by {c}", "n % {c}", FACTORS),
+    _step("square", "square it | take the square", "n * n"),
+    _step("absolute", "take the absolute value", "abs(n)"),
+    _step("at_most", "lower it to at most {c}", "min(n, {c})", ANY),
+    _step("at_least", "raise it to at least {c}", "max(n, {c})", ANY),
+)
+NUMBER_RETURNS = (
+    _step("number", "return it", "n"),
+    _step("even", "return whether it is even", "n % 2 == 0"),
+    _step("text", "return it as text", "str(n)"),
+)
+
+
+def _draw_list(rng: random.Random, near: Sequence[int]) -> list[int]:
+    spread = rng.choice((9, 60, 120))
+    values: list[int] = []
+    for _ in range(rng.choice((0, 1, 5, 6, 7, 8, 9))):
+        if values and rng.random() < 0.2:
+            values.append(rng.choice(values))
+        else:
+            values.append(_draw_number(rng, near, spread))
+    return values
+
+
+def _draw_number(rng: random.Random, near: Sequence[int], spread: int = 120) -> int:
+    if near and rng.random() < 0.4:
+        return rng.choice(near)
+    return rng.randrange(-spread // 3, spread)
+
+
+def _draw_text(rng: random.Random, near: Sequence[int]) -> str:
+    pieces = [rng.choice("abcdeXYZ") for _ in range(rng.randrange(3, 9))] + [" "] * rng.randrange(3)
+    if near and rng.random() < 0.5:
+        pieces.append(str(rng.choice(near)))
+    rng.shuffle(pieces)
+    return "".join(pieces)
+
+
+FAMILIES = (
+    Family("list", "x", _draw_list, LIST_STEPS, LIST_RETURNS),
+    Family("text", "s", _draw_text, TEXT_STEPS, TEXT_RETURNS),
+    Family("number", "n", _draw_number, NUMBER_STEPS, NUMBER_RETURNS),
+)
+FAMILY_WEIGHTS = (2, 1, 1)
+
+
+def reserved_pair(family: Family, first: Step, second: Step) -> bool:
     """Whether the second step directly after the first is for held-out problems only."""
-    return zlib.crc32(f"{first.name} {second.name}".encode()) % RESERVED_PAIRS == 0
+    return zlib.crc32(f"{family.name} {first.name} {second.name}".encode()) % RESERVED_PAIRS == 0
 
 
-def reserved_constant(n: int) -> bool:
-    """Whether the constant is for held-out problems only; those under 10 are in both."""
-    return n >= 10 and zlib.crc32(f"constant {n}".encode()) % RESERVED_CONSTANTS == 0
+def reserved_constant(c: int) -> bool:
+    """Whether the constant is for held-out problems only."""
+    return c >= 10 and zlib.crc32(f"constant {c}".encode()) % RESERVED_CONSTANTS == 0
 
 
-def generate(rng: np.random.Generator, steps: int, held_out: bool) -> Problem:
-    """A problem of `steps` steps, the last of which returns; drawn again until its tests tell it from near misses."""
+@cache
+def _allowed(constants: range, held_out: bool) -> tuple[int, ...]:
+    return tuple(c for c in constants if reserved_constant(c) == held_out or max(constants) < 10)
+
+
+@cache
+def _function(variable: str, expression: str, c: int) -> Callable[[Any], Any]:
+    # Expected values and demonstrations come from the same expressions of this file, so that they cannot disagree.
+    return eval(f"lambda {variable}: {expression.format(c=c)}")
+
+
+def run(family: Family, plan: Plan, value: Any) -> Any:
+    """f(value)."""
+    for step, c in plan:
+        value = _apply(family, step, c, value)
+    return value
+
+
+def _apply(family: Family, step: Step, c: int, value: Any) -> Any:
+    return _function(family.variable, step.expression, c)(value)
+
+
+def generate(rng: random.Random, difficulty: int, held_out: bool, name: str) -> Problem:
+    """A problem of `difficulty` steps, the last of which returns, with tests that tell its near misses."""
+    family = rng.choices(FAMILIES, FAMILY_WEIGHTS)[0]
     while True:
-        plan = _plan(rng, steps, held_out)
-        if plan is None:
-            continue
-        inputs = _telling_inputs(rng, plan)
-        if inputs is None:
-            continue
-        phrases = [str(rng.choice(step.phrases)).format(n=n) for step, n in plan]
-        return Problem(
-            id="",
-            messages=({"role": "user", "content": "f(x): " + ", then ".join(phrases) + "."},),
-            tests=tuple(CallTest("f", (x,), run(plan, x)) for x in inputs),
-            demonstration="\n    ".join(["def f(x):", *(step.code.format(n=n) for step, n in plan)]),
-            meta={"difficulty": steps, "kind": " ".join(step.name for step, _ in plan)},
-        )
+        plan = _draw_plan(rng, family, difficulty, held_out)
+        inputs = _telling_inputs(rng, family, plan) if plan else None
+        if plan and inputs:
+            return _problem(rng, family, plan, inputs, name)
 
 
-def run(plan: Plan, x: Values) -> Any:
-    """The value of f(x)."""
-    for step, n in plan:
-        x = step.run(x, n)
-    return x
+def _problem(rng: random.Random, family: Family, plan: Plan, inputs: list[Any], name: str) -> Problem:
+    said = [rng.choice(step.phrases).format(c=c) for step, c in plan]
+    lines = [f"{family.variable} = {step.expression.format(c=c)}" for step, c in plan[:-1]]
+    last, c = plan[-1]
+    return Problem(
+        id=name,
+        messages=({"role": "user", "content": f"Write f({family.variable}) of a {family.name}: {', '.join(said)}."},),
+        tests=tuple(CallTest("f", (x,), run(family, plan, x)) for x in inputs),
+        demonstration="\n    ".join([f"def f({family.variable}):", *lines, f"return {last.expression.format(c=c)}"]),
+        meta={"difficulty": len(plan), "kind": " ".join([family.name, *(step.name for step, _ in plan)])},
+    )
 
 
-def _plan(rng: np.random.Generator, count: int, held_out: bool) -> Plan | None:
+def _draw_plan(rng: random.Random, family: Family, difficulty: int, held_out: bool) -> Plan | None:
     """Steps and constants, or None if the draw is not of the wanted kind."""
-    steps = [STEPS[i] for i in rng.integers(len(STEPS), size=count - 1)] + [ENDS[rng.integers(len(ENDS))]]
-    reserved = sum(reserved_pair(a, b) for a, b in zip(steps, steps[1:]))
-    if (held_out and not reserved and count > 1) or (not held_out and reserved):
+    steps = [*rng.choices(family.steps, k=difficulty - 1), rng.choice(family.returns)]
+    if any(reserved_pair(family, a, b) for a, b in pairwise(steps)) != held_out:
         return None
-    plan = []
-    for step in steps:
-        low, high = step.constant or (0, 0)
-        allowed = [n for n in range(low, high + 1) if high < 10 or reserved_constant(n) == held_out]
-        plan.append((step, int(rng.choice(allowed))))
-    return plan
+    return [(step, rng.choice(_allowed(step.constants, held_out)) if step.constants else 0) for step in steps]
 
 
-def _telling_inputs(rng: np.random.Generator, plan: Plan) -> list[Values] | None:
-    """Inputs on which every near miss of the plan differs somewhere, or None."""
-    near = [n + d for step, n in plan for d in (-1, 0, 1) if step.constant]
-    inputs: list[Values] = []
-    for _ in range(TESTS):
-        spread = int(rng.choice([9, 60, 120]))
-        values = rng.integers(-spread // 3, spread, size=int(rng.integers(5, 10))).tolist()
-        for i in range(len(values)):
-            if near and rng.random() < 0.4:
-                values[i] = int(rng.choice(near))
-            elif i and rng.random() < 0.2:
-                values[i] = values[int(rng.integers(i))]
-        inputs.append(values)
-    inputs[0] = inputs[0][: int(rng.integers(2))]
-    expected = [run(plan, x) for x in inputs]
-    if all(e == expected[1] for e in expected[2:]):
-        return None
-    for miss in _near_misses(plan):
-        if all(run(miss, x) == e for x, e in zip(inputs, expected)):
-            return None
+def _telling_inputs(rng: random.Random, family: Family, plan: Plan) -> list[Any] | None:
+    """Inputs on which no near miss of the plan does all that the plan does, or None."""
+    near = [c + d for step, c in plan for d in (-1, 0, 1) if step.constants]
+    inputs = [family.draw(rng, near) for _ in range(TESTS)]
+    expected = [run(family, plan, x) for x in inputs]
+    shown = [repr(e) for e in expected]
+    if Counter(shown).most_common(1)[0][1] > TESTS * 2 // 3 or max(map(len, shown)) > LONGEST_VALUE:
+        return None  # a constant, or next to it; or too large
+    for miss in near_misses(plan):
+        if all(run(family, miss, x) == e for x, e in zip(inputs, expected)):
+            found = _input_that_tells(rng, family, plan, miss, near)
+            if found is None:
+                return None
+            inputs.append(found)
+            expected.append(run(family, plan, found))
     return inputs
 
 
-def _near_misses(plan: Plan) -> Iterable[Plan]:
-    """The plan without one of its steps, with a constant off by one, and with two neighbours exchanged or not."""
-    for i, (step, n) in enumerate(plan):
+def _input_that_tells(rng: random.Random, family: Family, plan: Plan, miss: Plan, near: list[int]) -> Any:
+    for _ in range(DRAWS):
+        value = family.draw(rng, near)
+        expected = run(family, plan, value)
+        if run(family, miss, value) != expected and len(repr(expected)) <= LONGEST_VALUE:
+            return value
+    return None
+
+
+def near_misses(plan: Plan) -> Iterator[Plan]:
+    """The plan without one of its steps, and with one constant off by one."""
+    for i, (step, c) in enumerate(plan):
         if i < len(plan) - 1:
             yield plan[:i] + plan[i + 1 :]
-        if step.constant:
-            yield [*plan[:i], (step, n + 1), *plan[i + 1 :]]
-            yield [*plan[:i], (step, n - 1), *plan[i + 1 :]]
+        if step.constants:
+            yield [*plan[:i], (step, c + 1), *plan[i + 1 :]]
+            yield [*plan[:i], (step, c - 1), *plan[i + 1 :]]
 
 
-class Generated(Sequence[Problem]):
-    """Problems made when they are asked for; the i-th is a function of (seed, i).
+def generated(name: str, size: int, weights: Sequence[float], seed: int) -> Generated:
+    """`size` problems that are not held out; one of difficulty d is drawn with weight `weights[d - 1]`."""
 
-    `difficulties` are taken in turn.
-    """
+    def make(i: int) -> Problem:
+        rng = random.Random(f"{name} {seed} {i}")
+        difficulty = rng.choices(range(1, len(weights) + 1), weights)[0]
+        return generate(rng, difficulty, False, f"functions/{name}/{i}")
 
-    def __init__(self, name: str, count: int, difficulties: Sequence[int], seed: int):
-        self.name, self.count, self.difficulties, self.seed = name, count, difficulties, seed
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.count))]
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), index])
-        problem = generate(rng, self.difficulties[index % len(self.difficulties)], held_out=False)
-        return _named(problem, f"functions/{self.name}/{index}")
+    return Generated(size, make)
 
 
 def held_out_problems(count: int, max_difficulty: int) -> list[Problem]:
-    """Different problems with a reserved pair and reserved constants, evenly of all difficulties from 2 up."""
-    rng, problems, seen = np.random.default_rng(HELD_OUT_SEED), [], set()
-    low = min(2, max_difficulty)
-    while len(problems) < count:
-        problem = generate(rng, low + len(problems) % (max_difficulty - low + 1), held_out=True)
-        if problem.demonstration not in seen:
-            seen.add(problem.demonstration)
-            problems.append(_named(problem, f"functions/held_out/{len(problems)}"))
-    return problems
+    """Different problems with a reserved pair and reserved constants, evenly of all difficulties from 2 up.
 
-
-def _named(problem: Problem, name: str) -> Problem:
-    return Problem(**(vars(problem) | {"id": name}))
+    Raises ValueError if there are not so many.
+    """
+    rng = random.Random(HELD_OUT_SEED)
+    problems: dict[str | None, Problem] = {}
+    for i in range(count):
+        for _ in range(1000):
+            problem = generate(rng, 2 + i % (max_difficulty - 1), True, f"functions/held_out/{i}")
+            if problem.demonstration not in problems:
+                break
+        else:
+            raise ValueError(f"task.held_out_problems = {count} is too many; only {i} different ones were found")
+        problems[problem.demonstration] = problem
+    return list(problems.values())
 
 
 async def score(problem: Problem, text: str, pool: Pool) -> Reward:
-    """1 if all hidden tests pass, else a little for the share that does."""
+    """1 if all hidden tests pass, else PARTIAL_CREDIT times the share that does."""
     verdict = await pool.run_async(Program(code_block(text), problem.tests))
-    partial = 0.0 if verdict.passed else PARTIAL_CREDIT * verdict.pass_fraction
-    parts = {"solved": float(verdict.passed), "partial": partial}
+    failed = not verdict.passed and verdict.status != "sandbox_error"
+    parts = {"solved": float(verdict.passed), "tests": PARTIAL_CREDIT * verdict.pass_fraction if failed else 0.0}
     return Reward(sum(parts.values()), verdict.passed, parts, verdict)
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """The task; uses train_problems, held_out_problems, max_difficulty, demonstrations, demonstration_difficulty and
-    hard_demonstrations.
+    """Uses the numbers of problems, max_difficulty, demonstration_difficulty and hard_demonstrations.
 
-    Demonstrations are mostly easy, training problems are all from two steps up: what is left to reinforcement
-    learning is to write longer programs than most of those it was shown.
+    Demonstrations are mostly easy, training problems evenly of all difficulties from 2 up: what is left to
+    reinforcement learning is to write longer programs than most of those it was shown.
+
+    Raises ValueError naming a field out of its range.
     """
-    easy = range(1, config.demonstration_difficulty + 1)
-    hard = range(config.demonstration_difficulty + 1, config.max_difficulty + 1)
-    cycle = round(len(hard) / config.hard_demonstrations) if config.hard_demonstrations else len(easy)
-    shown = [*(hard if config.hard_demonstrations else ()), *(d for _ in range(cycle) for d in easy)][:cycle]
-    demonstrations = Generated("demonstration", config.demonstrations, shown, seed)
+    for field, low, high in (
+        ("train_problems", 1, None),
+        ("held_out_problems", 1, None),
+        ("demonstrations", 0, None),
+        ("max_difficulty", 2, MAX_DIFFICULTY),
+        ("demonstration_difficulty", 1, config.max_difficulty),
+        ("hard_demonstrations", 0, 1),
+    ):
+        value = getattr(config, field)
+        if value < low or (high is not None and value > high):
+            raise ValueError(f"task.{field} = {value} must be at least {low}" + (f", at most {high}" if high else ""))
+    easy, hard = config.demonstration_difficulty, config.max_difficulty - config.demonstration_difficulty
+    share = config.hard_demonstrations if hard else 0.0
+    shown = [(1 - share) / easy] * easy + [share / max(hard, 1)] * hard
+    trained = [0.0] + [1.0] * (config.max_difficulty - 1)
 
     def corpus() -> Iterable[str]:
-        for p in demonstrations[:2000]:
-            yield f"user\n{p.messages[-1]['content']}"
-            yield f"assistant\n{p.demonstration}"
+        """The same for every seed, so that runs with different seeds have the same tokenizer."""
+        for problem in generated("corpus", CORPUS_PROBLEMS, trained, seed=0):
+            yield f"user\n{problem.messages[-1]['content']}"
+            yield f"assistant\n{problem.demonstration}"
 
     return Task(
         name="functions",
-        train=Generated("train", config.train_problems, range(min(2, config.max_difficulty), config.max_difficulty + 1), seed),
+        train=generated("train", config.train_problems, trained, seed),
         held_out=held_out_problems(config.held_out_problems, config.max_difficulty),
         score=score,
-        demonstrations=demonstrations,
+        demonstrations=generated("demonstration", config.demonstrations, shown, seed),
         corpus=corpus,
     )

@@ -1,0 +1,34 @@
+"""The real run: Qwen2.5-Coder-1.5B by GRPO on contest problems, tested on HumanEval, on a TPU slice or a few GPUs.
+
+Give the model and the data as overrides where they are not the hub's:
+    --config.model.path=/models/Qwen2.5-Coder-1.5B-Instruct --config.task.path=problems.parquet
+"""
+
+from jaxrl.config import Config
+
+
+def get_config() -> Config:
+    config = Config(name="qwen2p5_coder_1p5b")
+    config.model.path = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+    config.model.remat = True
+    config.task.name = "contest"
+    config.task.path = "open-r1/verifiable-coding-problems-python"
+    config.task.max_tests = 16
+    config.task.max_prompt_characters = 6000
+    config.rollout.slots = 256
+    config.rollout.max_prompt_length = 2048
+    config.rollout.max_new_tokens = 2048
+    config.rollout.reject_long_prompts = True
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.warmup_steps = 10
+    config.grpo.steps = 1000
+    config.grpo.problems_per_step = 32
+    config.grpo.group_size = 16
+    config.grpo.loss.clip_high = 0.28
+    config.grpo.loss.sampler_correction = "truncate"
+    config.grpo.loss.dynamic_sampling = True
+    config.batch.microbatch_rows = 16
+    config.evaluation.every = 100
+    config.checkpoint.every = 50
+    config.sandbox.cpu_s = 5.0
+    return config
