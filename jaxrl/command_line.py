@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import typing
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,12 +25,15 @@ def read_config(arguments: list[str]) -> Config:
     and an argument that is neither.
     """
     _check_file_and_fields(arguments)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    values, command = flags.FlagValues(), sys.argv
+    sys.argv = ["jaxrl", *arguments]  # where ml_collections looks for the overrides
     try:
-        rest = values(["jaxrl", *arguments])
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        rest = values(sys.argv)
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from None
+    finally:
+        sys.argv = command
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; overrides look like --config.optimizer.learning_rate=1e-6")
     if values.config is None:

@@ -38,5 +38,3 @@ def function_program(text: str, entry_point: str, header: str = "") -> str:
     code = candidates[0] if candidates else header + code_block(text)
     imports = "\n".join(re.findall(r"^(?:import|from) .*$", header, re.MULTILINE))
     return f"{USUAL_IMPORTS}{imports}\n{code}"
-
-

@@ -172,14 +172,17 @@ def _result(test: Test, result: dict[str, Any]) -> TestResult:
     if status != "ran":
         return TestResult(status, message)
     if isinstance(test, CallTest):
-        actual = worker.decode(result["value"])
+        try:
+            actual = worker.decode(result["value"])
+        except (KeyError, TypeError, ValueError):  # only tampering makes such a value
+            return TestResult("runtime_error", "the program sent no readable value")
         if not equal(actual, test.expected, test.tolerance):
             call = ", ".join([*map(repr, test.args), *(f"{k}={v!r}" for k, v in test.kwargs.items())])
             return TestResult(
                 "wrong_answer",
                 f"{test.function}({_short(call)}) gave {_short(repr(actual))}, expected {_short(repr(test.expected))}",
             )
-    if isinstance(test, StdioTest) and not same_output(result["value"], test.stdout):
+    if isinstance(test, StdioTest) and not same_output(str(result["value"]), test.stdout):
         return TestResult("wrong_answer", f"printed {_short(repr(result['value']))}, expected {_short(repr(test.stdout))}")
     return TestResult("passed")
 

@@ -31,6 +31,7 @@ PRELOADED = (
     "io", "itertools", "math", "operator", "random", "re", "statistics", "string", "typing",
 )  # fmt: skip
 MAX_MESSAGE, MAX_OUTPUT = 500, 2000  # characters kept
+CHILD_STATUSES = ("ran", "wrong_answer", "runtime_error", "syntax_error", "memory")
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x08000000, 0x10000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 libc = ctypes.CDLL(None, use_errno=True)
@@ -257,10 +258,15 @@ def parse_frames(data: bytes, nonce: str) -> tuple[list[dict[str, Any]], bool]:
         head, _, body = line.partition(b" ")
         if head != nonce.encode():
             continue
-        if body == b"done":
+        try:
+            result = json.loads(body)
+        except ValueError:
+            result = None
+        if result == "done":
             return results, True
-        with contextlib.suppress(ValueError):
-            results.append(json.loads(body))
+        if not isinstance(result, dict) or result.get("status") not in CHILD_STATUSES:
+            return results, False  # the program has tampered with what sends its results
+        results.append(result)
     return results, False
 
 
@@ -284,10 +290,11 @@ def ended_early(status: int, cause: str, cpu: float, cpu_s: float) -> dict[str, 
 def candidate(code: str, tests: list[dict], nonce: str, channel: int, stop: bool) -> None:
     """In the child: runs the program, then its tests; a frame for each."""
 
-    def send(body: str) -> None:
-        data = f"{nonce} {body}\n".encode("utf-8", "surrogatepass")
+    # The program may replace what modules hold; these names were bound before it ran.
+    def send(body: Any, dumps: Callable = json.dumps, write: Callable = os.write) -> None:
+        data = f"{nonce} {dumps(body)}\n".encode("utf-8", "surrogatepass")
         while data:
-            data = data[os.write(channel, data) :]
+            data = data[write(channel, data) :]
 
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
@@ -304,13 +311,13 @@ def candidate(code: str, tests: list[dict], nonce: str, channel: int, stop: bool
         tests = tests[:1] if stop or stdio else tests
         for _ in tests:
             sys.stdout.flush()
-            send(json.dumps(failure))
+            send(failure)
         send("done")
         return
     for test in tests:
         result = attempt(lambda test=test: run_test(test, namespace))
         sys.stdout.flush()
-        send(json.dumps(result))
+        send(result)
         if stop and result["status"] != "ran":
             break
     send("done")

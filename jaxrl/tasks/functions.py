@@ -6,8 +6,9 @@ source, one line a step:
     Write f(x) of a list: keep numbers above 17, add 5 to each, return the sum.
 
 The difficulty is the number of steps, the last of which returns. Hidden tests call f. They are drawn together with
-the problem, so that every near miss fails at least one of them: the function without one of its steps, or with one
-constant off by one (on integers that is also `>` for `>=`).
+the problem, so that every near miss fails at least one of them: the function without one of its steps or without all
+of them, or with one constant off by one (on integers that is also `>` for `>=`). Arithmetic is Python's: remainders
+are not negative.
 
 Held-out problems differ from training problems in kind and in constants. A fixed fifth of the pairs of neighbouring
 steps never occurs in training or demonstrations, and every held-out problem has one; a fixed quarter of the constants
@@ -261,7 +262,9 @@ def _input_that_tells(rng: random.Random, family: Family, plan: Plan, miss: Plan
 
 
 def near_misses(plan: Plan) -> Iterator[Plan]:
-    """The plan without one of its steps, and with one constant off by one."""
+    """The plan with its return alone, without one of its steps, and with one constant off by one."""
+    if len(plan) > 2:
+        yield plan[-1:]
     for i, (step, c) in enumerate(plan):
         if i < len(plan) - 1:
             yield plan[:i] + plan[i + 1 :]

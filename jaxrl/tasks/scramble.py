@@ -22,7 +22,7 @@ FORMAT, LETTERS, PLACES = 0.1, 0.1, 0.2  # partial credit; a right answer earns 
 HELD_OUT_SHARE = 8  # one order of letters in so many
 HELD_OUT_SEED = 20_000_003  # the same held-out problems for every run
 
-WORDS = """
+_WORD_LIST = """
 able acid also area army atom aunt baby back bake ball band bank base bear beat bell belt bend bird blow blue boat body
 bold bone book born both bowl bulk burn bush busy cake call calm came camp card care cart case cash cave cell chat chin
 city clay club coal coat code cold come cook cool cope copy core corn cost crew crop dark data dawn deal dear debt deep
@@ -56,7 +56,8 @@ quality quarter railway science section service society station student subject 
 umbrella baseball birthday building business calendar children computer creature daughter distance elephant exercise
 football friendly geometry hospital industry language mountain neighbor notebook painting platform position princess
 question rainfall sandwich shoulder strength sunshine swimming thousand together tomorrow treasure vacation whatever
-""".split()
+"""
+WORDS = tuple(_WORD_LIST.split())
 
 
 _BY_LETTERS: dict[str, list[str]] = {}
@@ -90,31 +91,34 @@ def generated(name: str, size: int, seed: int) -> Generated:
 
 
 def held_out_problems(count: int) -> list[Problem]:
-    """Different problems, evenly of all lengths."""
+    """Different problems."""
     rng = random.Random(HELD_OUT_SEED)
     problems: dict[str, Problem] = {}
     while len(problems) < count:
         problem = generate(rng, f"held_out/{len(problems)}", for_held_out=True)
-        if len(problem.answer) == 4 + len(problems) % 5:
-            problems.setdefault(problem.meta["letters"], problem)
+        problems.setdefault(problem.meta["letters"], problem)
     return list(problems.values())
 
 
 def judge(answer: str, text: str) -> Reward:
-    """The reward of a text: 1 for `answer` or another word of its letters, spelled with or without blanks."""
+    """The reward of a text: 1 for `answer` or another word of its letters, spelled with or without blanks.
+
+    Only a text of nothing but letters earns partial credit.
+    """
     text = text.strip().lower()
     word = "".join(text.split())
     right = _BY_LETTERS["".join(sorted(answer))]
-    if word in right:
-        return Reward(1.0, True, {"exact": 1.0})
+    solved = word in right
     well_formed = re.fullmatch("[a-z]( [a-z])*|[a-z]+", text) is not None
     places = max(sum(a == b for a, b in zip(word, r)) for r in right) / max(len(answer), len(word))
+    partial = well_formed and not solved
     parts = {
-        "format": FORMAT * well_formed,
-        "letters": LETTERS * (sorted(word) == sorted(answer)),
-        "places": PLACES * places,
+        "exact": float(solved),
+        "format": FORMAT * partial,
+        "letters": LETTERS * (partial and sorted(word) == sorted(answer)),
+        "places": PLACES * partial * places,
     }
-    return Reward(sum(parts.values()), False, parts)
+    return Reward(sum(parts.values()), solved, parts)
 
 
 async def score(problem: Problem, text: str, pool: Pool) -> Reward:

@@ -1,0 +1,195 @@
+"""The JAX engine: what it samples, with which logprobs, and that nothing else in the batch matters."""
+
+from __future__ import annotations
+
+import asyncio
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.config import ModelConfig
+from models.decoder import Decoder, initialize
+from models.logprobs import token_logprobs
+from rollouts.collect import generate
+from rollouts.engine import PromptTooLongError, SamplingParams
+from rollouts.jax_engine import JaxEngine
+from rollouts.sampling import filter_mask, sample_tokens
+
+CONFIG = ModelConfig("qwen2", 97, 32, 48, 2, 4, 2, 8, 256, qkv_bias=True, tied_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    model = initialize(Decoder(CONFIG), jax.random.key(0), scale=0.2)
+    return nnx.split(model)
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    def decode(self, tokens):
+        return "".join(chr(97 + t % 26) for t in tokens)
+
+
+@pytest.fixture(scope="module")
+def engine(policy):
+    return JaxEngine(*policy, slots=6, max_length=64, max_new_tokens=24, prefill_rows=2, tokenizer=Letters())
+
+
+def prompts(count, seed=0, low=1, high=30):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 97, rng.integers(low, high)).astype(np.int32) for _ in range(count)]
+
+
+def full_logits(policy, tokens):
+    model = nnx.merge(*policy)
+    hidden = model(jnp.asarray(tokens)[None], jnp.arange(len(tokens))[None])
+    return np.asarray(hidden @ model.unembedding().T)[0]
+
+
+def test_greedy_equals_the_full_pass(policy, engine):
+    prompt = prompts(1)[0]
+    (completion,) = generate(engine, [prompt], SamplingParams(max_new_tokens=12, temperature=0.0))[0]
+    sequence = list(prompt)
+    for token in completion.tokens:
+        assert token == full_logits(policy, sequence)[-1].argmax()
+        sequence.append(token)
+    assert completion.finish_reason == "length"
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_logprobs_are_what_the_trainer_computes(policy, engine, temperature):
+    many = prompts(9)
+    params = SamplingParams(max_new_tokens=20, temperature=temperature, n=2)
+    model = nnx.merge(*policy)
+    for prompt, completions in zip(many, generate(engine, many, params)):
+        for c in completions:
+            tokens = jnp.asarray(np.concatenate([prompt, c.tokens]))
+            hidden = model(tokens[None], jnp.arange(len(tokens))[None])[0, len(prompt) - 1 : -1]
+            logprobs, _ = token_logprobs(hidden, tokens[len(prompt) :], model.unembedding(), temperature)
+            np.testing.assert_allclose(c.logprobs, logprobs, atol=2e-5)
+
+
+def test_same_request_same_bits_whatever_else_runs(engine):
+    """Alone, among others, in another slot and order: the same tokens and the same logprobs, bit for bit."""
+    prompt = prompts(1, seed=7)[0]
+    params = SamplingParams(max_new_tokens=24, seed=11)
+
+    async def among(before, after):
+        requests = [engine.sample(p, SamplingParams(max_new_tokens=3 + i % 20, seed=i)) for i, p in enumerate(before)]
+        wanted = engine.sample(prompt, params)
+        requests = [*requests, wanted, *(engine.sample(p, SamplingParams(max_new_tokens=20)) for p in after)]
+        return (await asyncio.gather(*requests))[len(before)][0]
+
+    alone = asyncio.run(among([], []))
+    for before, after in ((3, 0), (17, 9), (1, 30), (5, 5)):
+        other = asyncio.run(among(prompts(before, seed=before), prompts(after, seed=after + 50)))
+        np.testing.assert_array_equal(alone.tokens, other.tokens)
+        assert alone.logprobs.tobytes() == other.logprobs.tobytes()
+
+
+def test_seeds_and_n_give_different_completions(engine):
+    (group,) = generate(engine, prompts(1), SamplingParams(max_new_tokens=16, n=5))
+    assert len({c.tokens.tobytes() for c in group}) == 5
+
+
+def test_stop_token_is_kept_and_ends(policy, engine):
+    prompt = prompts(1, seed=3)[0]
+    params = SamplingParams(max_new_tokens=20, seed=5)
+    (free,) = asyncio.run(engine.sample(prompt, params))
+    stop = int(free.tokens[6])
+    first = list(free.tokens).index(stop)
+    params = SamplingParams(max_new_tokens=20, seed=5, stop_tokens=(stop,))
+    (stopped,) = asyncio.run(engine.sample(prompt, params))
+    np.testing.assert_array_equal(stopped.tokens, free.tokens[: first + 1])
+    assert stopped.finish_reason == "stop"
+
+
+def test_stop_string_keeps_the_token_that_completes_it(engine):
+    prompt = prompts(1, seed=4)[0]
+    (free,) = asyncio.run(engine.sample(prompt, SamplingParams(max_new_tokens=24, seed=1)))
+    text = Letters().decode(free.tokens)
+    for place in (0, 5, 9, 17):
+        string = text[place : place + 2]
+        end = text.index(string) + 2
+        params = SamplingParams(max_new_tokens=24, seed=1, stop_strings=(string,))
+        (stopped,) = asyncio.run(engine.sample(prompt, params))
+        np.testing.assert_array_equal(stopped.tokens, free.tokens[:end])
+        assert stopped.finish_reason == "stop"
+
+
+def test_more_requests_than_slots_all_come_back(engine):
+    many = prompts(40, seed=2)
+    results = generate(engine, many, SamplingParams(max_new_tokens=9))
+    assert [len(r[0].tokens) for r in results] == [9] * 40
+
+
+def test_a_run_compiles_a_handful_of_programs(policy):
+    engine = JaxEngine(*policy, slots=4, max_length=64, max_new_tokens=8)
+    for seed in range(3):
+        generate(engine, prompts(10, seed=seed), SamplingParams(max_new_tokens=2 + seed, temperature=0.5 + seed))
+    assert engine._decode._cache_size() == 1
+    assert engine._prefill._cache_size() <= 2  # prompts of up to 16 and of up to 32 tokens
+
+
+def test_weights_and_versions(policy):
+    graphdef, params = policy
+    engine = JaxEngine(graphdef, params, slots=2, max_length=32, max_new_tokens=8)
+    before = generate(engine, prompts(1, high=9), SamplingParams(max_new_tokens=8, temperature=0.0))[0][0]
+    engine.load_weights(jax.tree.map(lambda p: -p, params), version=7)
+    after = generate(engine, prompts(1, high=9), SamplingParams(max_new_tokens=8, temperature=0.0))[0][0]
+    assert (before.weight_version, after.weight_version) == (0, 7)
+    assert not np.array_equal(before.tokens, after.tokens)
+
+
+def test_what_does_not_fit_is_an_error(engine):
+    with pytest.raises(PromptTooLongError, match="50 tokens"):
+        asyncio.run(engine.sample(np.zeros(50, np.int32), SamplingParams(max_new_tokens=20)))
+    with pytest.raises(ValueError, match="empty"):
+        asyncio.run(engine.sample(np.zeros(0, np.int32), SamplingParams()))
+    with pytest.raises(ValueError, match="max_new_tokens 25"):
+        asyncio.run(engine.sample(np.zeros(3, np.int32), SamplingParams(max_new_tokens=25)))
+    with pytest.raises(ValueError, match="vocabulary"):
+        asyncio.run(engine.sample(np.full(3, 97, np.int32), SamplingParams(max_new_tokens=2)))
+    with pytest.raises(ValueError, match="top_p"):
+        SamplingParams(top_p=0.0)
+
+
+def test_filters_against_numpy():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(64, 23)).astype(np.float32) * 2
+    top_p, top_k = rng.uniform(0.1, 1, 64).astype(np.float32), rng.integers(0, 9, 64)
+    min_p = rng.uniform(0, 0.4, 64).astype(np.float32)
+    top_p[::5], min_p[::3] = 1.0, 0.0
+    mask = np.asarray(filter_mask(logits, top_p, top_k, min_p))
+    for b in range(64):
+        order = np.argsort(-logits[b])
+        kept = list(order[: top_k[b]] if top_k[b] else order)
+        p = np.exp(logits[b][kept].astype(np.float64))
+        p /= p.sum()
+        count = len(kept) if top_p[b] >= 1 else int(np.searchsorted(np.cumsum(p), top_p[b]) + 1)
+        kept = [t for t, q in zip(kept[:count], p) if q >= min_p[b] * p[0]]
+        assert set(np.flatnonzero(mask[b])) == set(kept)
+
+
+def test_samples_follow_the_distribution():
+    """Chi-square of 20,000 draws, with and without a filter; the logprob is that of the unfiltered distribution."""
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=6), jnp.float32)
+    N, T = 20_000, 0.8
+    keys = jax.random.split(jax.random.key(3), N)
+    rows = jnp.broadcast_to(logits, (N, 6))
+    p = np.asarray(jax.nn.softmax(logits / T), np.float64)
+    for top_k in (0, 3):
+        ones = jnp.ones(N)
+        filters = (ones, jnp.full(N, top_k), 0 * ones) if top_k else None
+        tokens, logprobs = sample_tokens(rows, keys, T * ones, filters)
+        q = p * (np.argsort(np.argsort(-p)) < (top_k or 6))
+        q /= q.sum()
+        counts = np.bincount(tokens, minlength=6)
+        kept = q > 0
+        assert counts[~kept].sum() == 0
+        assert (((counts - N * q) ** 2)[kept] / (N * q[kept])).sum() < 25  # 5 degrees of freedom: p = 1e-4
+        np.testing.assert_allclose(logprobs, np.log(p)[np.asarray(tokens)], atol=1e-5)
