@@ -10,7 +10,7 @@ def get_config() -> Config:
     config.model.shape.num_hidden_layers = 3
     config.model.unroll_layers = True
     config.rollout.slots = 128
-    config.rollout.max_prompt_length = 64
+    config.rollout.max_prompt_length = 72
     config.rollout.max_new_tokens = 72
     config.sft.steps = 500
     config.sft.batch_size = 32
@@ -18,6 +18,6 @@ def get_config() -> Config:
     config.sft.optimizer.schedule = "cosine"
     config.grpo.steps = 150
     config.grpo.problems_per_step = 16
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 3e-4
     config.batch.microbatch_rows = 8
     return config

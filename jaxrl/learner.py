@@ -70,7 +70,7 @@ class Learner:
 
         def apply(state: TrainState, gradient: Params) -> tuple[TrainState, jax.Array]:
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            norm = optax.global_norm(gradient)
+            norm = optax.tree.norm(gradient)
             return TrainState(optax.apply_updates(state.params, updates), opt_state), norm
 
         self._accumulate = jax.jit(accumulate, donate_argnums=1)

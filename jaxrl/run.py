@@ -22,7 +22,7 @@ from jaxrl.config import Config, PolicyConfig, RolloutConfig
 from jaxrl.tasks import Task
 from jaxrl.tokenizer import chat_prompt, load_tokenizer, stop_tokens, train_tokenizer
 from models.config import ModelConfig, from_hf
-from models.convert import load_model
+from models.convert import describe_model, load_model
 from models.decoder import Compute, Decoder, initialize
 from models.sharding import make_mesh, param_shardings
 from rollouts.engine import PromptTooLongError, SamplingParams
@@ -92,14 +92,16 @@ def make_policy(config: Config, task: Task, folder: Path) -> Policy:
     name = model.compute_dtype
     compute_dtype = ("float32" if devices[0].platform == "cpu" else "bfloat16") if name == "auto" else name
     compute = Compute(jnp.dtype(compute_dtype), remat=model.remat, unroll=model.unroll_layers)
-    tokenizer = _tokenizer(model, task, folder)
     if model.path:
         model_config, graphdef, params = load_model(model.path, mesh, dtype)
+        tokenizer = _tokenizer(model, task, folder)
     else:
+        tokenizer = _tokenizer(model, task, folder)
         model_config = _shape(model, len(tokenizer))
         graphdef, params = random_params(model_config, config.seed, mesh, dtype)
     if len(tokenizer) > model_config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
+    describe_model(model_config, folder / "model", Path(model.path) if model.path else None)
     return Policy(model_config, graphdef, params, tokenizer, compute, mesh)
 
 

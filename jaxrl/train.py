@@ -102,7 +102,10 @@ def stages_of(config: Config) -> list[Stage]:
 
 
 def train(config: Config) -> Path:
-    """Runs, or resumes, the experiment; returns the run's folder. Raises UserError, TrainingError."""
+    """Runs, or resumes, the experiment; returns the run's folder.
+
+    Raises UserError, TrainingError, and KeyboardInterrupt after it was stopped and has saved.
+    """
     config.grpo.loss.check()
     stages, folder = stages_of(config), open_run(config)
     if not stages:
@@ -138,6 +141,9 @@ def train(config: Config) -> Path:
             if done < stage.end and not trainer.stop_requested:
                 policy.params = run_stage(trainer, stage, max(done, stage.start))
         checkpoints.close()
+        trainer.log.close()
+    if trainer.stop_requested:
+        raise KeyboardInterrupt
     return folder
 
 
