@@ -59,6 +59,7 @@ class TaskConfig:
     train_problems: int = 20_000  # problems generated, or at most read
     held_out_problems: int = 128
     prompt_style: str = "chat"  # humaneval: chat | completion (for base models; set rollout.stop_strings too)
+    families: tuple[str, ...] = ("list", "text", "number")  # functions: what f may be a function of
     max_difficulty: int = 4  # functions: steps of the longest problem
     demonstration_difficulty: int = 2  # functions: steps of the longest easy demonstration
     hard_demonstrations: float = 0.1  # functions: share of demonstrations that are longer, up to max_difficulty

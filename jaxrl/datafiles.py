@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -96,5 +95,3 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
         raise DataError(f"data set {name!r} could not be loaded: {str(error).splitlines()[0]}") from None
     for i, fields in enumerate(data):
         yield Row(f"{name}[{i}]", dict(fields))
-
-

@@ -17,7 +17,7 @@ _AS_SETS = frozenset(f"Mbpp/{n}" for n in (2, 7, 111, 140, 232, 249, 579, 769))
 _AS_TRUTH = frozenset(f"Mbpp/{n}" for n in (737, 787, 794))
 _COMPLEX = frozenset(f"Mbpp/{n}" for n in (124, 252))
 
-_CHECK = '''
+_CHECK = """
 def check(candidate, reference=None):
     import copy, json, math
     def plain(v):
@@ -35,7 +35,8 @@ def check(candidate, reference=None):
             isinstance(expected, (list, tuple)) and expected and all(isinstance(e, float) for e in expected))
         atol = atol or (1e-6 if floats else 0)
         if not atol:
-            return isinstance(expected, (list, tuple)) and isinstance(out, (list, tuple)) and plain(out) == plain(expected)
+            lists = (list, tuple)
+            return isinstance(expected, lists) and isinstance(out, lists) and plain(out) == plain(expected)
         if isinstance(expected, (list, tuple)):
             return type(out) is type(expected) and len(out) == len(expected) and all(
                 same(o, e, atol) for o, e in zip(out, expected))
@@ -52,7 +53,7 @@ def check(candidate, reference=None):
             expected = reference(*copy.deepcopy(args))
         out = candidate(*copy.deepcopy(args))
         assert CHECK_POLYNOMIAL(args, out) if CHECK_POLYNOMIAL else same(out, expected, ATOL), (args, out, expected)
-'''
+"""
 
 
 def is_evalplus(row: Row) -> bool:
@@ -67,7 +68,9 @@ def evalplus_test(row: Row, header: str = "") -> CheckTest:
     """
     name = row.get("task_id")
     # find_zero has many right answers: any x where the polynomial vanishes.
-    polynomial = "lambda a, x: abs(sum(c * x**i for i, c in enumerate(a[0]))) <= 1e-4" if name == "HumanEval/32" else "None"
+    polynomial = (
+        "lambda a, x: abs(sum(c * x**i for i, c in enumerate(a[0]))) <= 1e-4" if name == "HumanEval/32" else "None"
+    )
     constants = {
         "AS_SETS": name in _AS_SETS,
         "AS_TRUTH": name in _AS_TRUTH,

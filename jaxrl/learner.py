@@ -119,7 +119,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> tuple[optax.GradientT
         after = optax.constant_schedule(config.learning_rate)
     else:
         raise ValueError(f"optimizer.schedule = {config.schedule!r} must be one of: constant, cosine")
-    warmup = optax.linear_schedule(config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps)
+    warmup = optax.linear_schedule(
+        config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps
+    )
     schedule = optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     adamw = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_decayed)
@@ -141,10 +143,11 @@ def _logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Logprob and entropy f32[b, T] of the distribution that each token was drawn from; 0 for a row's first token."""
     model: Decoder = nnx.merge(graphdef, params)
-    hidden = model(batch.tokens, batch.positions, batch.segment_ids, compute)
+    tokens = jnp.asarray(batch.tokens)
+    hidden = model(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
     b, T, D = hidden.shape
     flat = token_logprobs(
-        hidden[:, :-1].reshape(b * (T - 1), D), batch.tokens[:, 1:].reshape(-1), model.unembedding(), temperature
+        hidden[:, :-1].reshape(b * (T - 1), D), tokens[:, 1:].reshape(-1), model.unembedding(), temperature
     )
     logprobs, entropy = (jnp.pad(x.reshape(b, T - 1), ((0, 0), (1, 0))) for x in flat)
     return logprobs, entropy

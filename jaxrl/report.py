@@ -27,22 +27,31 @@ PHASES = ("sample", "score", "train", "sync", "evaluate")
 
 _STYLE = """
 :root { --fg: #1c2430; --dim: #667085; --line: #e3e7ee; --bg: #fff; --card: #f7f8fb; --good: #12805c; --bad: #b42318; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg); max-width: 1100px; margin: 2rem auto;
-       padding: 0 1.2rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
+       max-width: 1100px; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem } .dim { color: var(--dim) }
 table { border-collapse: collapse; width: 100% } th { text-align: left; color: var(--dim); font-weight: 500 }
 td, th { padding: .4rem .7rem .4rem 0; border-bottom: 1px solid var(--line) } td { font-variant-numeric: tabular-nums }
 .big { font-size: 2.1rem; font-weight: 650; margin-right: 2.5rem; display: inline-block }
 .big small { display: block; font-size: .8rem; font-weight: 400; color: var(--dim) }
-svg { width: 100%; height: auto } .bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden; margin: .8rem 0 }
-.episode { border: 1px solid var(--line); border-radius: 9px; margin: .8rem 0; padding: .8rem 1rem; background: var(--card) }
+svg { width: 100%; height: auto }
+.bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden; margin: .8rem 0 }
+.episode { border: 1px solid var(--line); border-radius: 9px; margin: .8rem 0; padding: .8rem 1rem;
+  background: var(--card) }
 pre { margin: .5rem 0 0; font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 .passed { color: var(--good); font-weight: 600 } .failed { color: var(--bad); font-weight: 600 }
-@media (prefers-color-scheme: dark) { :root { --fg: #e6e9ef; --dim: #98a2b3; --line: #2b3340; --bg: #12161d; --card: #1a2029;
+@media (prefers-color-scheme: dark) {
+  :root { --fg: #e6e9ef; --dim: #98a2b3; --line: #2b3340; --bg: #12161d; --card: #1a2029;
   --good: #3ccb95; --bad: #f97066 } img, svg { filter: invert(.88) hue-rotate(180deg) } }
 """
-_COLOURS = {"sample": "#3b7ddd", "score": "#e8963a", "train": "#3aa676", "sync": "#8e6bd1", "evaluate": "#d45f8c"}
-_OTHER_COLOUR = "#98a2b3"
+_COLOURS = {
+    "sample": "#3b7ddd",
+    "score": "#e8963a",
+    "train": "#3aa676",
+    "sync": "#8e6bd1",
+    "evaluate": "#d45f8c",
+    "other": "#98a2b3",
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -173,14 +182,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def wall_time(records: Sequence[Record]) -> str:
     """The run's wall time by phase, as a bar and a table. SFT steps are all training."""
-    seconds = {phase: sum(r.get(f"time/{phase}_s", 0.0) for r in records) for phase in PHASES}
+    seconds: dict[str, float] = {phase: sum(r.get(f"time/{phase}_s", 0.0) for r in records) for phase in PHASES}
     seconds["train"] += sum(r["time/step_s"] for r in records if r["stage"] == "sft")
     grpo = [r for r in records if r["stage"] == "grpo"]
     inside = sum(r.get(f"time/{phase}_s", 0.0) for r in grpo for phase in PHASES)
     seconds["other"] = max(0.0, sum(r["time/step_s"] for r in grpo) - inside)
     total = sum(seconds.values()) or 1.0
     bar = "".join(
-        f"<div title='{phase}' style='width:{100 * s / total:.2f}%;background:{_COLOURS.get(phase, _OTHER_COLOUR)}'></div>"
+        f"<div title='{phase}' style='width:{100 * s / total:.2f}%;background:{_COLOURS[phase]}'></div>"
         for phase, s in seconds.items()
     )
     rows = [[phase, f"{s:,.1f} s", f"{s / total:.1%}"] for phase, s in seconds.items()]
@@ -210,7 +219,8 @@ def _episode(episode: Record) -> str:
     parts = ", ".join(f"{name} {value:.3g}" for name, value in episode["parts"].items())
     return (
         f"<div class=episode><span class=dim>step {episode['step']}, {html.escape(str(episode['problem']))}, "
-        f"{episode['tokens']} tokens</span><br>{html.escape(episode['prompt'])}<pre>{html.escape(episode['text'])}</pre>"
+        f"{episode['tokens']} tokens</span><br>{html.escape(episode['prompt'])}"
+        f"<pre>{html.escape(episode['text'])}</pre>"
         f"<p><span class={'passed' if episode['solved'] else 'failed'}>{html.escape(status)}</span> "
         f"<span class=dim>{html.escape(message)}</span><br>reward {episode['reward']:.3g} "
         f"<span class=dim>({html.escape(parts)})</span></p></div>"

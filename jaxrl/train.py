@@ -8,7 +8,6 @@ from a checkpoint goes on exactly as it would have.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import signal
 import sys
@@ -135,13 +134,19 @@ def train(config: Config) -> Path:
         signal.signal(signal.SIGINT, lambda *_: _request_stop(trainer))
         if done:
             progress.print(f"resuming {folder} after step {done}")
-        else:
-            run_evaluation(trainer, policy.params, 0, "start")
-        for stage in stages:
-            if done < stage.end and not trainer.stop_requested:
-                policy.params = run_stage(trainer, stage, max(done, stage.start))
-        checkpoints.close()
-        trainer.log.close()
+        try:
+            if not done:
+                run_evaluation(trainer, policy.params, 0, "start")
+            for stage in stages:
+                if done < stage.end and not trainer.stop_requested:
+                    policy.params = run_stage(trainer, stage, max(done, stage.start))
+            checkpoints.close()
+            trainer.log.close()
+        except OSError as error:  # a full disk, most likely
+            good = checkpoints.latest() or "none"
+            raise TrainingError(
+                f"{folder} cannot be written: {error}; the last good checkpoint is of step {good}"
+            ) from error
     if trainer.stop_requested:
         raise KeyboardInterrupt
     return folder
@@ -173,13 +178,11 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
         stage_step = step - stage.start
         take = sft_step if stage.name == "sft" else partial(grpo_step, reference=reference)
         state, metrics = take(t, learner, state, stage_step, step)
-        metrics["learning_rate"] = float(schedule(stage_step - 1))
+        metrics["learning_rate"] = float(np.asarray(schedule(stage_step - 1)))
         metrics["time/step_s"] = time.perf_counter() - start
         t.log.write({"step": step, "stage": stage.name, "stage_step": stage_step, **metrics})
         _show(t, stage, stage_step, metrics)
-        if step == stage.end:
-            run_evaluation(t, state.params, step, stage.name)
-        elif config.evaluation.every and stage_step % config.evaluation.every == 0:
+        if step == stage.end or (config.evaluation.every and stage_step % config.evaluation.every == 0):
             run_evaluation(t, state.params, step, stage.name)
         if step == stage.end or step % config.checkpoint.every == 0 or t.stop_requested:
             t.log.sync()
@@ -229,7 +232,9 @@ def grpo_step(
         row_length=row_length(config),
         microbatch_rows=config.batch.microbatch_rows,
     )
-    parts = minibatches(groups, min(loss.minibatches, len(groups)), config.seed, step) if loss.minibatches > 1 else [groups]
+    parts = (
+        minibatches(groups, min(loss.minibatches, len(groups)), config.seed, step) if loss.minibatches > 1 else [groups]
+    )
     batches = [make(part) for part in parts] if groups else []
     ready = [with_logprobs(learner, state, batch, loss, reference) for batch, _ in batches]
     flops = 0.0
@@ -332,8 +337,9 @@ def check_finite(t: Trainer, metrics: dict[str, float], batch: Batch, step: int)
     if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
         return
     path = t.folder / f"bad_batch_{step:08d}.npz"
-    arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    np.savez(path, **{name: np.asarray(a) for name, a in arrays.items() if a is not None})
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    arrays: dict[str, Any] = {name: np.asarray(a) for name, a in fields.items() if a is not None}
+    np.savez(path, **arrays)
     raise TrainingError(
         f"step {step}: the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}; "
         f"the batch is in {path}, the last checkpoint is of step {t.checkpoints.latest() or 'none'}"
@@ -373,7 +379,7 @@ def _show(t: Trainer, stage: Stage, stage_step: int, metrics: dict[str, float]) 
         stage_step,
         reward=metrics.get("reward/mean"),
         pass_rate=metrics.get("solved"),
-        loss=metrics["loss"] if "loss" in metrics else None,
+        loss=metrics.get("loss"),
         tokens_per_s=metrics["tokens"] / metrics["time/step_s"],
     )
 
@@ -394,12 +400,7 @@ def main(arguments: list[str]) -> int:
         print(f"report: {write_report(folder)}")
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (UserError, TrainingError, CheckpointError, ValueError) as error:
+    except (OSError, UserError, TrainingError, CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class ConversionError(ValueError):
     """A checkpoint that cannot be read; the message names the tensor or the file."""
 
 
-def hf_tensors(path: tuple[str, ...], layers: int) -> tuple[list[str], bool, bool]:
+def hf_tensors(path: Sequence[Any], layers: int) -> tuple[list[str], bool, bool]:
     """Names of the Hugging Face tensors of a parameter; whether they are stacked over layers, and transposed."""
     if path[0] == "blocks":
         name, transposed = _BLOCK_TENSORS[path[1]]
@@ -234,7 +234,10 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def describe_model(config: ModelConfig, folder: Path, source: Path | None) -> None:
-    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ from the HF folder `source`."""
+    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ of the HF folder `source`.
+
+    `source` None writes model.json alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     if source and (source / "config.json").is_file():
@@ -351,7 +354,7 @@ def check_model(folder: Path, reference: Path, tokens: int = 64) -> float:
 
 def main(arguments: list[str]) -> int:
     """The command; errors in one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m models.convert", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m models.convert", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, places in (("import", ("HF_DIR", "OUT")), ("export", ("RUN_OR_DIR", "HF_DIR")), ("check", ("HF_DIR",))):
         command = commands.add_parser(name)

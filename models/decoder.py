@@ -6,7 +6,7 @@ F MLP width, L layers, V vocabulary. Parameters are stacked over layers, [L, ...
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,9 @@ from flax import nnx
 from models.attention import attention, causal_mask, decode_attention
 from models.config import Llama3RopeScaling, ModelConfig
 
-
 # Keys [B, K, Dh, S] and values [B, K, S, Dh] of the tokens so far, the token at position p of row b at s = p: a pair
 # for each layer where the layers are unrolled, or one pair with a leading [L] where they are scanned.
-Cache = tuple[tuple[jax.Array, jax.Array], ...]
+Cache = tuple[tuple[jax.Array, ...], ...]
 
 
 class Compute(NamedTuple):
@@ -139,7 +138,7 @@ class Decoder(nnx.Module):
         hidden, (k, v) = self._forward(tokens, positions, segment_ids, compute, keep_keys=True)
         return hidden, k, v
 
-    def _forward(self, tokens, positions, segment_ids, compute, keep_keys=False):
+    def _forward(self, tokens, positions, segment_ids, compute, keep_keys=False) -> tuple[jax.Array, Any]:
         config = self.config
         segments = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         mask = causal_mask(positions, positions, segments, segments)
@@ -181,7 +180,10 @@ class Decoder(nnx.Module):
         x = self.embed[...][tokens][:, None].astype(compute.dtype)
 
         def layer(block, x, window, write):
-            attend = lambda q, k, v: decode_attention(q[:, 0], *write(k[:, 0], v[:, 0]), positions, window)[:, None]  # noqa: E731
+            def attend(q, k, v):
+                k_cache, v_cache = write(k[:, 0], v[:, 0])
+                return decode_attention(q[:, 0], k_cache, v_cache, positions, window)[:, None]
+
             return block(x, rotation, attend)
 
         if layers is not None:

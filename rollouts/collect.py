@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -45,7 +46,7 @@ def generate(engine: Engine, prompts: Sequence[np.ndarray], params: SamplingPara
 
     async def sample_all() -> list[list[Completion]]:
         seeds = [episode_seed((params.seed,), i, 0) for i in range(len(prompts))]
-        settings = [SamplingParams(**(vars(params) | {"seed": seed})) for seed in seeds]
+        settings = [dataclasses.replace(params, seed=seed) for seed in seeds]
         return list(await asyncio.gather(*(engine.sample(p, s) for p, s in zip(prompts, settings))))
 
     return asyncio.run(sample_all())

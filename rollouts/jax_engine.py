@@ -199,12 +199,13 @@ class JaxEngine:
             stop = np.full(MAX_STOP_TOKENS, -1, np.int32)
             stop[: len(p.stop_tokens)] = p.stop_tokens
             # The last prompt token is fed by the first decoding step, so that every logit comes from one program.
-            values = Rows(
-                request.prompt[-1], n - 1, True, 0, p.max_new_tokens, stop, request.key,
-                p.temperature, p.top_p, p.top_k, p.min_p,
-            )  # fmt: skip
-            for array, value in zip(rows, values):
-                array[slot] = value
+            values = {
+                "token": request.prompt[-1], "position": n - 1, "active": True, "count": 0, "limit": p.max_new_tokens,
+                "stop_tokens": stop, "key": request.key, "temperature": p.temperature, "top_p": p.top_p,
+                "top_k": p.top_k, "min_p": p.min_p,
+            }  # fmt: skip
+            for name, value in values.items():
+                getattr(rows, name)[slot] = value
         return tokens, lengths, source, fresh, rows
 
     def _deliver(self) -> None:

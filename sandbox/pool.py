@@ -183,7 +183,9 @@ def _result(test: Test, result: dict[str, Any]) -> TestResult:
                 f"{test.function}({_short(call)}) gave {_short(repr(actual))}, expected {_short(repr(test.expected))}",
             )
     if isinstance(test, StdioTest) and not same_output(str(result["value"]), test.stdout):
-        return TestResult("wrong_answer", f"printed {_short(repr(result['value']))}, expected {_short(repr(test.stdout))}")
+        return TestResult(
+            "wrong_answer", f"printed {_short(repr(result['value']))}, expected {_short(repr(test.stdout))}"
+        )
     return TestResult("passed")
 
 

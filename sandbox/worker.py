@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 # What programs of this kind import: loaded once, so that a fresh child finds it in memory.
 PRELOADED = (
@@ -73,14 +73,14 @@ def isolate() -> dict[str, str]:
     return layers
 
 
-def read_frame(stream: BinaryIO) -> Any:
+def read_frame(stream: IO[bytes]) -> Any:
     header = stream.read(4)
     if len(header) < 4:
         return None
     return json.loads(stream.read(struct.unpack("<I", header)[0]))
 
 
-def write_frame(stream: BinaryIO, value: Any) -> None:
+def write_frame(stream: IO[bytes], value: Any) -> None:
     data = json.dumps(value).encode()
     stream.write(struct.pack("<I", len(data)) + data)
     stream.flush()
@@ -179,9 +179,7 @@ def current_size() -> int:
         return int(f.read().split()[0]) * resource.getpagesize()
 
 
-def watch(
-    pid: int, pipes: dict[str, int], limits: dict, deadline: float, cpu_s: float
-) -> tuple[dict[str, bytes], str]:
+def watch(pid: int, pipes: dict[str, int], limits: dict, deadline: float, cpu_s: float) -> tuple[dict[str, bytes], str]:
     """Reads the pipes until the child's end or a limit; what was read, and "" or the limit that was reached."""
     names = {fd: name for name, fd in pipes.items()}
     outputs = {name: bytearray() for name in pipes}
@@ -380,13 +378,10 @@ def encode(value: Any) -> Any:
         return ["complex", [value.real, value.imag]]
     if kind in (bytes, bytearray):
         return [kind.__name__, value.hex()]
-    for base in (dict, list, tuple, set, frozenset, int, float, str):  # Counter, defaultdict, namedtuple, ...
-        if isinstance(value, base) and kind.__module__ in ("collections", "builtins", "program", "__main__", "enum"):
-            content = base.__iter__(value) if base in (list, tuple, set, frozenset) else value
-            if base is dict:
-                return ["dict", [[encode(k), encode(v)] for k, v in dict.items(value)]]
-            if base in (list, tuple, set, frozenset):
-                return [base.__name__, [encode(v) for v in content]]
+    bases: tuple[Any, ...] = (dict, list, tuple, set, frozenset, int, float, str)
+    for base in bases:  # Counter, defaultdict, namedtuple, IntEnum, ...
+        if isinstance(value, base):
+            return encode(base(value))
     return ["object", kind.__name__]
 
 

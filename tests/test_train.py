@@ -29,7 +29,8 @@ TINY = [
     "--config.task.held_out_problems=16", "--config.sft.steps=6", "--config.sft.batch_size=8",
     "--config.grpo.steps=8", "--config.grpo.problems_per_step=2", "--config.grpo.group_size=4",
     "--config.rollout.slots=8", "--config.batch.microbatch_rows=4", "--config.checkpoint.every=3",
-    "--config.sft.optimizer.warmup_steps=0", "--config.grpo.loss.kl_coefficient=0.01", "--config.grpo.loss.minibatches=2",
+    "--config.sft.optimizer.warmup_steps=0", "--config.grpo.loss.kl_coefficient=0.01",
+    "--config.grpo.loss.minibatches=2",
 ]  # fmt: skip
 
 
@@ -84,7 +85,11 @@ def test_a_run_leaves_what_it_promises(whole):
     folder = whole / "scramble"
     records = read_metrics(folder / "metrics.jsonl")
     assert [r["step"] for r in records if r["stage"] != "evaluate"] == list(range(1, 15))
-    assert [(r["step"], r["after"]) for r in records if r["stage"] == "evaluate"] == [(0, "start"), (6, "sft"), (14, "grpo")]
+    assert [(r["step"], r["after"]) for r in records if r["stage"] == "evaluate"] == [
+        (0, "start"),
+        (6, "sft"),
+        (14, "grpo"),
+    ]
     assert all(np.isfinite(r["loss"]) for r in records if "loss" in r)
     assert "kl/reference" in records[-2]
     assert (folder / "report.html").stat().st_size > 10_000
@@ -150,7 +155,9 @@ def test_export_of_a_run_loads_in_transformers(whole, tmp_path):
     export_model(whole / "scramble", tmp_path / "hf")
     AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "a b"}], tokenize=False).startswith("<|im_start|>")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "a b"}], tokenize=False).startswith(
+        "<|im_start|>"
+    )
     assert check_model(whole / "scramble", tmp_path / "hf") <= 1e-4
 
 
@@ -235,7 +242,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(whole, tmp_path):
     )
     assert result.returncode == 1, result.stdout + result.stderr
     (said,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert f"the last good one in {tmp_path}" in said and f"of step {good}" in said
+    assert "last good" in said and f"of step {good}" in said and "too large" in said
     assert Checkpoints(tmp_path / "scramble" / "checkpoints", 2).latest() == good
     result = run(tmp_path)
     assert result.returncode == 0, result.stderr

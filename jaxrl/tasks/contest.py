@@ -14,8 +14,8 @@ from typing import Any
 
 from jaxrl.config import TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
-from jaxrl.tasks import Task
 from jaxrl.extract import code_block
+from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
 from sandbox.verdict import CallTest, Limits, Program, StdioTest, Test

@@ -168,7 +168,6 @@ FAMILIES = (
     Family("text", "s", _draw_text, TEXT_STEPS, TEXT_RETURNS),
     Family("number", "n", _draw_number, NUMBER_STEPS, NUMBER_RETURNS),
 )
-FAMILY_WEIGHTS = (2, 1, 1)
 
 
 def reserved_pair(family: Family, first: Step, second: Step) -> bool:
@@ -203,9 +202,11 @@ def _apply(family: Family, step: Step, c: int, value: Any) -> Any:
     return _function(family.variable, step.expression, c)(value)
 
 
-def generate(rng: random.Random, difficulty: int, held_out: bool, name: str) -> Problem:
+def generate(
+    rng: random.Random, difficulty: int, held_out: bool, name: str, families: Sequence[Family] = FAMILIES
+) -> Problem:
     """A problem of `difficulty` steps, the last of which returns, with tests that tell its near misses."""
-    family = rng.choices(FAMILIES, FAMILY_WEIGHTS)[0]
+    family = rng.choice(families)
     while True:
         plan = _draw_plan(rng, family, difficulty, held_out)
         inputs = _telling_inputs(rng, family, plan) if plan else None
@@ -273,18 +274,20 @@ def near_misses(plan: Plan) -> Iterator[Plan]:
             yield [*plan[:i], (step, c - 1), *plan[i + 1 :]]
 
 
-def generated(name: str, size: int, weights: Sequence[float], seed: int) -> Generated:
+def generated(
+    name: str, size: int, weights: Sequence[float], seed: int, families: Sequence[Family] = FAMILIES
+) -> Generated:
     """`size` problems that are not held out; one of difficulty d is drawn with weight `weights[d - 1]`."""
 
     def make(i: int) -> Problem:
         rng = random.Random(f"{name} {seed} {i}")
         difficulty = rng.choices(range(1, len(weights) + 1), weights)[0]
-        return generate(rng, difficulty, False, f"functions/{name}/{i}")
+        return generate(rng, difficulty, False, f"functions/{name}/{i}", families)
 
     return Generated(size, make)
 
 
-def held_out_problems(count: int, max_difficulty: int) -> list[Problem]:
+def held_out_problems(count: int, max_difficulty: int, families: Sequence[Family] = FAMILIES) -> list[Problem]:
     """Different problems with a reserved pair and reserved constants, evenly of all difficulties from 2 up.
 
     Raises ValueError if there are not so many.
@@ -293,7 +296,7 @@ def held_out_problems(count: int, max_difficulty: int) -> list[Problem]:
     problems: dict[str | None, Problem] = {}
     for i in range(count):
         for _ in range(1000):
-            problem = generate(rng, 2 + i % (max_difficulty - 1), True, f"functions/held_out/{i}")
+            problem = generate(rng, 2 + i % (max_difficulty - 1), True, f"functions/held_out/{i}", families)
             if problem.demonstration not in problems:
                 break
         else:
@@ -311,7 +314,7 @@ async def score(problem: Problem, text: str, pool: Pool) -> Reward:
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """Uses the numbers of problems, max_difficulty, demonstration_difficulty and hard_demonstrations.
+    """Uses families, the numbers of problems, max_difficulty, demonstration_difficulty and hard_demonstrations.
 
     Demonstrations are mostly easy, training problems evenly of all difficulties from 2 up: what is left to
     reinforcement learning is to write longer programs than most of those it was shown.
@@ -329,6 +332,11 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         value = getattr(config, field)
         if value < low or (high is not None and value > high):
             raise ValueError(f"task.{field} = {value} must be at least {low}" + (f", at most {high}" if high else ""))
+    unknown = sorted(set(config.families) - {f.name for f in FAMILIES})
+    if unknown or not config.families:
+        names = ", ".join(f.name for f in FAMILIES)
+        raise ValueError(f"task.families = {config.families!r} must be some of: {names}")
+    families = [f for f in FAMILIES if f.name in config.families]
     easy, hard = config.demonstration_difficulty, config.max_difficulty - config.demonstration_difficulty
     share = config.hard_demonstrations if hard else 0.0
     shown = [(1 - share) / easy] * easy + [share / max(hard, 1)] * hard
@@ -336,15 +344,15 @@ def make_task(config: TaskConfig, seed: int) -> Task:
 
     def corpus() -> Iterable[str]:
         """The same for every seed, so that runs with different seeds have the same tokenizer."""
-        for problem in generated("corpus", CORPUS_PROBLEMS, trained, seed=0):
+        for problem in generated("corpus", CORPUS_PROBLEMS, trained, 0, families):
             yield f"user\n{problem.messages[-1]['content']}"
             yield f"assistant\n{problem.demonstration}"
 
     return Task(
         name="functions",
-        train=generated("train", config.train_problems, trained, seed),
-        held_out=held_out_problems(config.held_out_problems, config.max_difficulty),
+        train=generated("train", config.train_problems, trained, seed, families),
+        held_out=held_out_problems(config.held_out_problems, config.max_difficulty, families),
         score=score,
-        demonstrations=generated("demonstration", config.demonstrations, shown, seed),
+        demonstrations=generated("demonstration", config.demonstrations, shown, seed, families),
         corpus=corpus,
     )

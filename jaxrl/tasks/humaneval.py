@@ -9,8 +9,8 @@ from __future__ import annotations
 from jaxrl.config import TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
 from jaxrl.evalplus import evalplus_test, is_evalplus
-from jaxrl.tasks import Task
 from jaxrl.extract import function_program
+from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
 from sandbox.verdict import CheckTest, Limits, Program

@@ -11,8 +11,8 @@ import re
 from jaxrl.config import TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
 from jaxrl.evalplus import evalplus_test, is_evalplus
-from jaxrl.tasks import Task
 from jaxrl.extract import USUAL_IMPORTS, code_block
+from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
 from sandbox.verdict import AssertTest, Limits, Program, Test

@@ -110,7 +110,9 @@ def test_patched_builtins_do_not_reach_the_comparison(pool):
 
 
 def test_results_stand_in_order_with_messages(pool):
-    v = verdict(pool, "def f(x):\n    return 6 // x", CallTest("f", (2,), 3), CallTest("f", (0,), 0), CallTest("f", (1,), 5))
+    v = verdict(
+        pool, "def f(x):\n    return 6 // x", CallTest("f", (2,), 3), CallTest("f", (0,), 0), CallTest("f", (1,), 5)
+    )
     assert [t.status for t in v.tests] == ["passed", "runtime_error", "wrong_answer"]
     assert v.status == "runtime_error" and v.pass_fraction == pytest.approx(1 / 3)
     assert "ZeroDivisionError" in v.tests[1].message and "program.py, line 2" in v.tests[1].message

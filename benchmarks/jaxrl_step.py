@@ -1,0 +1,90 @@
+"""jaxrl's side of grpo_step.py: its engine, environment, batch and learner, as the trainer uses them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import workload as w
+from flax import nnx
+
+from jaxrl.algorithms.grpo import policy_gradient_loss
+from jaxrl.batch import make_batch
+from jaxrl.config import OptimizerConfig, PolicyGradientConfig
+from jaxrl.learner import Learner, make_optimizer
+from jaxrl.run import prepare_process
+from models.config import from_hf
+from models.decoder import Compute, Decoder, initialize
+from rollouts.collect import collect
+from rollouts.engine import SamplingParams
+from rollouts.environments.single_turn import SingleTurn
+from rollouts.episode import Problem, Reward
+from rollouts.jax_engine import JaxEngine
+
+
+async def score(problem: Problem, tokens: np.ndarray) -> Reward:
+    return Reward(w.reward(tokens.tolist()), False)
+
+
+def matmul_gflops(dtype: jnp.dtype, n: int = 2048) -> float:
+    """GFLOP/s of an n^3 matmul in this process."""
+    a = jnp.ones((n, n), dtype)
+    f = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    f(a).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        f(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=64, help="rows of a microbatch")
+    options = parser.parse_args()
+    prepare_process()
+    config, compute = from_hf({"model_type": "qwen2", **w.SHAPE}), Compute(jnp.dtype(options.dtype), unroll=True)
+    graphdef, params = nnx.split(initialize(Decoder(config), jax.random.key(0)))
+    length = w.PROMPT_LENGTH + w.NEW_TOKENS
+    engine = JaxEngine(
+        graphdef, params, slots=w.PROMPTS * w.SAMPLES, max_length=length, max_new_tokens=w.NEW_TOKENS,
+        dtype=compute.dtype, unroll=True,
+    )  # fmt: skip
+    sampling = SamplingParams(max_new_tokens=w.NEW_TOKENS)
+    environment = SingleTurn(lambda p: np.asarray(p.answer, np.int32), lambda tokens: tokens, score, sampling)
+    loss = PolicyGradientConfig()
+    optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-4), options.steps)
+    learner = Learner(
+        graphdef, partial(policy_gradient_loss, config=loss), optimizer, compute=compute, microbatch_rows=options.rows
+    )
+    state = learner.init(params)
+    seconds, phases = [], {"sample": [], "batch": [], "update": []}
+    for step in range(options.steps + w.WARM_UP):
+        clock = [time.perf_counter()]
+        problems = [Problem(str(i), answer=prompt) for i, prompt in enumerate(w.prompts(step))]
+        groups = collect(engine, environment, problems, w.SAMPLES, (0, step))
+        clock.append(time.perf_counter())
+        batch, _ = make_batch(
+            groups, loss, max_new_tokens=w.NEW_TOKENS, row_length=length, microbatch_rows=options.rows
+        )
+        clock.append(time.perf_counter())
+        state, _ = learner.update(state, batch)
+        jax.block_until_ready(state.params)
+        engine.load_weights(state.params, step + 1)
+        clock.append(time.perf_counter())
+        for name, spent in zip(phases, np.diff(clock)):
+            phases[name].append(float(spent))
+        seconds.append(clock[-1] - clock[0])
+    rate = matmul_gflops(compute.dtype)
+    w.report("jaxrl", f"jax {jax.__version__}, matmul {rate:.0f} GFLOP/s", options.dtype, seconds, phases)
+
+
+if __name__ == "__main__":
+    main()

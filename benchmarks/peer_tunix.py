@@ -1,0 +1,120 @@
+"""Tunix's side of grpo_step.py: its GRPOLearner with its own Qwen2 model and its vanilla sampler, beta 0."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from importlib.metadata import version
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import optax
+import workload as w
+from flax import nnx
+from tunix.models.qwen2 import model as qwen2
+from tunix.rl import rl_cluster
+from tunix.rl.grpo import grpo_learner
+from tunix.rl.rollout import base_rollout
+
+NEVER = w.SHAPE["vocab_size"] - 1  # an end token that stays unlikely: completions are cut at the full length
+
+
+class Words:
+    """A tokenizer of the words t0 ... t319."""
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        return [int(word[1:]) for word in text.split()]
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return " ".join(f"t{int(i)}" for i in ids)
+
+    def bos_id(self) -> int:
+        return 1
+
+    def eos_id(self) -> int:
+        return NEVER
+
+    def pad_id(self) -> int:
+        return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args()
+    dtype = jnp.dtype(options.dtype)
+    config = qwen2.ModelConfig(
+        num_layers=w.SHAPE["num_hidden_layers"],
+        vocab_size=w.SHAPE["vocab_size"],
+        embed_dim=w.SHAPE["hidden_size"],
+        hidden_dim=w.SHAPE["intermediate_size"],
+        num_heads=w.SHAPE["num_attention_heads"],
+        head_dim=w.SHAPE["hidden_size"] // w.SHAPE["num_attention_heads"],
+        num_kv_heads=w.SHAPE["num_key_value_heads"],
+        rope_theta=10_000,
+        norm_eps=1e-6,
+        use_tied_embedding=True,
+        dtype=dtype,
+        param_dtype=dtype,
+    )
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with mesh:
+        actor = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
+    steps, seconds, clock = options.steps + w.WARM_UP, [], [time.perf_counter()]
+
+    def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+        return [w.reward([int(t[1:]) for t in c.split()]) for c in completions]
+
+    def batches():
+        for step in range(steps):
+            yield {"prompts": [" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step)]}
+            now = time.perf_counter()  # asked for the next batch: this step is done
+            seconds.append(now - clock[0])
+            clock[0] = now
+
+    roles = dict.fromkeys((rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT), mesh)
+    cluster = rl_cluster.RLCluster(
+        actor=actor,
+        reference=None,
+        tokenizer=Words(),
+        cluster_config=rl_cluster.ClusterConfig(
+            role_to_mesh=roles,
+            rollout_engine="vanilla",
+            training_config=rl_cluster.RLTrainingConfig(
+                actor_optimizer=optax.adamw(1e-4),
+                eval_every_n_steps=10_000,
+                max_steps=steps,
+                mini_batch_size=w.PROMPTS,
+                train_micro_batch_size=w.PROMPTS,
+                checkpoint_root_directory=None,
+                max_inflight_computations=1,
+            ),
+            rollout_config=base_rollout.RolloutConfig(
+                max_tokens_to_generate=w.NEW_TOKENS,
+                max_prompt_length=w.PROMPT_LENGTH,
+                kv_cache_size=w.PROMPT_LENGTH + w.NEW_TOKENS,
+                temperature=1.0,
+                top_p=1.0,
+                eos_tokens=[NEVER],
+            ),
+        ),
+    )
+    learner = grpo_learner.GRPOLearner(
+        rl_cluster=cluster,
+        algo_config=grpo_learner.GRPOConfig(num_generations=w.SAMPLES, num_iterations=1, beta=0.0),
+        reward_fns=reward,
+    )
+    os.chdir(tempfile.mkdtemp())
+    with mesh:
+        learner.train(batches())
+    name = f"tunix {version('google-tunix')}, jax {jax.__version__}"
+    w.report("tunix", name, options.dtype, seconds)
+
+
+if __name__ == "__main__":
+    main()
