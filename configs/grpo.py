@@ -21,20 +21,20 @@ def get_config() -> Config:
     config.model.shape.num_hidden_layers = 3
     config.model.unroll_layers = True
 
-    config.rollout.slots = 128
+    config.rollout.slots = 192
     config.rollout.max_prompt_length = 56
     config.rollout.max_new_tokens = 56
     config.batch.microbatch_rows = 8
 
-    config.sft.steps = 350
+    config.sft.steps = 260
     config.sft.batch_size = 48
     config.sft.optimizer.learning_rate = 2e-3
     config.sft.optimizer.schedule = "cosine"
 
     config.grpo.steps = 200
-    config.grpo.problems_per_step = 16
+    config.grpo.problems_per_step = 24
     config.grpo.group_size = 8
-    config.optimizer.learning_rate = 2e-4
+    config.optimizer.learning_rate = 3e-4
 
     config.evaluation.samples = 2
     return config

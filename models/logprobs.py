@@ -37,6 +37,5 @@ def _logprobs(hidden, targets, w, temperature):
     logits = jnp.einsum("nd,vd->nv", hidden, w, preferred_element_type=jnp.float32) / temperature
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    probabilities = jax.lax.stop_gradient(jnp.exp(logits - log_z[:, None]))
-    entropy = jax.lax.stop_gradient(log_z) - jnp.sum(probabilities * jax.lax.stop_gradient(logits), axis=-1)
-    return chosen - log_z, entropy
+    all_logprobs = jax.lax.stop_gradient(logits - log_z[:, None])
+    return chosen - log_z, -jnp.sum(jnp.exp(all_logprobs) * all_logprobs, axis=-1)

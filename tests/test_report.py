@@ -1,0 +1,111 @@
+"""Metrics log and report of a made-up run."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from jaxrl.metrics import MetricsLog, Progress, read_metrics
+from jaxrl.report import choose_episodes, main, write_report
+
+HOSTILE = "</pre></script><script>alert('x')</script><b>bold"
+
+
+@pytest.fixture
+def run(tmp_path):
+    from dataclasses import asdict
+
+    from jaxrl.config import Config
+
+    (tmp_path / "config.json").write_text(json.dumps(asdict(Config(name="made-up"))))
+    (tmp_path / "task.json").write_text(json.dumps({"name": "contest", "rejected": {"no tests": 3}}))
+    log = MetricsLog(tmp_path)
+    log.write({"step": 0, "stage": "evaluate", "stage_step": 0, "after": "start", "held_out/pass@1": 0.015})
+    for step in range(1, 21):
+        log.write(
+            {"step": step, "stage": "sft", "stage_step": step, "loss": 1 / step, "time/step_s": 0.5, "tokens": 9.0}
+        )
+    log.write({"step": 20, "stage": "evaluate", "stage_step": 20, "after": "sft", "held_out/pass@1": 0.333})
+    (tmp_path / "samples").mkdir()
+    for step in range(21, 41):
+        values = {"reward/mean": 0.01 * step, "solved": 0.5, "loss": 0.1, "time/sample_s": 0.2, "time/step_s": 0.7}
+        log.write({"step": step, "stage": "grpo", "stage_step": step - 20, "flops": 1e9, **values})
+        episodes = [
+            {
+                "step": step, "stage": "grpo", "problem": f"p/{step}/{i}", "prompt": f"{step} {i} {HOSTILE}",
+                "text": HOSTILE, "reward": float(i), "parts": {"solved": float(i)}, "solved": bool(i), "status": "finished",
+                "verdict": {"status": "wrong_answer", "tests": [{"status": "wrong_answer", "message": HOSTILE}]},
+                "tokens": 12,
+            }
+            for i in range(2)
+        ]  # fmt: skip
+        (tmp_path / "samples" / f"{step:08d}.jsonl").write_text("\n".join(map(json.dumps, episodes)) + "\n")
+    log.write({"step": 40, "stage": "evaluate", "stage_step": 40, "after": "grpo", "held_out/pass@1": 0.888})
+    log.close()
+    return tmp_path
+
+
+def test_report_holds_what_it_promises_and_nothing_runs(run):
+    page = write_report(run).read_text()
+    for text in ("made-up", "1.5%", "33.3%", "88.8%", "no tests: 3", "SFT", "GRPO", "2.00e+10", "<svg"):
+        assert text in page, text
+    assert page.count("class=episode") == 20
+    assert "<script" not in page and "<b>bold" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://creativecommons.org", "").replace(
+        "http://purl.org", ""
+    )  # names of namespaces, not addresses
+
+
+def test_episodes_are_spread_and_of_both_kinds(run):
+    episodes = choose_episodes(run / "samples")
+    assert episodes[0]["step"] == 21 and episodes[-1]["step"] == 40
+    assert {e["solved"] for e in episodes} == {True, False}
+
+
+def test_report_of_a_run_that_has_only_begun(tmp_path, run):
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    for path in (run / "samples").iterdir():
+        path.unlink()
+    assert "1.5%" in write_report(run).read_text()
+
+
+def test_no_run_is_an_error_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "config.json does not exist" in capsys.readouterr().err
+    assert main([]) == 2
+
+
+def test_log_reads_back_bit_by_bit_and_is_cut_on_resume(tmp_path):
+    log = MetricsLog(tmp_path)
+    values = [0.1 + 0.2, 1e-300, math.pi, 12345678.9]
+    for step, value in enumerate(values):
+        log.write({"step": step, "stage": "grpo", "stage_step": step, "value": value})
+    log.write({"step": 4, "stage": "grpo", "stage_step": 4, "value": float("nan")})
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 5, "sta')  # killed in the middle of a line
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["value"] for r in records] == [*values, "nan"]
+    log = MetricsLog(tmp_path, keep_lines=2)
+    assert log.lines == 2
+    log.write({"step": 2, "stage": "grpo", "stage_step": 2, "value": 7.0})
+    log.close()
+    assert [r["value"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [*values[:2], 7.0]
+
+
+def test_tensorboard_reads_the_events(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    losses = events.Scalars("sft/loss")
+    assert [e.step for e in losses] == list(range(1, 21))
+    assert losses[3].value == pytest.approx(1 / 4)
+
+
+def test_progress_prints_lines_without_a_terminal(capsys):
+    with Progress(seconds_between_lines=0) as progress:
+        progress.stage("grpo", total=2)
+        progress.update(1, reward=0.25, pass_rate=0.5, loss=None, tokens_per_s=1234.0)
+    assert "grpo 1/2  reward 0.250  solved 50%  1,234 tokens/s" in capsys.readouterr().out
