@@ -1,6 +1,6 @@
 """The default run: a small Qwen2 model learns to write Python functions, by SFT and then by GRPO.
 
-SFT shows it programs of up to two steps, and few longer ones; GRPO lets it try problems of two and three steps and
+SFT shows it programs of up to two steps, and few longer ones; GRPO lets it try problems of two to four steps and
 tells it only which programs pass. Held-out problems have pairs of steps and constants that neither stage has.
 """
 
@@ -12,7 +12,7 @@ def get_config() -> Config:
 
     config.task.name = "functions"
     config.task.families = ("list",)
-    config.task.max_difficulty = 3
+    config.task.max_difficulty = 4
     config.task.demonstration_difficulty = 2
     config.task.hard_demonstrations = 0.03
 
@@ -22,11 +22,11 @@ def get_config() -> Config:
     config.model.unroll_layers = True
 
     config.rollout.slots = 192
-    config.rollout.max_prompt_length = 56
-    config.rollout.max_new_tokens = 56
+    config.rollout.max_prompt_length = 64
+    config.rollout.max_new_tokens = 72
     config.batch.microbatch_rows = 8
 
-    config.sft.steps = 260
+    config.sft.steps = 420
     config.sft.batch_size = 48
     config.sft.optimizer.learning_rate = 2e-3
     config.sft.optimizer.schedule = "cosine"

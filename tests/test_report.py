@@ -35,7 +35,8 @@ def run(tmp_path):
         episodes = [
             {
                 "step": step, "stage": "grpo", "problem": f"p/{step}/{i}", "prompt": f"{step} {i} {HOSTILE}",
-                "text": HOSTILE, "reward": float(i), "parts": {"solved": float(i)}, "solved": bool(i), "status": "finished",
+                "text": HOSTILE, "reward": float(i), "parts": {"solved": float(i)}, "solved": bool(i),
+                "status": "finished",
                 "verdict": {"status": "wrong_answer", "tests": [{"status": "wrong_answer", "message": HOSTILE}]},
                 "tokens": 12,
             }
