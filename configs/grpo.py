@@ -27,12 +27,12 @@ def get_config() -> Config:
     config.rollout.max_new_tokens = 56
     config.batch.microbatch_rows = 8
 
-    config.sft.steps = 650
-    config.sft.batch_size = 48
+    config.sft.steps = 1000
+    config.sft.batch_size = 32
     config.sft.optimizer.learning_rate = 2e-3
     config.sft.optimizer.schedule = "cosine"
 
-    config.grpo.steps = 220
+    config.grpo.steps = 180
     config.grpo.problems_per_step = 16
     config.grpo.group_size = 8
     config.optimizer.learning_rate = 2e-4

@@ -100,7 +100,7 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task, self._stage, self._total = None, "", 0
+        self._task, self._stage, self._total, self._first, self._began = None, "", 0, 0, 0.0
         self._between, self._last_line = seconds_between_lines, 0.0
 
     def __enter__(self) -> Progress:
@@ -118,7 +118,7 @@ class Progress:
         """A new stage of `total` steps, of which `done` are done."""
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._stage, self._total = name, total
+        self._stage, self._total, self._first, self._began = name, total, done, time.monotonic()
         self._task = self._bar.add_task(name, total=total, completed=done, numbers="")
 
     def update(self, step: int, **values: float | None) -> None:
@@ -131,4 +131,5 @@ class Progress:
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last_line > self._between or step == self._total):
             self._last_line = now
-            self.print(f"{self._stage} {step}/{self._total}  {numbers}")
+            left = (now - self._began) / max(step - self._first, 1) * (self._total - step)
+            self.print(f"{self._stage} {step}/{self._total}  {numbers}  {int(left) // 60}:{int(left) % 60:02} left")

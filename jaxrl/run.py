@@ -217,7 +217,7 @@ def prepare_process(cache: Path = Path("~/.cache/jaxrl/xla")) -> None:
     """Process-wide settings: the persistent compilation cache and, on CPU, an allocator that keeps what is freed.
 
     XLA on CPU takes the temporary memory of each call from malloc, which maps large blocks afresh and gives them
-    back at once: page faults were a third of the time of a small training step. One arena without mmap keeps them.
+    back at once: page faults were a sixth of the time of a small training step. One arena without mmap keeps them.
     """
     jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

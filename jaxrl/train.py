@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -401,6 +402,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, UserError, TrainingError, CheckpointError, ValueError) as error:
+        if os.environ.get("JAXRL_TRACEBACK"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
