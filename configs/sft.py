@@ -1,4 +1,4 @@
-"""SFT alone, on all demonstrations of the default task."""
+"""SFT alone, on demonstrations of the default task that are right and of all lengths: what careful teaching gives."""
 
 from configs.grpo import get_config as grpo_config
 from jaxrl.config import Config
@@ -8,6 +8,6 @@ def get_config() -> Config:
     config = grpo_config()
     config.name = "sft"
     config.task.demonstration_difficulty = config.task.max_difficulty
-    config.sft.steps = 800
+    config.task.demonstration_mistakes = 0.0
     config.grpo.steps = 0
     return config

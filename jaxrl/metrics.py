@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,22 @@ class MetricsLog:
         folder: of the run.
         keep_lines: lines that are kept of a log that is there already; those of later steps, and a line that was cut
             off, are dropped.
+
+    Raises ValueError if there are fewer whole lines than keep_lines.
     """
 
     def __init__(self, folder: Path, keep_lines: int = 0):
         self.path = folder / "metrics.jsonl"
-        kept = self.path.read_bytes().split(b"\n")[:keep_lines] if self.path.exists() else []
+        records = read_metrics(self.path) if keep_lines else []
+        if len(records) < keep_lines:
+            raise ValueError(f"{self.path} has {len(records)} whole lines, the checkpoint was made after {keep_lines}")
+        lines = self.path.read_bytes().splitlines(keepends=True)[:keep_lines] if keep_lines else []
         partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")
-        partial.write_bytes(b"".join(line + b"\n" for line in kept))
+        partial.write_bytes(b"".join(lines))
         os.replace(partial, self.path)
-        self.lines = len(kept)
+        self.lines = keep_lines
         self._file = open(self.path, "a")
-        step = max((json.loads(line)["step"] for line in kept), default=0)
+        step = max((record["step"] for record in records[:keep_lines]), default=-1)
         self._events = EventFileWriter(str(folder / "tensorboard"))
         # Tells TensorBoard to forget what a killed run wrote after this step.
         self._events.add_event(Event(wall_time=time.time(), step=step + 1, session_log={"status": 1}))
@@ -73,16 +77,18 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut off is left out."""
-    return list(_records(path))
+    """The records of a metrics.jsonl; a last line that was cut off is left out.
 
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
+    Raises ValueError with file and line for any other line that is not JSON.
+    """
+    records, lines = [], path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not JSON: {error}") from None
+    return records
 
 
 class Progress:
@@ -98,6 +104,7 @@ class Progress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
+            speed_estimate_period=600.0,  # seconds; the step of a large model takes more than rich's 30
             disable=not self._console.is_terminal,
         )
         self._task, self._stage, self._total, self._first, self._began = None, "", 0, 0, 0.0

@@ -81,7 +81,7 @@ def write_report(folder: Path) -> Path:
         f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
     path, partial = folder / "report.html", folder / f"report.html.partial-{os.getpid()}"
-    partial.write_text(page)
+    partial.write_text(page, encoding="utf-8", errors="backslashreplace")  # models write lone surrogates
     os.replace(partial, path)
     return path
 
@@ -197,18 +197,23 @@ def wall_time(records: Sequence[Record]) -> str:
 
 
 def choose_episodes(folder: Path) -> list[Record]:
-    """EPISODES sampled episodes spread over training, solved and unsolved by turns where there are both."""
-    files = sorted(p for p in folder.glob("[0-9]*.jsonl")) if folder.is_dir() else []
-    files = files or (sorted(folder.glob("*.jsonl")) if folder.is_dir() else [])
+    """EPISODES sampled episodes spread over training, solved and unsolved by turns, of as many problems as there are.
+
+    No episode is chosen twice. A run that kept no training episodes shows those of its evaluations.
+    """
+    files = sorted(folder.glob("[0-9]*.jsonl")) or sorted(folder.glob("*.jsonl"))
     if not files:
         return []
     chosen: list[Record] = []
     for i in range(EPISODES):
-        path = files[round(i * (len(files) - 1) / max(1, EPISODES - 1))]
+        path = files[round(i * (len(files) - 1) / (EPISODES - 1))]
         episodes = [json.loads(line) for line in path.read_text().splitlines()]
-        fresh = [e for e in episodes if all(e["prompt"] != c["prompt"] for c in chosen)] or episodes
-        wanted = [e for e in fresh if bool(e["solved"]) == (i % 2 == 0)]
-        chosen.append((wanted or fresh)[0])
+        prompts = {c["prompt"] for c in chosen}
+        fresh = sorted(
+            (e for e in episodes if e not in chosen),
+            key=lambda e: (e["prompt"] in prompts, bool(e["solved"]) != (i % 2 == 0)),
+        )
+        chosen += fresh[:1]
     return chosen
 
 
@@ -235,7 +240,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for name in arguments:
             print(write_report(Path(name)))
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

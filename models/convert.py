@@ -80,11 +80,12 @@ def hf_tensors(path: Sequence[Any], layers: int) -> tuple[list[str], bool, bool]
 class SafetensorsFolder:
     """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names.
 
+    A file is opened anew for each tensor, because the pages of a mapped file stay in memory as long as it is open.
     Raises ConversionError for a missing, truncated or broken file.
     """
 
     def __init__(self, folder: Path):
-        self.folder, self._files = folder, {}
+        self.folder = folder
         index = folder / "model.safetensors.index.json"
         if index.is_file():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -92,44 +93,46 @@ class SafetensorsFolder:
             names = ["model.safetensors"]
         else:
             raise ConversionError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
-        self._file_of: dict[str, str] = {}
+        self._where: dict[str, tuple[str, tuple[int, ...], str]] = {}  # tensor -> file, shape, dtype
         for name in names:
             if not (folder / name).is_file():
                 raise ConversionError(f"{folder / name}, named by {index.name}, does not exist")
-            for tensor in self._open(name).keys():  # noqa: SIM118 (safe_open is no mapping)
-                self._file_of[tensor] = name
+            with self._open(name) as file:
+                for tensor in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    piece = file.get_slice(tensor)
+                    self._where[tensor] = name, tuple(piece.get_shape()), piece.get_dtype()
 
     def _open(self, name: str) -> Any:
-        if name not in self._files:
-            try:
-                self._files[name] = safe_open(self.folder / name, framework="np")
-            except (SafetensorError, OSError) as error:
-                raise ConversionError(f"{self.folder / name} is truncated or no safetensors file: {error}") from None
-        return self._files[name]
+        try:
+            return safe_open(self.folder / name, framework="np")
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"{self.folder / name} is truncated or no safetensors file: {error}") from None
 
     def names(self) -> set[str]:
-        return set(self._file_of)
+        return set(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
+        return self._where[name][1]
 
     def dtype(self, name: str) -> np.dtype:
         kinds = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
-        kind = self._open(self._file_of[name]).get_slice(name).get_dtype()
+        kind = self._where[name][2]
         if kind not in kinds:
             raise ConversionError(f"{self.folder}: tensor {name} is {kind}; supported: F32, BF16, F16")
         return np.dtype(kinds[kind])
 
     def read(self, name: str) -> np.ndarray:
-        return self._open(self._file_of[name]).get_tensor(name)
+        with self._open(self._where[name][0]) as file:
+            return file.get_tensor(name)
 
 
 def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
     """A Hugging Face folder as (config, graphdef, params), tensor by tensor straight into the sharded arrays.
 
-    Beside the parameters only one of them, stacked over the layers, is in host memory at a time. `dtype` None keeps
-    the checkpoint's own. Raises ConversionError naming the missing, extra or mis-shaped tensor, or the broken file;
-    UnsupportedModelError and FileNotFoundError as `read_config` does.
+    Beside the parameters only one of them, stacked over the layers, is in host memory at a time, so that the peak
+    is that of the parameters or of twice the largest. `dtype` None keeps the checkpoint's own. Raises ConversionError
+    naming the missing, extra or mis-shaped tensor, or the broken file; UnsupportedModelError and FileNotFoundError
+    as `read_config` does.
     """
     folder = Path(folder)
     config, tensors = read_config(folder), SafetensorsFolder(folder)
@@ -143,7 +146,8 @@ def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> 
     flat = nnx.to_flat_state(abstract)
     _check_names(config, tensors, [path for path, _ in flat])
     values = []
-    for path, variable in flat:
+    # Largest first: the host's copy of the next one then never comes on top of all the others.
+    for path, variable in sorted(flat, key=lambda item: -item[1].size):
         names, stacked, transposed = hf_tensors(path, config.num_layers)
         host = np.empty(variable.shape, variable.dtype)
         for l, name in enumerate(names):

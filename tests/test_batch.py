@@ -107,7 +107,7 @@ def test_first_fit_decreasing_by_hand():
 
 @pytest.mark.parametrize("rows, expected", [(1, 3), (2, 4), (4, 4), (5, 5)])
 def test_rows_are_padded_to_a_multiple_of_the_microbatch(rows, expected):
-    batch, log = build([group(*[episode(4, 4) for _ in range(3)])], row_length=12, rows=rows)
+    batch, log = build([group(*[episode(4, 4, reward) for reward in (0, 1, 3)])], row_length=12, rows=rows)
     assert batch.tokens.shape == (expected, 12) and log["rows"] == expected
     assert not np.asarray(batch.segment_ids)[3:].any()
     np.testing.assert_allclose(log["row_fill"], 24 / (12 * expected))
@@ -200,7 +200,7 @@ def test_an_episode_that_cannot_be_trained_on_names_its_problem(damage, message)
 
 def test_an_episode_longer_than_a_row_names_its_problem():
     with pytest.raises(ValueError, match="problem MBPP/3: 9 tokens do not fit a row of 8"):
-        build([group(episode(4, 5, problem="MBPP/3"))], row_length=8)
+        build([group(episode(4, 5, problem="MBPP/3"), episode(4, 3, 1.0))], row_length=8)
 
 
 def test_sft_batch():

@@ -62,7 +62,17 @@ def test_report_holds_what_it_promises_and_nothing_runs(run):
 def test_episodes_are_spread_and_of_both_kinds(run):
     episodes = choose_episodes(run / "samples")
     assert episodes[0]["step"] == 21 and episodes[-1]["step"] == 40
-    assert {e["solved"] for e in episodes} == {True, False}
+    assert [e["solved"] for e in episodes] == [True, False] * 10
+    path = sorted((run / "samples").iterdir())[0]
+    for other in set((run / "samples").iterdir()) - {path}:
+        other.unlink()
+    assert len(choose_episodes(run / "samples")) == 2  # none is shown twice
+
+
+def test_report_shows_half_characters_as_escapes(run):
+    path = sorted((run / "samples").iterdir())[0]
+    path.write_text(path.read_text().replace(json.dumps(HOSTILE), json.dumps("print('\ud83d')")))
+    assert "print(&#x27;\\ud83d&#x27;)" in write_report(run).read_text()
 
 
 def test_report_of_a_run_that_has_only_begun(tmp_path, run):
@@ -76,6 +86,23 @@ def test_no_run_is_an_error_in_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "config.json does not exist" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_broken_line_in_the_log_is_named(run, capsys):
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], lines[3][:9], *lines[4:]]) + "\n")
+    assert main([str(run)]) == 2
+    assert f"{path}:4: not JSON" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="metrics.jsonl:4"):
+        MetricsLog(run, keep_lines=10)
+
+
+def test_log_shorter_than_the_checkpoint_is_an_error_and_kept(run):
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="has 43 whole lines, the checkpoint was made after 50"):
+        MetricsLog(run, keep_lines=50)
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_log_reads_back_bit_by_bit_and_is_cut_on_resume(tmp_path):
@@ -103,6 +130,18 @@ def test_tensorboard_reads_the_events(run):
     losses = events.Scalars("sft/loss")
     assert [e.step for e in losses] == list(range(1, 21))
     assert losses[3].value == pytest.approx(1 / 4)
+
+
+def test_tensorboard_forgets_what_a_resumed_run_repeats(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for kept in (0, 0, 2):
+        log = MetricsLog(tmp_path, keep_lines=kept)
+        for step in range(kept, 4):
+            log.write({"step": step, "stage": "sft", "stage_step": step, "loss": 1.0})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("sft/loss")] == [0, 1, 2, 3]
 
 
 def test_progress_prints_lines_without_a_terminal(capsys):

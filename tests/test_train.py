@@ -261,3 +261,13 @@ def test_config_has_no_field_without_a_plain_type():
                 assert isinstance(item, (int, float, str, bool, tuple)), f"{where}.{field.name}"
 
     check(Config(), "config")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_is_read(path):
+    from jaxrl.command_line import read_config
+
+    with contextlib.chdir(ROOT):
+        config = read_config(["--config", f"configs/{path.name}", "--config.seed=5", "--config.optimizer.b1=0.5"])
+    assert (config.seed, config.optimizer.b1) == (5, 0.5)
+    config.grpo.loss.check()
