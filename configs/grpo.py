@@ -2,7 +2,7 @@
 
 SFT imitates a careless programmer: one line in five of its demonstrations is wrong, and few of them are long. GRPO
 sees no demonstrations, only which of its programs pass hidden tests. Held-out problems have pairs of steps and
-constants that neither stage has.
+constants of steps that neither stage has.
 """
 
 from jaxrl.config import Config
@@ -27,7 +27,7 @@ def get_config() -> Config:
     config.rollout.max_new_tokens = 56
     config.batch.microbatch_rows = 8
 
-    config.sft.steps = 1000
+    config.sft.steps = 800
     config.sft.batch_size = 32
     config.sft.optimizer.learning_rate = 2e-3
     config.sft.optimizer.schedule = "cosine"

@@ -48,7 +48,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest step that was saved whole."""
-        return self._manager.latest_step()
+        return max(self._manager.all_steps(read=True), default=None)  # as the disk has it: a save may have failed
 
     def place(self, step: int) -> dict[str, Any]:
         """What `save` was given as the place."""
@@ -84,10 +84,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax raises what its storage raises: OSError, ValueError, ...
-            good = max((step for step in self._manager.all_steps(read=True)), default=None)
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CheckpointError(
-                f"a checkpoint could not be written: {reason}; the last good one in {self._folder} is of step {good}"
+                f"a checkpoint could not be written: {reason}; the last good one in {self._folder} is of step {self.latest()}"
             ) from error
 
 

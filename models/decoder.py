@@ -15,6 +15,7 @@ from flax import nnx
 
 from models.attention import attention, causal_mask, decode_attention
 from models.config import Llama3RopeScaling, ModelConfig
+from models.matmul import matmul
 
 # Keys [B, K, Dh, S] and values [B, K, S, Dh] of the tokens so far, the token at position p of row b at s = p: a pair
 # for each layer where the layers are unrolled, or one pair with a leading [L] where they are scanned.
@@ -251,7 +252,7 @@ def insert(cache: Cache, rows: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
 def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x [..., I] @ w [I, O] + bias [O] in x's dtype, accumulated in f32."""
     # Flat rows: the weight's gradient then contracts one axis, where XLA on CPU would transpose x and y for two.
-    y = jnp.matmul(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), preferred_element_type=jnp.float32)
+    y = matmul(x.reshape(-1, x.shape[-1]), w)
     y = (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from models.matmul import matmul
+
 CHUNK_ELEMENTS = 2**25  # f32 logits alive at once: 128 MiB
 
 
@@ -20,21 +22,20 @@ def token_logprobs(
     Logits are made for a chunk of tokens at a time, and again in the backward pass. The entropy carries no gradient.
     """
     N, V = hidden.shape[0], unembedding.shape[0]
-    w = unembedding.astype(hidden.dtype)
     rows = max(1, chunk_elements // V)
     if rows >= N:
-        return _logprobs(hidden, targets, w, temperature)
+        return _logprobs(hidden, targets, unembedding, temperature)
     chunks = -(-N // rows)
     pad = chunks * rows - N
     hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunks, rows, -1)
     targets = jnp.pad(targets, (0, pad)).reshape(chunks, rows)
-    chunk = jax.checkpoint(lambda h, t: _logprobs(h, t, w, temperature))
+    chunk = jax.checkpoint(lambda h, t: _logprobs(h, t, unembedding, temperature))
     logprobs, entropy = jax.lax.map(lambda c: chunk(*c), (hidden, targets))
     return logprobs.reshape(-1)[:N], entropy.reshape(-1)[:N]
 
 
-def _logprobs(hidden, targets, w, temperature):
-    logits = jnp.einsum("nd,vd->nv", hidden, w, preferred_element_type=jnp.float32) / temperature
+def _logprobs(hidden, targets, unembedding, temperature):
+    logits = matmul(hidden, unembedding.T) / temperature
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     all_logprobs = jax.lax.stop_gradient(logits - log_z[:, None])

@@ -11,9 +11,10 @@ of them, or with one constant off by one (on integers that is also `>` for `>=`)
 are not negative.
 
 Held-out problems differ from training problems in kind and in constants. A fixed fifth of the pairs of neighbouring
-steps never occurs in training or demonstrations, and every held-out problem has one; a fixed quarter of the constants
-from 10 to 99 occurs in held-out problems only, and no others do there. Only where a step has no constants but small
-ones ("drop the first 2") are they in both.
+steps never occurs in training or demonstrations, and every held-out problem has one. Of the constants from 10 to 99 a
+fixed quarter, another one for each step, occurs with that step in held-out problems only, and no others do there
+("add 17" never in training, though "remove every 17" may be). Only where a step has no constants but small ones ("drop
+the first 2") are they in both.
 """
 
 from __future__ import annotations
@@ -175,14 +176,16 @@ def reserved_pair(family: Family, first: Step, second: Step) -> bool:
     return zlib.crc32(f"{family.name} {first.name} {second.name}".encode()) % RESERVED_PAIRS == 0
 
 
-def reserved_constant(c: int) -> bool:
-    """Whether the constant is for held-out problems only."""
-    return c >= 10 and zlib.crc32(f"constant {c}".encode()) % RESERVED_CONSTANTS == 0
+def reserved_constant(step: Step, c: int) -> bool:
+    """Whether the step has this constant in held-out problems only."""
+    return c >= 10 and zlib.crc32(f"{step.name} {c}".encode()) % RESERVED_CONSTANTS == 0
 
 
 @cache
-def _allowed(constants: range, held_out: bool) -> tuple[int, ...]:
-    return tuple(c for c in constants if reserved_constant(c) == held_out or max(constants) < 10)
+def _allowed(step: Step, held_out: bool) -> tuple[int, ...]:
+    """The constants of the step; only 0 if it has none."""
+    constants = step.constants or (0,)
+    return tuple(c for c in constants if reserved_constant(step, c) == held_out or max(constants) < 10)
 
 
 @cache
@@ -230,7 +233,7 @@ def _with_mistakes(rng: random.Random, family: Family, plan: Plan, share: float)
         for i, (step, c) in enumerate(plan):
             if rng.random() < share:
                 step = rng.choice(family.steps if i < len(plan) - 1 else family.returns)
-                c = rng.choice(_allowed(step.constants, False)) if step.constants else 0
+                c = rng.choice(_allowed(step, False))
             written.append((step, c))
         if not any(reserved_pair(family, a, b) for (a, _), (b, _) in pairwise(written)):
             return written
@@ -254,7 +257,7 @@ def _draw_plan(rng: random.Random, family: Family, difficulty: int, held_out: bo
     steps = [*rng.choices(family.steps, k=difficulty - 1), rng.choice(family.returns)]
     if any(reserved_pair(family, a, b) for a, b in pairwise(steps)) != held_out:
         return None
-    return [(step, rng.choice(_allowed(step.constants, held_out)) if step.constants else 0) for step in steps]
+    return [(step, rng.choice(_allowed(step, held_out))) for step in steps]
 
 
 def _telling_inputs(rng: random.Random, family: Family, plan: Plan) -> list[Any] | None:
