@@ -58,5 +58,5 @@ def decode_attention(
     distance = positions[:, None] - jnp.arange(S)
     mask = (distance >= 0) & ((window == 0) | (distance < window))
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores * Dh**-0.5, _MASKED), axis=-1)
-    mixed = jnp.einsum("bkgs,bksd->bkgd", weights.astype(q.dtype), v_cache, preferred_element_type=jnp.float32)
+    mixed = jnp.einsum("bkgs,bksd->bkgd", weights.astype(v_cache.dtype), v_cache, preferred_element_type=jnp.float32)
     return mixed.astype(q.dtype).reshape(B, H, Dh)

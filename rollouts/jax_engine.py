@@ -259,7 +259,9 @@ def _empty_state(config: Any, slots: int, max_length: int, max_new_tokens: int, 
         key=jnp.zeros((slots, 2), jnp.uint32), temperature=full(1, jnp.float32), top_p=full(1, jnp.float32),
         top_k=full(0, jnp.int32), min_p=full(0, jnp.float32),
     )  # fmt: skip
-    cache = make_cache(config, slots, max_length, compute.dtype, compute.unroll)
+    # XLA on CPU takes a whole bf16 cache to f32 and back to write one token.
+    cache_dtype = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else compute.dtype
+    cache = make_cache(config, slots, max_length, cache_dtype, compute.unroll)
     shape = (slots, max_new_tokens)
     return State(rows, cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+
+BLOCK = 128
 
 
 def sample_tokens(
@@ -12,17 +16,37 @@ def sample_tokens(
     temperature: jax.Array,  # f32[B]; 0: greedy
     filters: tuple[jax.Array, jax.Array, jax.Array] | None = None,  # top_p f32[B], top_k i32[B], min_p f32[B]
 ) -> tuple[jax.Array, jax.Array]:  # tokens i32[B], logprobs f32[B]
-    """One token a row, by the Gumbel trick, each row with its own key.
+    """One token a row, each row with its own key.
 
     The logprob is that of softmax(logits / temperature), before the filters (temperature 0: of softmax(logits)).
     """
     greedy = temperature == 0
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
     allowed = scaled if filters is None else jnp.where(filter_mask(scaled, *filters), scaled, -jnp.inf)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-    tokens = jnp.argmax(jnp.where(greedy[:, None], scaled, allowed + noise), axis=-1).astype(jnp.int32)
+    highest = jnp.max(scaled, axis=-1, keepdims=True)
+    uniforms = jax.vmap(partial(jax.random.uniform, shape=()))(keys)
+    drawn = draw(jnp.exp(allowed - highest), uniforms)
+    tokens = jnp.where(greedy, jnp.argmax(scaled, axis=-1), drawn).astype(jnp.int32)
     chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """i32[B]: for each row of f32[B, V] the first index where the cumulative weight exceeds uniform * total.
+
+    Index i has probability weights[i] / total, for uniforms in [0, 1); one of weight 0 is never drawn. The sums go
+    over blocks of BLOCK first, then within the block that is hit. The Gumbel trick would need V random numbers a row
+    instead of one.
+    """
+    B, V = weights.shape
+    blocks = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    before = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    threshold = uniforms * before[:, -1]
+    block = jnp.argmax(before > threshold[:, None], axis=-1)
+    rest = threshold - jnp.where(block > 0, jnp.take_along_axis(before, block[:, None] - 1, axis=-1)[:, 0], 0.0)
+    within = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
+    rest = jnp.minimum(rest, jnp.nextafter(within[:, -1], jnp.float32(0)))  # the two sums may differ by a rounding
+    return block * BLOCK + jnp.argmax(within > rest[:, None], axis=-1)
 
 
 def filter_mask(

@@ -16,7 +16,7 @@ from models.logprobs import token_logprobs
 from rollouts.collect import generate
 from rollouts.engine import PromptTooLongError, SamplingParams
 from rollouts.jax_engine import JaxEngine
-from rollouts.sampling import filter_mask, sample_tokens
+from rollouts.sampling import draw, filter_mask, sample_tokens
 
 CONFIG = ModelConfig("qwen2", 97, 32, 48, 2, 4, 2, 8, 256, qkv_bias=True, tied_embeddings=True)
 
@@ -193,3 +193,20 @@ def test_samples_follow_the_distribution():
         assert counts[~kept].sum() == 0
         assert (((counts - N * q) ** 2)[kept] / (N * q[kept])).sum() < 25  # 5 degrees of freedom: p = 1e-4
         np.testing.assert_allclose(logprobs, np.log(p)[np.asarray(tokens)], atol=1e-5)
+
+
+def test_draw_inverts_the_cumulative_weights():
+    rng = np.random.default_rng(0)
+    for V in (5, 128, 320, 1000):
+        weights = (rng.exponential(size=(64, V)) * (rng.random((64, V)) < 0.3)).astype(np.float32)
+        weights[:, 0] = 0
+        weights[:, V // 2] += 0.1
+        uniforms = rng.random(64).astype(np.float32)
+        uniforms[0], uniforms[1] = 0, np.nextafter(np.float32(1), np.float32(0))
+        got = np.asarray(draw(jnp.asarray(weights), jnp.asarray(uniforms)))
+        assert (weights[np.arange(64), got] > 0).all()
+        cumulative = np.cumsum(weights.astype(np.float64), axis=1)
+        below = np.where(got > 0, cumulative[np.arange(64), got - 1], 0)
+        target = uniforms.astype(np.float64) * cumulative[:, -1]
+        slack = 1e-6 * cumulative[:, -1]
+        assert (below - slack <= target).all() and (target <= cumulative[np.arange(64), got] + slack).all()
