@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import workload as w
 from flax import nnx
@@ -72,7 +73,7 @@ def main() -> None:
 
     def batches():
         for step in range(steps):
-            yield {"prompts": [" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step)]}
+            yield {"prompts": np.array([" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step)])}
             now = time.perf_counter()  # asked for the next batch: this step is done
             seconds.append(now - clock[0])
             clock[0] = now
@@ -97,7 +98,7 @@ def main() -> None:
             rollout_config=base_rollout.RolloutConfig(
                 max_tokens_to_generate=w.NEW_TOKENS,
                 max_prompt_length=w.PROMPT_LENGTH,
-                kv_cache_size=w.PROMPT_LENGTH + w.NEW_TOKENS,
+                kv_cache_size=32 + w.NEW_TOKENS + 1,  # its sampler pads prompts to a power of two and wants one to spare
                 temperature=1.0,
                 top_p=1.0,
                 eos_tokens=[NEVER],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from rollouts.engine import Completion, Engine, SamplingParams
 from rollouts.episode import Episode, Group, Problem
+
+T = TypeVar("T")
 
 
 class Environment(Protocol):
@@ -38,7 +40,7 @@ def collect(
         )
         return [Group(p, list(episodes[i * group_size : (i + 1) * group_size])) for i, p in enumerate(problems)]
 
-    return asyncio.run(play_all())
+    return _run(play_all())
 
 
 def generate(engine: Engine, prompts: Sequence[np.ndarray], params: SamplingParams) -> list[list[Completion]]:
@@ -49,7 +51,18 @@ def generate(engine: Engine, prompts: Sequence[np.ndarray], params: SamplingPara
         settings = [dataclasses.replace(params, seed=seed) for seed in seeds]
         return list(await asyncio.gather(*(engine.sample(p, s) for p, s in zip(prompts, settings))))
 
-    return asyncio.run(sample_all())
+    return _run(sample_all())
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """What `main` returns. asyncio.run would make a repr of it (while it resets Ctrl-C), all tokens of all episodes."""
+    results = []
+
+    async def keep_result() -> None:
+        results.append(await main)
+
+    asyncio.run(keep_result())
+    return results[0]
 
 
 def episode_seed(seed: Sequence[int], problem: int, episode: int) -> int:
