@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parent
 
 def run(python: str, script: str, dtype: str, steps: int) -> dict | None:
     """The peer's JSON line, or None (with its last words shown) if it failed."""
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
     result = subprocess.run(
         [python, str(FOLDER / script), "--dtype", dtype, "--steps", str(steps)],
         env=environment, capture_output=True, text=True,
@@ -37,6 +37,28 @@ def run(python: str, script: str, dtype: str, steps: int) -> dict | None:
     return json.loads(lines[-1])
 
 
+def summarize(peers: list[tuple[str | None, str, str]], results: dict[tuple[str, str], list[dict]]) -> None:
+    """Prints the table; the last column compares with jaxrl at its faster dtype."""
+    seconds = {key: [s for line in lines for s in line["step_s"]] for key, lines in results.items()}
+    ours = min(statistics.median(s) for (script, _), s in seconds.items() if script == "jaxrl_step.py")
+    table = Table("", "version", "dtype", "median s", "min s", "x jaxrl's best")
+    for python, script, dtype in peers:
+        if (script, dtype) not in results:
+            table.add_row(script, "failed" if python else "not measured", dtype, "", "", "")
+            continue
+        line, median = results[script, dtype][0], statistics.median(seconds[script, dtype])
+        numbers = [f"{median:.3f}", f"{min(seconds[script, dtype]):.3f}", f"{median / ours:.2f}"]
+        table.add_row(line["peer"], line["version"], dtype, *numbers)
+    console = Console(width=130)
+    console.print(table)
+    for (script, dtype), lines in results.items():
+        names = lines[0]["phases"] if script == "jaxrl_step.py" else ()
+        phases = {name: round(statistics.median(s for l in lines for s in l["phases"][name]), 3) for name in names}
+        if phases:
+            console.print(f"jaxrl {dtype} by phase, s: {phases}")
+    console.print("arithmetic of a step, GFLOP:", {name: round(g, 1) for name, g in w.gflop().items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trl-python", help="interpreter of an environment with trl and torch")
@@ -45,46 +67,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="counted steps a round")
     parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
     options = parser.parse_args()
-    peers = [
-        (sys.executable, "jaxrl_step.py", "float32"),
-        (sys.executable, "jaxrl_step.py", "bfloat16"),
-        (sys.executable, "peer_naive.py", "float32"),
-        (options.trl_python, "peer_trl.py", "float32"),
-        (options.trl_python, "peer_trl.py", "bfloat16"),
-        (options.tunix_python, "peer_tunix.py", "float32"),
-        (options.tunix_python, "peer_tunix.py", "bfloat16"),
-    ]
+    peers = [(sys.executable, "peer_naive.py", "float32")]
+    for dtype in ("float32", "bfloat16"):
+        peers.append((sys.executable, "jaxrl_step.py", dtype))
+        peers.append((options.trl_python, "peer_trl.py", dtype))
+        peers.append((options.tunix_python, "peer_tunix.py", dtype))
     results: dict[tuple[str, str], list[dict]] = {}
     for _ in range(options.rounds):
         for python, script, dtype in peers:
             line = run(python, script, dtype, options.steps) if python else None
             if line:
                 results.setdefault((script, dtype), []).append(line)
-    if ("jaxrl_step.py", "float32") not in results:
+    if not any(script == "jaxrl_step.py" for script, _ in results):
         sys.exit("jaxrl's own side failed: nothing to compare with")
-    best = {key: statistics.median(s for line in lines for s in line["step_s"]) for key, lines in results.items()}
-    table = Table("", "version", "dtype", "median s", "min s", "x jaxrl f32")
-    for python, script, dtype in peers:
-        lines = results.get((script, dtype))
-        if not lines:
-            table.add_row(script, "not measured" if not python else "failed", dtype, "", "", "")
-            continue
-        seconds = [s for line in lines for s in line["step_s"]]
-        ratio = best[script, dtype] / best["jaxrl_step.py", "float32"]
-        table.add_row(
-            lines[0]["peer"],
-            lines[0]["version"],
-            dtype,
-            f"{best[script, dtype]:.3f}",
-            f"{min(seconds):.3f}",
-            f"{ratio:.2f}",
-        )
-    console = Console(width=130)
-    console.print(table)
-    own = results["jaxrl_step.py", "float32"]
-    phases = {name: statistics.median(s for line in own for s in line["phases"][name]) for name in own[0]["phases"]}
-    console.print("jaxrl f32 by phase, s:", {name: round(s, 3) for name, s in phases.items()})
-    console.print("arithmetic of a step, GFLOP:", {name: round(g, 1) for name, g in w.gflop().items()})
+    summarize(peers, results)
     if options.out:
         data = {f"{script} {dtype}": lines for (script, dtype), lines in results.items()}
         options.out.write_text(json.dumps({"workload": w.gflop(), "results": data}, indent=1) + "\n")

@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=64, help="rows of a microbatch")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a microbatch")
     options = parser.parse_args()
     prepare_process()
     config, compute = from_hf({"model_type": "qwen2", **w.SHAPE}), Compute(jnp.dtype(options.dtype), unroll=True)

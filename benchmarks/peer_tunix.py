@@ -98,7 +98,9 @@ def main() -> None:
             rollout_config=base_rollout.RolloutConfig(
                 max_tokens_to_generate=w.NEW_TOKENS,
                 max_prompt_length=w.PROMPT_LENGTH,
-                kv_cache_size=32 + w.NEW_TOKENS + 1,  # its sampler pads prompts to a power of two and wants one to spare
+                kv_cache_size=32
+                + w.NEW_TOKENS
+                + 1,  # its sampler pads prompts to a power of two and wants one to spare
                 temperature=1.0,
                 top_p=1.0,
                 eos_tokens=[NEVER],

@@ -85,9 +85,8 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax raises what its storage raises: OSError, ValueError, ...
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CheckpointError(
-                f"a checkpoint could not be written: {reason}; the last good one in {self._folder} is of step {self.latest()}"
-            ) from error
+            good = f"the last good one in {self._folder} is of step {self.latest()}"
+            raise CheckpointError(f"a checkpoint could not be written: {reason}; {good}") from error
 
 
 def _flat(tree: Any) -> dict[str, jax.Array]:

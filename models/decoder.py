@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from models.attention import attention, causal_mask, decode_attention
@@ -41,7 +40,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         L, D, F = config.num_layers, config.hidden_size, config.intermediate_size
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.config, self.fused = config, False
+        self.config = config
 
         def stacked(*shape_and_axes: tuple[int, str | None]) -> nnx.Param:
             shape, axes = zip(*shape_and_axes)
@@ -73,12 +72,8 @@ class Block(nnx.Module):
 
     def attention(self, x, rotation, attend):
         config, (B, T, _) = self.config, x.shape
-        if self.fused:
-            qkv = linear(x, self.qkv[...], self.qkv_bias[...] if config.qkv_bias else None)
-            q, k, v = jnp.split(qkv, np.cumsum([self.q.shape[1], self.k.shape[1]]), axis=-1)
-        else:
-            bias = (self.q_bias[...], self.k_bias[...], self.v_bias[...]) if config.qkv_bias else (None, None, None)
-            q, k, v = linear(x, self.q[...], bias[0]), linear(x, self.k[...], bias[1]), linear(x, self.v[...], bias[2])
+        bias = (self.q_bias[...], self.k_bias[...], self.v_bias[...]) if config.qkv_bias else (None, None, None)
+        q, k, v = linear(x, self.q[...], bias[0]), linear(x, self.k[...], bias[1]), linear(x, self.v[...], bias[2])
         q, k, v = (a.reshape(B, T, -1, config.head_dim) for a in (q, k, v))
         if config.qk_norm:
             q = rms_norm(q, self.q_norm[...], config.norm_epsilon)
@@ -87,20 +82,7 @@ class Block(nnx.Module):
         return linear(mixed.reshape(B, T, -1), self.o[...], self.o_bias[...] if config.output_bias else None)
 
     def mlp(self, x):
-        if self.fused:
-            gate, up = jnp.split(linear(x, self.gate_up[...]), 2, axis=-1)
-        else:
-            gate, up = linear(x, self.gate[...]), linear(x, self.up[...])
-        return linear(jax.nn.silu(gate) * up, self.down[...])
-
-    def fuse(self) -> Block:
-        """One layer's block with q, k, v and gate, up as one matmul each: faster for the few rows of decoding."""
-        self.qkv = nnx.Param(jnp.concatenate([self.q[...], self.k[...], self.v[...]], axis=-1))
-        self.gate_up = nnx.Param(jnp.concatenate([self.gate[...], self.up[...]], axis=-1))
-        if self.config.qkv_bias:
-            self.qkv_bias = nnx.Param(jnp.concatenate([self.q_bias[...], self.k_bias[...], self.v_bias[...]], axis=-1))
-        self.fused = True
-        return self
+        return linear(jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...]), self.down[...])
 
 
 class Decoder(nnx.Module):
@@ -221,7 +203,7 @@ class Decoder(nnx.Module):
         """One Block a layer, for `decode` to unroll; make it outside of the decoding loop."""
         graphdef, stacked = nnx.split(self.blocks)
         slices = [jax.tree.map(lambda p, l=l: p[l], stacked) for l in range(self.config.num_layers)]
-        return [nnx.merge(graphdef, layer).fuse() for layer in slices]
+        return [nnx.merge(graphdef, layer) for layer in slices]
 
 
 def make_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype, unrolled: bool) -> Cache:

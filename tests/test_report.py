@@ -94,7 +94,7 @@ def test_broken_line_in_the_log_is_named(run, capsys):
     path.write_text("\n".join([*lines[:3], lines[3][:9], *lines[4:]]) + "\n")
     assert main([str(run)]) == 2
     assert f"{path}:4: not JSON" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="metrics.jsonl:4"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:4"):
         MetricsLog(run, keep_lines=10)
 
 
