@@ -9,6 +9,7 @@ from functools import partial
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -74,6 +75,19 @@ def test_the_cut_into_microbatches_does_not_matter(expected, rows):
     assert metrics.keys() == expected[1].keys()
     for name, value in metrics.items():
         assert value == pytest.approx(expected[1][name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("compute", [{}, {"unroll": True}, {"remat": True}], ids=str)
+def test_gradient_in_bf16_is_the_one_in_f32_but_for_rounding(compute):
+    def gradient(dtype):
+        learner, state = learner_and_state(8, compute=Compute(jnp.dtype(dtype), **compute))
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        return learner._accumulate(state.params, zeros, next(learner.microbatches(batch(8))))[0]
+
+    exact, rounded = gradient(jnp.float32), gradient(jnp.bfloat16)
+    chex.assert_trees_all_equal_dtypes(exact, rounded)
+    error = jax.tree.map(lambda a, b: a - b, exact, rounded)
+    assert optax.tree.norm(error) < 0.02 * optax.tree.norm(exact)
 
 
 def test_update_is_adamw_of_the_gradient():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import chex
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,18 +27,28 @@ def test_value_and_gradient(lead):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_bf16_operands_f32_sums():
+@pytest.mark.parametrize("shape", [(6, 8, 4), (5, 7, 3), (84, 64, 32)])
+def test_bf16_operands_f32_sums(shape):
     """bf16 x with f32 weights: every matmul of value and gradient takes bf16 and gives f32; dy stays f32."""
-    x, y, g = operands()
-    x, y, g = jnp.bfloat16(x), jnp.float32(y), jnp.float32(g)
-    both = lambda x, y: jax.vjp(matmul, x, y)[1](g)  # noqa: E731
-    dots = [e for e in jax.make_jaxpr(both)(x, y).eqns if e.primitive.name == "dot_general"]
-    dots += [e for e in jax.make_jaxpr(matmul)(x, y).eqns[0].params["call_jaxpr"].eqns if "dot" in e.primitive.name]
-    assert len(dots) >= 3
-    for dot in dots:
-        chex.assert_type([v.aval for v in dot.invars], jnp.bfloat16)
-        chex.assert_type([v.aval for v in dot.outvars], jnp.float32)
-    dx, dy = both(x, y)
+    M, K, N = shape
+    rng = np.random.default_rng(0)
+    x, y = jnp.bfloat16(rng.normal(size=(M, K))), jnp.float32(rng.normal(size=(K, N)))
+    g = jnp.float32(rng.normal(size=(M, N)))
+
+    @jax.jit
+    def value_and_gradients(x, y, g):
+        value, vjp = jax.vjp(matmul, x, y)
+        # The second, as tied embeddings use it: XLA must not merge the transposes into a matmul it cannot run.
+        return value, *vjp(g), jax.vjp(lambda y: matmul(x, y.T), y.T)[1](g)[0]
+
+    text = value_and_gradients.lower(x, y, g).as_text()
+    dots = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(dots) >= 4
+    assert all(re.search(r": \(tensor<\w*xbf16>, tensor<\w*xbf16>\) -> tensor<\w*xf32>", dot) for dot in dots), dots
+    value, dx, dy, dy_transposed = value_and_gradients(x, y, g)
     assert (dx.dtype, dy.dtype) == (jnp.bfloat16, jnp.float32)
     exact = lambda a: np.asarray(jnp.bfloat16(a), np.float64)  # noqa: E731
+    np.testing.assert_allclose(value, exact(x) @ exact(y), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dy, exact(x).T @ exact(g), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dy_transposed, np.asarray(dy).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(dx, np.float64), exact(g) @ exact(y).T, rtol=0.01, atol=0.05)
