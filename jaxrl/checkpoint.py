@@ -48,7 +48,8 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest step that was saved whole."""
-        return max(self._manager.all_steps(read=True), default=None)  # as the disk has it: a save may have failed
+        self._manager.reload()  # as the disk has it: a save may have failed
+        return self._manager.latest_step()
 
     def place(self, step: int) -> dict[str, Any]:
         """What `save` was given as the place."""
