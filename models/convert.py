@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -148,18 +149,34 @@ def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> 
     values = []
     # Largest first: the host's copy of the next one then never comes on top of all the others.
     for path, variable in sorted(flat, key=lambda item: -item[1].size):
-        names, stacked, transposed = hf_tensors(path, config.num_layers)
-        host = np.empty(variable.shape, variable.dtype)
-        for l, name in enumerate(names):
-            target = host[l] if stacked else host
-            wanted = target.shape[::-1] if transposed else target.shape
-            if tensors.shape(name) != wanted:
-                raise ConversionError(f"{folder}: tensor {name} has shape {tensors.shape(name)}, should be {wanted}")
-            source = tensors.read(name)
-            target[...] = source.T if transposed else source
-        values.append((path, variable.replace(jax.device_put(host, shardings[path].get_value()))))
+        host = _read_parameter(tensors, variable, *hf_tensors(path, config.num_layers))
+        array = jax.device_put(host, shardings[path].get_value()).block_until_ready()
+        values.append((path, variable.replace(array)))
         del host
+        gc.collect()  # jax lets go of the host's copy at the next collection
     return config, graphdef, nnx.from_flat_state(values)
+
+
+def _read_parameter(
+    tensors: SafetensorsFolder, variable: Any, names: list[str], stacked: bool, transposed: bool
+) -> np.ndarray:
+    """The parameter of these tensors, with the shape and type of `variable`."""
+    shape = variable.shape[1:] if stacked else variable.shape
+    wanted = shape[::-1] if transposed else shape
+
+    def read(name: str) -> np.ndarray:
+        if tensors.shape(name) != wanted:
+            raise ConversionError(
+                f"{tensors.folder}: tensor {name} has shape {tensors.shape(name)}, should be {wanted}"
+            )
+        return tensors.read(name).T if transposed else tensors.read(name)
+
+    if not stacked:
+        return read(names[0]).astype(variable.dtype, copy=False)
+    host = np.empty(variable.shape, variable.dtype)
+    for l, name in enumerate(names):
+        host[l] = read(name)
+    return host
 
 
 def _check_names(config: ModelConfig, tensors: SafetensorsFolder, paths: list[Any]) -> None:

@@ -150,13 +150,15 @@ def test_unsupported_configs_are_named(fields, words):
 
 
 PEAK = """
-import resource, sys
+import re, sys
 from models.convert import load_hf
 import jax
 jax.numpy.zeros(3)
-with open("/proc/self/statm") as f: before = int(f.read().split()[1]) * 4096
+# Not ru_maxrss, which a new process has from its parent.
+peak_so_far = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
+before = peak_so_far()
 _, _, params = load_hf(sys.argv[1])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_so_far()
 print((peak - before) / sum(x.nbytes for x in jax.tree.leaves(params)))
 """
 
