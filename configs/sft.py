@@ -8,6 +8,6 @@ def get_config() -> Config:
     config = grpo_config()
     config.name = "sft"
     config.task.demonstration_difficulty = config.task.max_difficulty
-    config.task.demonstration_mistakes = 0.0
+    config.task.lazy_demonstrations = 0.0
     config.grpo.steps = 0
     return config

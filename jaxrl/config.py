@@ -63,7 +63,7 @@ class TaskConfig:
     max_difficulty: int = 4  # functions: steps of the longest problem
     demonstration_difficulty: int = 2  # functions: steps of the longest easy demonstration
     hard_demonstrations: float = 0.1  # functions: share of demonstrations that are longer, up to max_difficulty
-    demonstration_mistakes: float = 0.0  # functions: chance of each line of a demonstration to be wrong
+    lazy_demonstrations: float = 0.0  # functions: share of demonstrations that do the last step only
     demonstrations: int = 20_000  # problems with a demonstration, for SFT
     min_tests: int = 1  # contest: fewer are rejected
     max_tests: int = 64  # contest: more are cut, evenly

@@ -149,9 +149,9 @@ def test_near_misses_fail(task):
         assert not passes(f"{head}\n{last}", problem), problem
 
 
-@pytest.mark.parametrize("mistakes", [0.0, 0.5])
-def test_held_out_problems_differ_in_kind_and_constants(mistakes: float):
-    task = load_task(TaskConfig(train_problems=2000, demonstrations=2000, demonstration_mistakes=mistakes), seed=0)
+@pytest.mark.parametrize("lazy", [0.0, 0.5])
+def test_held_out_problems_differ_in_kind_and_constants(lazy: float):
+    task = load_task(TaskConfig(train_problems=2000, demonstrations=2000, lazy_demonstrations=lazy), seed=0)
     shown = [*task.train, *task.demonstrations]
     pairs = set().union(*map(adjacent, shown))
     assert all(adjacent(p) - pairs for p in task.held_out)

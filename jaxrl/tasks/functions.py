@@ -211,32 +211,19 @@ def generate(
     held_out: bool,
     name: str,
     families: Sequence[Family] = FAMILIES,
-    mistakes: float = 0.0,
+    lazy: float = 0.0,
 ) -> Problem:
     """A problem of `difficulty` steps, the last of which returns, with tests that tell its near misses.
 
-    Each line of the demonstration is a wrong one with probability `mistakes`.
+    With probability `lazy` the demonstration does the last step only.
     """
     family = rng.choice(families)
     while True:
         plan = _draw_plan(rng, family, difficulty, held_out)
         inputs = _telling_inputs(rng, family, plan) if plan else None
         if plan and inputs:
-            written = _with_mistakes(rng, family, plan, mistakes) if mistakes else plan
+            written = plan[-1:] if rng.random() < lazy else plan
             return _problem(rng, family, plan, written, inputs, name)
-
-
-def _with_mistakes(rng: random.Random, family: Family, plan: Plan, share: float) -> Plan:
-    """The plan as a careless programmer writes it down; never with what is reserved for held-out problems."""
-    while True:
-        written = []
-        for i, (step, c) in enumerate(plan):
-            if rng.random() < share:
-                step = rng.choice(family.steps if i < len(plan) - 1 else family.returns)
-                c = rng.choice(_allowed(step, False))
-            written.append((step, c))
-        if not any(reserved_pair(family, a, b) for (a, _), (b, _) in pairwise(written)):
-            return written
 
 
 def _problem(rng: random.Random, family: Family, plan: Plan, written: Plan, inputs: list[Any], name: str) -> Problem:
@@ -305,14 +292,14 @@ def generated(
     weights: Sequence[float],
     seed: int,
     families: Sequence[Family] = FAMILIES,
-    mistakes: float = 0.0,
+    lazy: float = 0.0,
 ) -> Generated:
     """`size` problems that are not held out; one of difficulty d is drawn with weight `weights[d - 1]`."""
 
     def make(i: int) -> Problem:
         rng = random.Random(f"{name} {seed} {i}")
         difficulty = rng.choices(range(1, len(weights) + 1), weights)[0]
-        return generate(rng, difficulty, False, f"functions/{name}/{i}", families, mistakes)
+        return generate(rng, difficulty, False, f"functions/{name}/{i}", families, lazy)
 
     return Generated(size, make)
 
@@ -358,7 +345,7 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         ("max_difficulty", 2, MAX_DIFFICULTY),
         ("demonstration_difficulty", 1, config.max_difficulty),
         ("hard_demonstrations", 0, 1),
-        ("demonstration_mistakes", 0, 1),
+        ("lazy_demonstrations", 0, 1),
     ):
         value = getattr(config, field)
         if value < low or (high is not None and value > high):
@@ -385,7 +372,7 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         held_out=held_out_problems(config.held_out_problems, config.max_difficulty, families),
         score=score,
         demonstrations=generated(
-            "demonstration", config.demonstrations, shown, seed, families, config.demonstration_mistakes
+            "demonstration", config.demonstrations, shown, seed, families, config.lazy_demonstrations
         ),
         corpus=corpus,
     )
