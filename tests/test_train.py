@@ -113,10 +113,11 @@ def same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_ten_times_it_ends_bit_by_bit_the_same(whole, tmp_path):
-    rng, kills = random.Random(0), 0
+    rng, kills, runs = random.Random(0), 0, 0
     while kills < 10:
-        process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-        metrics = tmp_path / "scramble" / "metrics.jsonl"
+        folder = tmp_path / str(runs)
+        process = subprocess.Popen(command(folder), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+        metrics = folder / "scramble" / "metrics.jsonl"
         before = metrics.stat().st_mtime_ns if metrics.exists() else 0
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:  # until it has begun to write, then at any moment
@@ -124,14 +125,15 @@ def test_killed_ten_times_it_ends_bit_by_bit_the_same(whole, tmp_path):
                 break
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 1.5))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 3  # a machine so fast that the run ended first has still been interrupted
-    assert run(tmp_path).returncode == 0
-    same_run(whole, tmp_path)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:  # it ended first: the rest of the kills go to another run
+            same_run(whole, folder)
+            runs += 1
+    assert run(tmp_path / str(runs)).returncode == 0
+    same_run(whole, tmp_path / str(runs))
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(whole, tmp_path):
