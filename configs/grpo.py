@@ -1,6 +1,6 @@
 """The default run: a small Qwen2 model learns to write Python functions, by SFT and then by GRPO.
 
-SFT imitates a lazy programmer, half of whose programs do the last step only, and few of whose programs are long. GRPO
+SFT imitates a lazy programmer: two in five of its programs do the last step only, and few of them are long. GRPO
 sees no demonstrations, only which of its programs pass hidden tests. Held-out problems have pairs of steps and
 constants of steps that neither stage has.
 """
@@ -15,7 +15,7 @@ def get_config() -> Config:
     config.task.families = ("list",)
     config.task.max_difficulty = 3
     config.task.hard_demonstrations = 0.2
-    config.task.lazy_demonstrations = 0.5
+    config.task.lazy_demonstrations = 0.4
 
     config.model.shape.hidden_size = 192
     config.model.shape.intermediate_size = 512
@@ -27,7 +27,7 @@ def get_config() -> Config:
     config.rollout.max_new_tokens = 56
     config.batch.microbatch_rows = 8
 
-    config.sft.steps = 800
+    config.sft.steps = 1100
     config.sft.batch_size = 32
     config.sft.optimizer.learning_rate = 2e-3
     config.sft.optimizer.schedule = "cosine"
