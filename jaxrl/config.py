@@ -50,7 +50,7 @@ class MeshConfig:
 
 @dataclass
 class TaskConfig:
-    """Which problems. Fields that a task does not use must keep their defaults."""
+    """Which problems. Each task uses the fields that name it, and those that name none."""
 
     name: str = "functions"  # a module of jaxrl.tasks
     path: str = ""  # local .jsonl, .json, .gz, .parquet or a hub name, for tasks read from data
