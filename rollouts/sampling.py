@@ -40,13 +40,21 @@ def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """
     B, V = weights.shape
     blocks = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    before = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    threshold = uniforms * before[:, -1]
-    block = jnp.argmax(before > threshold[:, None], axis=-1)
+    sums = jnp.sum(blocks, axis=-1)
+    before = jnp.cumsum(sums, axis=-1)
+    threshold = uniforms * _total(before, sums)
+    # A parallel sum may rise by a rounding where the weight is 0, hence the second conditions and the bounds of `rest`.
+    block = jnp.argmax((before > threshold[:, None]) & (sums > 0), axis=-1)
     rest = threshold - jnp.where(block > 0, jnp.take_along_axis(before, block[:, None] - 1, axis=-1)[:, 0], 0.0)
-    within = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
-    rest = jnp.minimum(rest, jnp.nextafter(within[:, -1], jnp.float32(0)))  # the two sums may differ by a rounding
-    return block * BLOCK + jnp.argmax(within > rest[:, None], axis=-1)
+    hit = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    within = jnp.cumsum(hit, axis=-1)
+    rest = jnp.clip(rest, 0.0, jnp.nextafter(_total(within, hit), jnp.float32(0)))
+    return block * BLOCK + jnp.argmax((within > rest[:, None]) & (hit > 0), axis=-1)
+
+
+def _total(cumulative: jax.Array, weights: jax.Array) -> jax.Array:
+    """f32[B]: the largest cumulative weight at an index whose weight is not 0."""
+    return jnp.max(jnp.where(weights > 0, cumulative, 0.0), axis=-1)
 
 
 def filter_mask(
