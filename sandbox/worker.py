@@ -1,416 +1,269 @@
-"""The process that runs hostile code. Started by sandbox/pool.py as a script; standard library only.
+"""The confined process that starts programs: warm, isolated once, and free of secrets.
 
-It reads requests from stdin and writes answers to stdout, both as a 4-byte length and JSON. For each program it forks
-a child with limits of its own, a fresh session and a fresh empty folder; what the child says comes back through a
-pipe in frames that begin with a nonce. The child never sees expected values of call and stdio tests: its answers
-are compared by the parent of this process.
+It never sees a program, a test or an answer. For each run it gets file descriptors and limits, forks a process for
+the candidate and, where test code is to run, one for the examiner, hands them their descriptors, watches the limits,
+and when the run ends kills all that is left and says how it went. What a run's processes say to each other and to
+the judge (sandbox/judge.py) does not pass through here.
+
+    {"do": "run", "id", "limits", "examiner": bool, "kind"} + descriptors   start a run
+    {"do": "end", "id"}                                      end it now; answered, as every run, by {"id", "ended": ...}
+    {"do": "suspend"} {"do": "resume", "cpu_s"}              freeze a session's processes, wake them with fresh CPU time
+    {"do": "interrupt"}                                      SIGINT to the candidate
+    {"do": "clone"} + a control socket                       a worker like this one, in a jail of its own
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
+import importlib
 import json
 import os
-import resource
 import select
 import shutil
 import signal
-import struct
+import socket
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any
 
+from sandbox import candidate, examiner, kernel
+from sandbox.isolation import Jail, confine, enter_jail, fresh_box, mount_box
+
+TICK_S = 0.05  # between two looks at a run's CPU time
+CANDIDATE_FILES = ("stdin", "stdout", "stderr", "channel", "program")
 # What programs of this kind import: loaded once, so that a fresh child finds it in memory.
-PRELOADED = (
+USUAL_MODULES = (
     "array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq",
-    "io", "itertools", "math", "operator", "random", "re", "statistics", "string", "typing",
+    "io", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "struct", "traceback",
+    "typing",
 )  # fmt: skip
-MAX_MESSAGE, MAX_OUTPUT = 500, 2000  # characters kept
-CHILD_STATUSES = ("ran", "wrong_answer", "runtime_error", "syntax_error", "memory")
-CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x08000000, 0x10000000, 0x40000000
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
-libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main() -> None:
-    """Serves requests until stdin ends."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    layers = isolate()
-    for name in PRELOADED:
-        __import__(name)
+def main(control_fd: int) -> None:
+    """Isolates this process and serves until the control socket is closed."""
+    control = socket.socket(fileno=control_fd)
+    start = json.loads(control.recv(1 << 20))
+    sys.path[:] = start["path"]
+    for name in (*USUAL_MODULES, *start["preload"]):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     gc.disable()
-    gc.freeze()
-    write_frame(answers, {"layers": layers, "pid": os.getpid()})
-    while (request := read_frame(requests)) is not None:
-        write_frame(answers, serve(request))
-
-
-def isolate() -> dict[str, str]:
-    """Takes away what the kernel lets an ordinary process give up; what is active, by layer."""
-    layers = {}
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    uid, gid = os.getuid(), os.getgid()
-    namespaces = CLONE_NEWNET | CLONE_NEWIPC
-    if libc.unshare(namespaces if uid == 0 else namespaces | CLONE_NEWUSER) == 0:
-        layers["network"] = layers["ipc"] = "own namespace"
-        if uid != 0:
-            for path, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-                with contextlib.suppress(OSError), open(f"/proc/self/{path}", "w") as f:
-                    f.write(text)
-    else:
-        layers["network"] = layers["ipc"] = f"shared with the host: {os.strerror(ctypes.get_errno())}"
-    layers["no_new_privileges"] = "on" if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 else "off"
-    layers["limits"] = "rlimits"
-    return layers
-
-
-def read_frame(stream: IO[bytes]) -> Any:
-    header = stream.read(4)
-    if len(header) < 4:
-        return None
-    return json.loads(stream.read(struct.unpack("<I", header)[0]))
-
-
-def write_frame(stream: IO[bytes], value: Any) -> None:
-    data = json.dumps(value).encode()
-    stream.write(struct.pack("<I", len(data)) + data)
-    stream.flush()
-
-
-def serve(request: dict[str, Any]) -> dict[str, Any]:
-    """Runs one program: all its in-process tests in one child, each stdio test in a child of its own."""
-    code, tests, limits = request["code"], request["tests"], request["limits"]
-    deadline = time.monotonic() + limits["wall_s"]
-    answer: dict[str, Any] = {"results": [], "stdout": "", "stderr": "", "cpu_s": 0.0}
-    start = time.monotonic()
-    in_process = [t for t in tests if t["type"] != "stdio"]
-    for test in tests if not in_process else [None]:
-        if answer["results"] and request["stop"] and answer["results"][-1]["status"] != "ran":
-            break
-        run = [test] if test else in_process
-        stdin = test["stdin"] if test else ""
-        out = run_child(code, run, stdin, limits, deadline, limits["cpu_s"] - answer["cpu_s"], request["stop"])
-        answer["results"] += out["results"]
-        answer["cpu_s"] += out["cpu_s"]
-        answer["stdout"], answer["stderr"] = out["stdout"][:MAX_OUTPUT], out["stderr"][-MAX_OUTPUT:]
-    answer["wall_s"] = time.monotonic() - start
-    return answer
-
-
-def run_child(
-    code: str, tests: list[dict], stdin: str, limits: dict, deadline: float, cpu_s: float, stop: bool
-) -> dict[str, Any]:
-    """Forks a child for the tests, watches it, and says how each test went.
-
-    A result is {"status": "ran", "value": ...} where the child gave a value to compare, else a final status.
-    """
-    nonce, folder = os.urandom(16).hex(), tempfile.mkdtemp(prefix="sandbox-")
-    pipes = {name: os.pipe() for name in ("frames", "stdout", "stderr")}
-    given = os.memfd_create("stdin")
-    os.write(given, stdin.encode("utf-8", "surrogatepass"))
-    os.lseek(given, 0, os.SEEK_SET)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            become_candidate(folder, given, {name: w for name, (_, w) in pipes.items()}, limits, cpu_s)
-            candidate(code, tests, nonce, 3, stop)
-        finally:
-            os._exit(0)
-    os.close(given)
-    for _, w in pipes.values():
-        os.close(w)
-    try:
-        outputs, cause = watch(pid, {name: r for name, (r, _) in pipes.items()}, limits, deadline, cpu_s)
-    finally:
-        status, cpu = kill_all(pid)
-        shutil.rmtree(folder, ignore_errors=True)
-    results, done = parse_frames(outputs["frames"], nonce)
-    stdout = outputs["stdout"].decode("utf-8", "replace")
-    if tests[0]["type"] == "stdio" and results and results[0]["status"] == "ran":
-        results[0]["value"] = stdout
-    if not done or cause:
-        results += [ended_early(status, cause, cpu, cpu_s)] if len(results) < len(tests) else []
-        if cause and len(results) == len(tests) and not done:
-            results[-1] = ended_early(status, cause, cpu, cpu_s)
-    missing = {"status": "not_run", "message": "not run: the program had ended"}
-    if not stop:
-        results += [missing] * (len(tests) - len(results))
-    return {"results": results, "stdout": stdout, "stderr": outputs["stderr"].decode("utf-8", "replace"), "cpu_s": cpu}
-
-
-def become_candidate(folder: str, given: int, pipes: dict[str, int], limits: dict, cpu_s: float) -> None:
-    """Limits, file descriptors, environment and folder of the child."""
-    os.setsid()
-    for source, target in ((given, 0), (pipes["stdout"], 1), (pipes["stderr"], 2)):
-        os.dup2(source, target)
-    frames = os.dup2(os.dup(pipes["frames"]), 250)
-    os.closerange(3, 250)
-    os.dup2(frames, 3, inheritable=False)
-    os.closerange(4, 65536)
-    os.chdir(folder)
+    jail = enter_jail(start["python"], start["cgroup"])
     os.environ.clear()
-    os.environ.update(PATH="/usr/bin:/bin", HOME=folder, TMPDIR=folder, LANG="C.UTF-8")
-    memory = limits["memory_mb"] << 20
-    seconds = max(1, int(cpu_s + 0.999))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU first: it says why
-    for kind, value in (
-        (resource.RLIMIT_AS, memory + current_size()),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 16 << 20),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_NPROC, limits["processes"]),
-    ):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (value, value))
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME="/tmp", TMPDIR="/tmp", LANG="C.UTF-8", TZ="UTC")
+    sys.argv = ["program.py"]
+    for name in [n for n in sys.modules if n.partition(".")[0] == "sandbox"]:
+        del sys.modules[name]  # a program's own module may have that name
+    gc.freeze()
+    Worker(control, jail).serve()
 
 
-def current_size() -> int:
-    """Address space that this process has already, in bytes."""
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[0]) * resource.getpagesize()
+@dataclass
+class Run:
+    """The processes of one program, and what they may use."""
+
+    id: int
+    candidate: int
+    examiner: int
+    pidfd: int
+    box: str
+    cpu_s: float
+    cpu_before: float = 0.0  # used before the present call of a session
+    suspended: bool = False
 
 
-def watch(pid: int, pipes: dict[str, int], limits: dict, deadline: float, cpu_s: float) -> tuple[dict[str, bytes], str]:
-    """Reads the pipes until the child's end or a limit; what was read, and "" or the limit that was reached."""
-    names = {fd: name for name, fd in pipes.items()}
-    outputs = {name: bytearray() for name in pipes}
-    room = {"frames": 8 << 20, "stdout": limits["output_kb"] << 10, "stderr": limits["output_kb"] << 10}
-    poll, cause, child = select.poll(), "", os.pidfd_open(pid)
-    for fd in names:
-        poll.register(fd, select.POLLIN)
-    poll.register(child, select.POLLIN)
-    alive = True
-    while alive and not cause:
-        left = deadline - time.monotonic()
-        events = poll.poll(min(max(left, 0) * 1000, 50))
-        if left <= 0:
-            cause = "timeout"
-        elif len(descendants(os.getpid())) > limits["processes"] + 1:
-            cause = "processes"
-        for fd, _ in events:
-            if fd == child:
-                alive = False
-                continue
-            data = os.read(fd, 65536)
-            if not data:
-                poll.unregister(fd)
-            outputs[names[fd]] += data
-            if len(outputs[names[fd]]) > room[names[fd]]:
-                cause = "output_limit"
-    for fd, name in names.items():  # what is still in the pipes; a surviving grandchild may hold them open
-        os.set_blocking(fd, False)
-        with contextlib.suppress(BlockingIOError):
-            while not cause and (data := os.read(fd, 65536)):
-                outputs[name] += data
-                if len(outputs[name]) > room[name]:
-                    cause = "output_limit"
-        os.close(fd)
-    os.close(child)
-    return {name: bytes(data) for name, data in outputs.items()}, cause
+class Worker:
+    """One run at a time; see the module's text for the messages."""
+
+    def __init__(self, control: socket.socket, jail: Jail):
+        self.control, self.jail = control, jail
+        self.run: Run | None = None
+        self.box_state = self._box_state()
+
+    def serve(self) -> None:
+        self.say({"layers": self.jail.layers})
+        while True:
+            poll = select.poll()
+            poll.register(self.control, select.POLLIN)
+            if self.run:
+                poll.register(self.run.pidfd, select.POLLIN)
+            ready = dict(poll.poll(TICK_S * 1000 if self.run and not self.run.suspended else None))
+            if self.control.fileno() in ready and not self.receive():
+                return
+            if self.run and self.run.pidfd in ready:
+                self.finish("")
+            if self.run and self.cpu_used(self.run) > self.run.cpu_s:
+                self.finish("cpu")
+
+    def receive(self) -> bool:
+        """One message; false when there will be no more."""
+        data, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 8)
+        if not data:
+            return False
+        message = json.loads(data)
+        match message["do"]:
+            case "run":
+                self.start(message, fds)
+            case "end" if self.run and self.run.id == message["id"]:
+                self.finish("end")
+            case "suspend" if self.run:
+                self.signal_all(signal.SIGSTOP)
+                self.run.suspended = True
+            case "resume" if self.run:
+                self.run.cpu_before = self.cpu_used(self.run)
+                self.run.cpu_s = self.run.cpu_before + message["cpu_s"]
+                self.run.suspended = False
+                self.signal_all(signal.SIGCONT)
+            case "interrupt" if self.run:
+                os.kill(self.run.candidate, signal.SIGINT)
+            case "clone":
+                self.clone(fds[0])
+        return True
+
+    def say(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.control.send(json.dumps(message).encode())
+
+    def start(self, message: dict[str, Any], fds: list[int]) -> None:
+        limits, box = message["limits"], fresh_box(self.jail)
+        files = dict(zip(CANDIDATE_FILES, fds))
+        channels = fds[len(CANDIDATE_FILES) :]
+        try:
+            helper = self.fork("examiner", message, box, channels) if message["examiner"] else 0
+            pid = self.fork("candidate", message, box, list(files.values()))
+            self.run = Run(message["id"], pid, helper, os.pidfd_open(pid), box, limits["cpu_s"])
+        except OSError as error:
+            self.kill_all()
+            self.say({"id": message["id"], "failed": str(error)})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def fork(self, role: str, message: dict[str, Any], box: str, fds: list[int]) -> int:
+        if pid := os.fork():
+            return pid
+        try:
+            os.setsid()
+            _keep_only(fds if role == "candidate" else [-1, -1, -1, *fds], self.jail)
+            os.chdir(box)
+            limits, kind = message["limits"], message["kind"]
+            bounds = (limits["memory_mb"], limits["cpu_s"] if kind != "session" else 1 << 30, limits["processes"])
+            confine(self.jail, role, *bounds, address_space=kind != "command")
+            examiner.main() if role == "examiner" else candidate.main(kind)
+        finally:
+            os._exit(1)
+
+    def cpu_used(self, run: Run) -> float:
+        """CPU seconds of the candidate's or the examiner's process, whichever used more."""
+        return max(_cpu_clock(run.candidate), _cpu_clock(run.examiner) if run.examiner else 0.0)
+
+    def finish(self, cause: str) -> None:
+        """Ends the run, and says how: cause is "" when the candidate ended by itself, "end" or "cpu"."""
+        assert self.run
+        run, self.run = self.run, None
+        status, cpu, peak = self.kill_all(run.candidate, run.examiner)
+        os.close(run.pidfd)
+        ended = {"cause": cause, "status": status, "cpu_s": cpu, "memory_kb": peak}
+        self.say({"id": run.id, "ended": ended})
+        self.clean_box(run.box)
+
+    def kill_all(self, pid: int = 0, examiner: int = 0) -> tuple[int, float, int]:
+        """Kills all processes but this one; the wait status, CPU seconds and peak kilobytes of process `pid`.
+
+        The CPU seconds are those of all processes but the examiner.
+
+        As process 1 one call does it, and no fork bomb can outrun it: a process with a deadly signal does not fork.
+        """
+        status, cpu, peak = 0, 0.0, 0
+        while True:
+            self.signal_all(signal.SIGKILL)
+            try:
+                ended, how, usage = os.wait4(-1, 0)
+            except ChildProcessError:
+                return status, cpu, peak
+            cpu += usage.ru_utime + usage.ru_stime if ended != examiner else 0.0
+            if ended == pid:
+                status, peak = how, usage.ru_maxrss
+
+    def signal_all(self, number: int) -> None:
+        if self.jail.process_one:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, number)
+            return
+        for pid in _descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def clean_box(self, box: str) -> None:
+        if not self.jail.box:
+            shutil.rmtree(box, ignore_errors=True)
+        elif self._box_state() != self.box_state:  # constant time, however deep or odd what was left there is
+            kernel.unmount(self.jail.box)
+            mount_box()
+            self.box_state = self._box_state()
+
+    def _box_state(self) -> tuple[int, int] | None:
+        """Changes with every file made, every mode or attribute set in the box's top folder."""
+        if not self.jail.box:
+            return None
+        status = os.stat(self.jail.box)
+        return status.st_ctime_ns, status.st_mode
+
+    def clone(self, control_fd: int) -> None:
+        """A process 1 of a new pid namespace, with a box of its own; it shares this one's memory until it writes."""
+        new = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # clones that have ended
+                pass
+        if self.jail.process_one:
+            if middle := os.fork():  # unshare changes the caller's children for good, hence a process that then ends
+                os.close(control_fd)
+                os.waitpid(middle, 0)
+                return
+            kernel.unshare(new)
+            if os.fork():
+                os._exit(0)
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+            mount_box()
+        elif os.fork():
+            os.close(control_fd)
+            return
+        self.control.close()
+        Worker(socket.socket(fileno=control_fd), self.jail).serve()
+        os._exit(0)
 
 
-def descendants(pid: int) -> list[int]:
-    """All living processes below pid (children that fled to the subreaper, this process, among them)."""
+def _keep_only(fds: list[int], jail: Jail) -> None:
+    """Makes `fds` (-1: /dev/null) the descriptors 0, 1, ... of this process, and closes all others but Landlock's."""
+    null = os.open(os.devnull, os.O_RDWR)
+    count, high = len(fds), 64
+    for i, fd in enumerate(fds):
+        os.dup2(null if fd < 0 else fd, high + i)
+    if jail.ruleset >= 0:
+        os.dup2(jail.ruleset, high + count)
+        jail.ruleset = high + count
+    os.closerange(0, high)
+    os.closerange(high + count + 1, 1 << 16)
+    for i in range(count):
+        os.dup2(high + i, i, inheritable=i < 3)
+        os.close(high + i)
+
+
+def _cpu_clock(pid: int) -> float:
+    """CPU seconds of a process, its threads included; 0 when it has ended."""
+    with contextlib.suppress(OSError):
+        return time.clock_gettime(~pid << 3 | 2)  # how Linux numbers the clocks of processes
+    return 0.0
+
+
+def _descendants(pid: int) -> list[int]:
+    """All living processes below pid; for machines without pid namespaces."""
     found = []
-    try:
+    with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/children") as f:
                 for child in map(int, f.read().split()):
-                    found += [child, *descendants(child)]
-    except OSError:
-        pass
+                    found += [child, *_descendants(child)]
     return found
-
-
-def kill_all(pid: int) -> tuple[int, float]:
-    """Kills the child and all that it started, until none is left; its wait status and CPU seconds."""
-    status, cpu = 0, 0.0
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    while True:
-        for other in descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(other, signal.SIGKILL)
-        try:
-            ended, how, usage = os.wait4(-1, 0)
-        except ChildProcessError:
-            return status, cpu
-        cpu += usage.ru_utime + usage.ru_stime
-        if ended == pid:
-            status = how
-
-
-def parse_frames(data: bytes, nonce: str) -> tuple[list[dict[str, Any]], bool]:
-    """The results of the lines that carry the nonce, and whether the last one said that all was done."""
-    results = []
-    for line in data.split(b"\n"):
-        head, _, body = line.partition(b" ")
-        if head != nonce.encode():
-            continue
-        try:
-            result = json.loads(body)
-        except ValueError:
-            result = None
-        if result == "done":
-            return results, True
-        if not isinstance(result, dict) or result.get("status") not in CHILD_STATUSES:
-            return results, False  # the program has tampered with what sends its results
-        results.append(result)
-    return results, False
-
-
-def ended_early(status: int, cause: str, cpu: float, cpu_s: float) -> dict[str, Any]:
-    """The result of the test during which the child ended."""
-    if cause == "timeout":
-        return {"status": "timeout", "message": "wall time limit"}
-    if cause == "output_limit":
-        return {"status": "output_limit", "message": "too much output"}
-    if cause == "processes":
-        return {"status": "killed", "message": "too many processes"}
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number == signal.SIGXCPU or (number == signal.SIGKILL and cpu >= cpu_s):
-            return {"status": "timeout", "message": "CPU time limit"}
-        return {"status": "killed", "message": f"killed by {signal.Signals(number).name}"}
-    code = os.waitstatus_to_exitcode(status)
-    return {"status": "runtime_error", "message": f"the program ended with exit code {code} before its tests"}
-
-
-def candidate(code: str, tests: list[dict], nonce: str, channel: int, stop: bool) -> None:
-    """In the child: runs the program, then its tests; a frame for each."""
-
-    # The program may replace what modules hold; these names were bound before it ran.
-    def send(body: Any, dumps: Callable = json.dumps, write: Callable = os.write) -> None:
-        data = f"{nonce} {dumps(body)}\n".encode("utf-8", "surrogatepass")
-        while data:
-            data = data[write(channel, data) :]
-
-    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)
-    sys.argv, stdio = ["program.py"], tests[0]["type"] == "stdio"
-    namespace: dict[str, Any] = {"__name__": "__main__" if stdio else "program", "__builtins__": __builtins__}
-    try:
-        compiled = compile(code, "program.py", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        failure = {"status": "syntax_error", "message": describe(error)}
-    else:
-        failure = attempt(lambda: exec(compiled, namespace), exit_is_success=stdio)
-    if failure["status"] != "ran" or stdio:
-        tests = tests[:1] if stop or stdio else tests
-        for _ in tests:
-            sys.stdout.flush()
-            send(failure)
-        send("done")
-        return
-    for test in tests:
-        result = attempt(lambda test=test: run_test(test, namespace))
-        sys.stdout.flush()
-        send(result)
-        if stop and result["status"] != "ran":
-            break
-    send("done")
-
-
-def run_test(test: dict[str, Any], namespace: dict[str, Any]) -> Any:
-    """The encoded value of a call test; None for a test that raises when it fails."""
-    if test["type"] == "call":
-        args, kwargs = decode(test["args"]), decode(test["kwargs"])
-        return encode(namespace[test["function"]](*args, **kwargs))
-    scope = dict(namespace)
-    exec(compile(test["code"], "test.py", "exec", dont_inherit=True), scope)
-    if test["type"] == "check":
-        scope["check"](namespace[test["entry_point"]])
-    return None
-
-
-def attempt(action: Callable[[], Any], exit_is_success: bool = False) -> dict[str, Any]:
-    """{"status": "ran", "value"} or the status and a short message of what was raised."""
-    try:
-        return {"status": "ran", "value": action()}
-    except MemoryError:
-        return {"status": "memory", "message": "MemoryError"}
-    except AssertionError as error:
-        return {"status": "wrong_answer", "message": describe(error)}
-    except SystemExit as error:
-        if exit_is_success and error.code in (None, 0):
-            return {"status": "ran", "value": None}
-        return {"status": "runtime_error", "message": f"SystemExit({error.code!r})"[:MAX_MESSAGE]}
-    except BaseException as error:
-        if exit_is_success:
-            with contextlib.suppress(Exception):
-                sys.stderr.write("".join(traceback.format_exception(error, limit=-3)))
-                sys.stderr.flush()
-        return {"status": "runtime_error", "message": describe(error)}
-
-
-def describe(error: BaseException) -> str:
-    """The exception with the last line of the program or the test that it passed through."""
-    with contextlib.suppress(Exception):
-        places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in ("program.py", "test.py")]
-        where = f" ({places[-1].filename}, line {places[-1].lineno})" if places else ""
-        return (traceback.format_exception_only(error)[-1].strip() + where)[:MAX_MESSAGE]
-    return type(error).__name__
-
-
-def encode(value: Any) -> Any:
-    """Plain data as JSON, exact in type: [kind, content] for anything but None, bool, int, float and str.
-
-    An object that is no plain data becomes ["object", its type's name], which equals nothing.
-    """
-    kind = type(value)
-    if value is None or kind in (bool, int, float, str):
-        return value
-    if kind in (list, tuple, set, frozenset):
-        return [kind.__name__, [encode(v) for v in value]]
-    if kind is dict:
-        return ["dict", [[encode(k), encode(v)] for k, v in value.items()]]
-    if kind is complex:
-        return ["complex", [value.real, value.imag]]
-    if kind in (bytes, bytearray):
-        return [kind.__name__, value.hex()]
-    bases: tuple[Any, ...] = (dict, list, tuple, set, frozenset, int, float, str)
-    for base in bases:  # Counter, defaultdict, namedtuple, IntEnum, ...
-        if isinstance(value, base):
-            return encode(base(value))
-    return ["object", kind.__name__]
-
-
-def decode(value: Any) -> Any:
-    """The inverse of `encode`."""
-    if not isinstance(value, list):
-        return value
-    kind, content = value
-    if kind in ("list", "tuple", "set", "frozenset"):
-        make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
-        return make(decode(v) for v in content)
-    if kind == "dict":
-        return {decode(k): decode(v) for k, v in content}
-    if kind == "complex":
-        return complex(*content)
-    if kind in ("bytes", "bytearray"):
-        return (bytes if kind == "bytes" else bytearray).fromhex(content)
-    return Unplain(content)
-
-
-class Unplain:
-    """Stands for a value that is no plain data."""
-
-    def __init__(self, type_name: str):
-        self.type_name = type_name
-
-    def __repr__(self) -> str:
-        return f"<{self.type_name} object>"
-
-
-if __name__ == "__main__":
-    main()

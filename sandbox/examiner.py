@@ -1,0 +1,335 @@
+"""The process that runs test code. It shares nothing with the candidate's process but a socket for plain values.
+
+Names of the program that the test uses become proxies: a call travels to the candidate's process, its result comes
+back as a copy made of Python's own types, and what the test then asserts is decided here. So the candidate can
+patch, exit, search its memory or lie about equality as it likes: it can only answer with a value.
+
+    proxy       functions of the program are called with and return plain values, iterators, functions
+    objects     the test uses a class of the program's (a capitalized name): objects stay there, attributes and
+                methods are asked for; two objects are equal only when they are the same one
+    in_process  the test looks into the program's process (mock, inspect, ...) or hands it objects of its own classes:
+                run there, after the program, with a nonce (sandbox/candidate.py); a weaker form, so the verdict says it
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sandbox.candidate import failure
+from sandbox.plain import TRUSTED_FRAME, Unplain, decode, encode, read_frame, write_frame
+
+CANDIDATE, JUDGE = 3, 4  # file descriptors
+_LOOKING_INSIDE = ("unittest.mock", "mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins")
+
+
+def looks_inside(code: str) -> bool:
+    """Whether test code needs the program in its own process. Depends on the test only, never on the candidate."""
+    if not any(name in code for name in ("mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins", "globals")):
+        return False
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+        if isinstance(node, ast.Name) and node.id == "globals":
+            return True
+        if any(name == inside or name.startswith(inside + ".") for name in names for inside in _LOOKING_INSIDE):
+            return True
+    return False
+
+
+class NeedsInProcess(BaseException):
+    """The test hands the candidate something that is no plain value; not an Exception, so that tests let it pass."""
+
+
+class CandidateEnded(BaseException):
+    """Nobody answers any more: the candidate's process has ended, or sends what is no answer."""
+
+
+def main() -> None:
+    """Runs the tests that the judge sends, and sends a result for each."""
+    request = read_frame(JUDGE, TRUSTED_FRAME)
+    candidate = Remote()
+    first = candidate.receive()
+    if "loaded" not in first:
+        write_frame(JUDGE, {"failed": first.get("failed", {})})
+        return
+    for test in request["tests"]:
+        result = run_test(test, candidate)
+        write_frame(JUDGE, result)
+        if result["status"] == "ended" or (request["stop"] and result["status"] != "passed"):
+            break
+    write_frame(JUDGE, {"done": True})
+
+
+def run_test(test: dict[str, Any], candidate: Remote) -> dict[str, Any]:
+    """{"status", "form", ...}; status "ended" when the candidate's process has gone."""
+    candidate.objects_used = candidate.fallback = False
+    try:
+        compiled = compile(test["code"], "test.py", "exec", dont_inherit=True)
+        scope = candidate.look(_free_names(compiled, test["code"]))
+        scope |= {"__name__": "test"}
+        exec(compiled, scope)
+        if test["type"] == "check":
+            scope["check"](candidate.function(test["entry_point"]))
+        result: dict[str, Any] = {"status": "passed"}
+    except CandidateEnded:
+        result = {"status": "ended"}
+    except NeedsInProcess:
+        result = {"status": "in_process"}
+    except BaseException as error:
+        result = failure(error)
+        if isinstance(error, _FromCandidate):
+            result |= {"traceback": error.traceback, "message": error.text}
+        elif result["status"] == "wrong_answer" and candidate.last_call:
+            result["call"] = candidate.last_call
+    return result | {"form": "objects" if candidate.objects_used else "proxy"}
+
+
+def _free_names(code: types.CodeType, source: str) -> list[str]:
+    """Global names that the test uses, attribute names among them; builtins only where a test calls nothing else."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= set(_free_names(constant, ""))
+    shadowed = _tested_builtins(source) if source and names & set(vars(builtins)) else set()
+    return sorted(n for n in names if not hasattr(builtins, n) or n in shadowed)
+
+
+def _tested_builtins(source: str) -> set[str]:
+    """Builtins' names that asserts must mean as the program's: `assert sum(1, 2) == 3` calls no other function."""
+    found = set()
+    for statement in ast.walk(ast.parse(source)):
+        if isinstance(statement, ast.Assert):
+            calls = [n for n in ast.walk(statement.test) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+            if calls and all(hasattr(builtins, n.func.id) for n in calls):  # type: ignore[attr-defined]
+                found.add(calls[0].func.id)  # type: ignore[attr-defined]
+    return found
+
+
+class Remote:
+    """The candidate's process as seen from here."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[..., Any]] = []
+        self.exceptions: dict[str, type[BaseException]] = {}
+        self.objects_used = False
+        self.last_call = ""
+
+    def receive(self) -> dict[str, Any]:
+        try:
+            answer = read_frame(CANDIDATE)
+        except (EOFError, OSError, ValueError):
+            raise CandidateEnded from None
+        if not isinstance(answer, dict):
+            raise CandidateEnded
+        return answer
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Raises what the candidate raised, as an exception of the nearest builtin kind."""
+        try:
+            write_frame(CANDIDATE, request, TRUSTED_FRAME)
+        except OSError:
+            raise CandidateEnded from None
+        while "callback" in (answer := self.receive()):
+            write_frame(CANDIDATE, self._called_back(answer))
+        if "error" in answer:
+            raise self._exception(answer["error"])
+        return answer
+
+    def look(self, names: list[str]) -> dict[str, Any]:
+        """What the program's names stand for, as proxies, modules and values."""
+        kinds = self.ask({"look": names}).get("kinds", {}) if names else {}
+        scope: dict[str, Any] = {}
+        try:
+            for name, (kind, content) in kinds.items():
+                if name not in names:
+                    continue
+                if kind == "function" or (kind == "class" and not name[:1].isupper()):
+                    scope[name] = self.function(name)
+                elif kind == "class":
+                    self.objects_used = True
+                    scope[name] = RemoteClass(self, int(content[0]), name)
+                elif kind == "exception":
+                    scope[name] = self.exceptions[name] = type(name, (_builtin_exception([content[1]]),), {})
+                elif kind == "module":
+                    scope |= _imported(name, str(content))
+                elif kind == "value":
+                    scope[name] = self.decode(content)
+        except (ValueError, TypeError, ArithmeticError, RecursionError):
+            raise CandidateEnded from None
+        return scope
+
+    def function(self, name: str) -> Callable[..., Any]:
+        def proxy(*args: Any, **kwargs: Any) -> Any:
+            return self.call(None, name, args, kwargs)
+
+        proxy.__name__ = proxy.__qualname__ = name
+        return proxy
+
+    def call(self, on: int | None, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        encoded = [self.encode(a) for a in args]
+        self.last_call = _call_text(name, args, kwargs)
+        named = {k: self.encode(v) for k, v in kwargs.items()}
+        answer = self.ask({"on": on, "call": name, "args": encoded, "kwargs": named, "keep": True})
+        try:
+            value = self.decode(answer["value"])
+            for i, after in answer.get("changed", {}).items():
+                _change(args[int(i)], self.decode(after))
+        except (KeyError, ValueError, TypeError, ArithmeticError, RecursionError, AttributeError):
+            raise CandidateEnded from None
+        return value
+
+    def encode(self, value: Any) -> Any:
+        return encode(value, self._encode_other)
+
+    def decode(self, value: Any) -> Any:
+        return decode(value, self._decode_other)
+
+    def _encode_other(self, value: Any) -> Any:
+        if isinstance(value, (RemoteObject, RemoteClass, Opaque)):
+            return ["handle", value._handle]
+        if callable(value) and not isinstance(value, type):
+            self.callbacks.append(value)
+            return ["callback", len(self.callbacks) - 1]
+        if isinstance(value, type) and value.__module__ == "builtins":
+            name = value.__name__
+            return self._encode_other(lambda *args: getattr(builtins, name)(*args))
+        raise NeedsInProcess
+
+    def _decode_other(self, kind: str, content: Any) -> Any:
+        number, name = int(content[0]), str(content[1])
+        if kind == "function":
+            return lambda *args, **kwargs: self.call(number, None, args, kwargs)
+        if kind == "object" and self.objects_used:
+            return RemoteObject(self, number, name)
+        return Opaque(number, name)
+
+    def _called_back(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            function = self.callbacks[request["callback"]]
+            args = [self.decode(a) for a in request["args"]]
+        except (KeyError, IndexError, ValueError, TypeError, ArithmeticError, RecursionError):
+            raise CandidateEnded from None
+        try:
+            return {"value": self.encode(function(*args))}
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"[:200]}
+
+    def _exception(self, data: Any) -> BaseException:
+        data = data if isinstance(data, dict) else {}
+        name, text = str(data.get("type", "")), str(data.get("text", ""))
+        base = self.exceptions.get(name) or _builtin_exception(data.get("bases"))
+        error = type(name or "Error", (_FromCandidate, base), {})(text)
+        error.traceback, error.text = str(data.get("traceback", "")), str(data.get("message", ""))
+        return error
+
+
+class _FromCandidate:
+    """Marks an exception that was raised by the program."""
+
+    traceback = text = ""
+
+
+class Opaque(Unplain):
+    """An object of the program's where the test uses none of its classes: equal to nothing, without attributes."""
+
+    def __init__(self, handle: int, kind: str):
+        super().__init__(kind)
+        self._handle = handle
+
+
+class RemoteObject:
+    """An object that stays in the candidate's process. Equality is identity; there is no ordering."""
+
+    def __init__(self, remote: Remote, handle: int, kind: str):
+        object.__setattr__(self, "_remote", remote)
+        object.__setattr__(self, "_handle", handle)
+        object.__setattr__(self, "_kind", kind)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._remote.decode(self._remote.ask({"on": self._handle, "get": name}).get("value"))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._remote.ask({"on": self._handle, "set": name, "value": self._remote.encode(value)})
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<{self._kind} object>"
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._call("__iter__"))
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._remote.call(self._handle, name, args, kwargs)
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: self._call(name, *args, **kwargs)
+
+
+for _name in ("call", "getitem", "setitem", "delitem", "len", "str", "add", "sub", "mul", "truediv", "neg", "next"):
+    setattr(RemoteObject, f"__{_name}__", _forward(f"__{_name}__"))
+
+
+class RemoteClass(RemoteObject):
+    """A class of the program's that the test names."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._remote.call(self._handle, None, args, kwargs)
+
+    def __instancecheck__(self, value: object) -> bool:
+        return isinstance(value, RemoteObject) and value._kind == self._kind
+
+
+def _imported(name: str, module: str) -> dict[str, Any]:
+    """A module that the program has imported, as this process has it."""
+    if module in sys.stdlib_module_names or module.partition(".")[0] in ("numpy", "scipy", "pandas"):
+        try:
+            return {name: importlib.import_module(module)}
+        except ImportError:
+            pass
+    return {}
+
+
+def _builtin_exception(names: Any) -> type[BaseException]:
+    for name in names if isinstance(names, list) else ():
+        kind = getattr(builtins, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return kind
+    return Exception
+
+
+def _change(value: Any, after: Any) -> None:
+    """Makes an argument what the candidate has made of its copy."""
+    if isinstance(value, (list, bytearray)):
+        value[:] = after
+    elif isinstance(value, (dict, set)):
+        value.clear()
+        value.update(after)
+    elif hasattr(value, "extend"):
+        value.clear()
+        value.extend(after)
+
+
+def _call_text(name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    parts = [*map(_short, args), *(f"{k}={_short(v)}" for k, v in kwargs.items())]
+    return f"{name or 'it'}({', '.join(parts)})"
+
+
+def _short(value: Any, limit: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,126 @@
+"""The few Linux calls that Python's standard library lacks, by ctypes. Each raises OSError with the call's name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER = 1, 4, 24, 22, 36
+PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 38, 2
+
+# Numbers that differ between machines; calls added after Linux 5.1 have one number everywhere.
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
+_AT_RECURSIVE, _AT_FDCWD = 0x8000, -100
+_LANDLOCK_PATH_BENEATH = 1
+
+# PyDLL keeps the GIL: these calls are short, and a process about to fork must not have a second running thread.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, name: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+    return result
+
+
+def _syscall(name: str, number: int, *arguments: object) -> int:
+    return _checked(_libc.syscall(ctypes.c_long(number), *arguments), name)
+
+
+def unshare(flags: int) -> None:
+    _checked(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, flags: int) -> None:
+    _checked(_libc.setns(fd, flags), "setns")
+
+
+def prctl(option: int, value: int | ctypes.c_void_p = 0, third: object = 0) -> None:
+    _checked(_libc.prctl(option, ctypes.c_ulong(value) if isinstance(value, int) else value, third, 0, 0), "prctl")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    arguments = source.encode(), target.encode(), kind.encode() if kind else None
+    _checked(_libc.mount(*arguments, ctypes.c_ulong(flags), options.encode() or None), f"mount {target}")
+
+
+def unmount(target: str) -> None:
+    """Detaches at once; what still has files open there keeps them."""
+    _checked(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
+
+
+def set_read_only(target: str) -> None:
+    """A mount and all mounts below it: no writing, no setuid programs, no devices. Falls back to the mount alone."""
+    attributes = struct.pack("<QQQQ", MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
+    size = ctypes.c_size_t(len(attributes))
+    try:
+        _syscall("mount_setattr", _MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, attributes, size)
+    except OSError:
+        flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV
+        mount("none", target, None, flags)
+
+
+def pivot_root(new_root: str, old_root: str) -> None:
+    if platform.machine() not in _PIVOT_ROOT:
+        raise OSError(f"pivot_root: unknown machine {platform.machine()}")
+    _syscall("pivot_root", _PIVOT_ROOT[platform.machine()], new_root.encode(), old_root.encode())
+
+
+def drop_capability_bounds() -> None:
+    """What no later exec can give back. The capabilities that the process has now stay."""
+    for capability in range(64):
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError:  # past the last one that this kernel knows, or not ours to drop
+            return
+
+
+def drop_capabilities() -> None:
+    header, none = struct.pack("<Ii", 0x20080522, 0), bytes(24)  # version 3, this process; no capability at all
+    _checked(_libc.capset(header, none), "capset")
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+
+
+def install_seccomp(code: bytes) -> None:
+    """`code`: BPF instructions of 8 bytes each. Needs no-new-privileges."""
+    program = _Filter(len(code) // 8, code)
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program))
+
+
+def landlock_version() -> int:
+    """The ABI version of this kernel. Raises OSError without Landlock."""
+    return _syscall("landlock", _LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+
+
+def landlock_ruleset(files: int, network: int, scopes: int) -> int:
+    """A file descriptor of a ruleset that forbids the given kinds of access, but for what rules allow."""
+    attributes = struct.pack("<QQQ", files, network, scopes)
+    version = landlock_version()
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    return _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0)
+
+
+def landlock_allow(ruleset: int, path: str, access: int) -> None:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        rule = struct.pack("<Qi", access, fd)
+        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+    finally:
+        os.close(fd)
+
+
+def landlock_restrict(ruleset: int) -> None:
+    _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)

@@ -1,0 +1,195 @@
+"""Starts workers (sandbox/worker.py), and speaks with them: the one place that knows a worker from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sandbox.cgroup import Cgroup
+from sandbox.isolation import require
+from sandbox.verdict import Limits
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+START_S = 30.0  # on a loaded machine a Python with NumPy may take seconds to start
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.{module} import main; main({argument})"
+
+
+class WorkerError(Exception):
+    """The worker failed; the program that it ran is not to blame."""
+
+
+def python_command(module: str, argument: str = "") -> list[str]:
+    """Starts `sandbox.MODULE.main(ARGUMENT)` in a bare Python: no site packages, nothing from the environment."""
+    return [sys.executable, "-I", "-S", "-c", _BOOT.format(module=module, argument=argument), ROOT]
+
+
+def python_environment() -> dict[str, Any]:
+    """What a bare Python must be told about this one: module folders for programs, and the folders they lie in."""
+    prefixes = [os.path.realpath(p) for p in (sys.base_prefix, sys.prefix)] + [sys.base_prefix, sys.prefix]
+    prefixes += [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
+    path = [p for p in sys.path if os.path.exists(p) and any(p.startswith(x.rstrip("/") + "/") for x in prefixes)]
+    path += [p for p in sys.path if p in prefixes and p not in path]
+    return {"path": path, "python": sorted(set(prefixes))}
+
+
+class WorkerProcess:
+    """A worker and its control socket. Raises IsolationError when less than `least` can be had.
+
+    Args:
+        python: see `python_environment`.
+        preload: modules that it imports once for all programs.
+    """
+
+    def __init__(self, python: dict[str, Any], preload: tuple[str, ...] = (), least: str = "namespaces"):
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors = tempfile.TemporaryFile()
+        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            python_command("worker", str(theirs.fileno())),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            pass_fds=(theirs.fileno(),),
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the parent
+        )
+        theirs.close()
+        self.cgroup: Cgroup | None = None
+        try:
+            self.cgroup = Cgroup(f"jaxrl-sandbox-{self.process.pid}")
+            self.cgroup.add(self.process.pid)
+            state = "on"
+        except OSError as error:
+            state = str(error)
+        self._last_id = 0
+        try:
+            self.control.send(json.dumps({**python, "preload": preload, "cgroup": state}).encode())
+            self.layers: dict[str, str] = self.receive(START_S)["layers"]
+            require(self.layers, least)
+        except BaseException:
+            self.stop()
+            raise
+
+    def run(
+        self, kind: str, program: dict[str, Any], limits: Limits, stdin: bytes, examiner: socket.socket | None = None
+    ) -> Started:
+        """Starts a candidate process, and an examiner that gets the given socket to its judge.
+
+        Raises WorkerError when it cannot be started.
+        """
+        if self.cgroup:
+            self.cgroup.limit(limits.memory_mb + 64, limits.processes)
+        ours, channel = socket.socketpair()
+        pipes = [os.pipe(), os.pipe()]
+        files = [_memory_file(stdin), pipes[0][1], pipes[1][1], channel.fileno(), _memory_file(json.dumps(program).encode())]
+        fds = files + ([ours.fileno(), examiner.fileno()] if examiner else [])
+        self._last_id += 1
+        message = {
+            "do": "run",
+            "id": self._last_id,
+            "kind": kind,
+            "limits": vars(limits),
+            "examiner": examiner is not None,
+        }
+        try:
+            self.send(message, fds)
+        finally:
+            os.close(files[0])
+            os.close(files[4])
+            os.close(pipes[0][1])
+            os.close(pipes[1][1])
+            channel.close()
+            if examiner:
+                ours.close()
+                examiner.close()
+        return Started(self._last_id, pipes[0][0], pipes[1][0], None if examiner else ours)
+
+    def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        try:
+            socket.send_fds(self.control, [json.dumps(message).encode()], fds or [])
+        except OSError as error:
+            raise WorkerError(f"the worker is gone: {error}") from None
+
+    def receive(self, timeout_s: float | None) -> dict[str, Any]:
+        """Raises WorkerError when nothing comes in time, or the worker has ended."""
+        self.control.settimeout(timeout_s)
+        try:
+            data = self.control.recv(1 << 16)
+        except OSError as error:
+            raise WorkerError(f"the worker does not answer: {error}") from None
+        if not data:
+            self._errors.seek(0)
+            said = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise WorkerError(f"the worker has ended{': ' + said[0] if said else ''}")
+        return json.loads(data)
+
+    def end(self, run: int, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Ends a run if it has not ended yet; how it went. Raises WorkerError."""
+        self.send({"do": "end", "id": run})
+        while (message := self.receive(timeout_s)).get("id") != run:
+            pass
+        return message
+
+    def clone(self) -> WorkerProcess:
+        """A worker of its own with this one's modules in memory, in a jail of its own; it ends when this one ends."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.send({"do": "clone"}, [theirs.fileno()])
+        theirs.close()
+        new = object.__new__(WorkerProcess)
+        new.control, new.process, new.cgroup, new._errors, new._last_id = ours, None, None, tempfile.TemporaryFile(), 0
+        new.layers = new.receive(START_S)["layers"]
+        return new
+
+    def stop(self) -> None:
+        """Ends the worker and all that runs in it."""
+        self.control.close()
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.wait()
+        if self.cgroup:
+            self.cgroup.remove()
+        self._errors.close()
+
+
+class Started:
+    """A run's descriptors on this side: stdout, stderr and, without an examiner, the candidate's channel."""
+
+    def __init__(self, id: int, stdout: int, stderr: int, channel: socket.socket | None):
+        self.id, self.stdout, self.stderr, self.channel = id, stdout, stderr, channel
+
+    def close(self) -> None:
+        os.close(self.stdout)
+        os.close(self.stderr)
+        if self.channel:
+            self.channel.close()
+
+
+def drain(fd: int, room: int) -> bytes:
+    """What is in a pipe now, at most `room` bytes."""
+    data = bytearray()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while len(data) < room and poll.poll(0) and (part := os.read(fd, min(65536, room - len(data)))):
+        data += part
+    return bytes(data)
+
+
+def _memory_file(data: bytes) -> int:
+    """A descriptor from which a process reads the data, whatever their size."""
+    fd = os.memfd_create("sandbox")
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
