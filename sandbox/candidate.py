@@ -10,7 +10,6 @@ import ast
 import atexit
 import builtins
 import contextlib
-import json
 import linecache
 import marshal
 import os
@@ -29,21 +28,27 @@ _SANDBOX = os.path.dirname(os.path.abspath(__file__))
 _MUTABLE = ("list", "dict", "set", "bytearray", "deque", "Counter", "OrderedDict", "defaultdict")
 
 
+def prepare() -> None:
+    """Makes the standard streams anew, once for all programs: they write to whatever is descriptor 0, 1, 2."""
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def main(kind: str) -> None:
     """Reads the program and runs it as `kind`; never returns to what called it."""
-    with open(PROGRAM, "rb") as f:
-        program = json.load(f)
+    data = b""
+    while part := os.read(PROGRAM, 1 << 20):
+        data += part
+    os.close(PROGRAM)
+    program = marshal.loads(data)
     for name, text in program["files"].items():
         os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
         with open(name, "w", encoding="utf-8", errors="surrogatepass") as f:
             f.write(text)
     if kind == "command":
         _execute(program)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
-    sys.path.insert(0, os.getcwd())
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     {"script": _script, "functions": _functions, "in_process": _in_process, "session": _session}[kind](program["code"])
     os._exit(0)
 
@@ -126,6 +131,8 @@ def _answer(request: dict[str, Any], namespace: dict[str, Any], objects: list[An
         return [_handle_kind(value), [len(objects) - 1, type(value).__name__]]
 
     def from_examiner(kind: str, content: Any) -> Any:
+        if kind == "builtin":
+            return getattr(builtins, content)
         if kind == "callback":
             return lambda *args: _call_back(content, args, handle)
         return objects[content]

@@ -198,12 +198,11 @@ class Remote:
     def _encode_other(self, value: Any) -> Any:
         if isinstance(value, (RemoteObject, RemoteClass, Opaque)):
             return ["handle", value._handle]
+        if getattr(builtins, getattr(value, "__name__", ""), None) is value:
+            return ["builtin", value.__name__]
         if callable(value) and not isinstance(value, type):
             self.callbacks.append(value)
             return ["callback", len(self.callbacks) - 1]
-        if isinstance(value, type) and value.__module__ == "builtins":
-            name = value.__name__
-            return self._encode_other(lambda *args: getattr(builtins, name)(*args))
         raise NeedsInProcess
 
     def _decode_other(self, kind: str, content: Any) -> Any:

@@ -21,7 +21,6 @@ import contextlib
 import os
 import resource
 import stat
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +43,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "everything": tuple(layer for layer in LAYERS if layer != "uid"),
 }
 BOX_PARENT, BOX = "/w", "/w/box"  # the only writable folder of the jail
+TEMPORARY = "/tmp"  # where programs get a folder without one
 BOX_MB, BOX_FILES = 64, 4096
 FILE_SIZE = 16 << 20
 OPEN_FILES = 64
@@ -65,7 +65,16 @@ class Jail:
     box: str = ""
     ids: dict[str, int] = field(default_factory=dict)  # user ids by role; empty: all have the worker's
     ruleset: int = -1  # Landlock's
-    seccomp: bytes = b""
+    # What each program's process does to itself, and worked when it was tried; few steps, made ready in advance,
+    # since every page of memory that a fresh process writes must first be copied.
+    steps: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    fixed_limits: tuple[tuple[int, tuple[int, int]], ...] = (
+        (resource.RLIMIT_CORE, (0, 0)),
+        (resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE)),
+        (resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES)),
+        (resource.RLIMIT_MSGQUEUE, (0, 0)),
+        (resource.RLIMIT_MEMLOCK, (0, 0)),
+    )
     size: int = 0  # bytes of address space before any program
 
     @property
@@ -157,7 +166,8 @@ def fresh_box(jail: Jail) -> str:
     """An empty folder that only the next program will see."""
     if jail.box:
         return jail.box
-    folder = tempfile.mkdtemp(prefix="sandbox-")
+    folder = f"{TEMPORARY}/sandbox-{os.urandom(8).hex()}"
+    os.mkdir(folder, 0o700)
     if jail.ids:
         os.chown(folder, jail.ids["candidate"], jail.ids["candidate"])
     return folder
@@ -262,16 +272,24 @@ def _wait_and_exit(child: int) -> None:
 
 def _prepare_layers(jail: Jail, python_paths: Iterable[str]) -> None:
     """Tries in a child what each program's process will do: what works is what can be promised."""
-    jail.try_layer("landlock", lambda: _make_ruleset(jail, python_paths))
+    if jail.try_layer("landlock", lambda: _make_ruleset(jail, python_paths)):
+        jail.steps["landlock"] = lambda: kernel.landlock_restrict(jail.ruleset)
+    jail.steps |= {"capabilities": kernel.drop_capabilities, "no_new_privs": kernel.no_new_privileges}
     with contextlib.suppress(OSError):
-        jail.seccomp = filter_code()
+        jail.steps["seccomp"] = kernel.seccomp_installer(filter_code())
+    jail.layers["seccomp"] = "no system call table for this machine"
+    # Without privileges, only a process that can gain none may restrict itself.
+    order = ("capabilities", "no_new_privs", "landlock", "seccomp")
+    jail.steps = {name: jail.steps[name] for name in order if name in jail.steps}
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        trial = Jail(box=jail.box, ids=jail.ids, ruleset=jail.ruleset, seccomp=jail.seccomp, size=jail.size)
-        trial.layers["landlock"] = jail.layers["landlock"]
+        trial = Jail()
         try:
-            confine(trial, "candidate", memory_mb=256, cpu_s=10, processes=8)
+            trial.try_layer("rlimits", lambda: set_limits(jail, 256, 10, 8))
+            leave_user(jail, "candidate")
+            for name, step in jail.steps.items():
+                trial.try_layer(name, step)
         finally:
             os.write(write, "\n".join(f"{k}\t{v}" for k, v in trial.layers.items()).encode())
             os._exit(0)
@@ -279,6 +297,7 @@ def _prepare_layers(jail: Jail, python_paths: Iterable[str]) -> None:
     with os.fdopen(read, "r") as f:
         jail.layers.update(line.rstrip("\n").split("\t", 1) for line in f)  # type: ignore[misc]
     os.waitpid(pid, 0)
+    jail.steps = {name: step for name, step in jail.steps.items() if jail.layers[name] == "on"}
 
 
 def _make_ruleset(jail: Jail, python_paths: Iterable[str]) -> None:
@@ -298,57 +317,46 @@ def _make_ruleset(jail: Jail, python_paths: Iterable[str]) -> None:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
             kernel.landlock_allow(ruleset, path, read if is_folder else read & ~(1 << 3))
     # The rule is on the box's parent, so that it holds for each tmpfs that is mounted there.
-    kernel.landlock_allow(ruleset, BOX_PARENT if jail.box else tempfile.gettempdir(), in_box)
+    kernel.landlock_allow(ruleset, BOX_PARENT if jail.box else TEMPORARY, in_box)
     for name in DEVICES:
         kernel.landlock_allow(ruleset, f"/dev/{name}", read & ~(1 << 3) & ~1 | write)
     os.set_inheritable(ruleset, False)
     jail.ruleset = ruleset
 
 
-def confine(jail: Jail, role: str, memory_mb: int, cpu_s: float, processes: int, address_space: bool = True) -> None:
+def confine(jail: Jail, role: str, memory_mb: int, cpu_s: float, processes: int) -> None:
     """Gives up everything that a program's process does not need; to be called in that process.
+
+    An error in a layer that worked when the worker tried it ends the process.
 
     Args:
         role: "candidate" or "examiner".
-        address_space: limit it to `memory_mb`; off for runtimes that reserve far more than they use.
+        memory_mb: address space above what Python has already; 0: no limit, for runtimes that reserve more than they use.
     """
+    set_limits(jail, memory_mb, cpu_s, processes)
+    leave_user(jail, role)
+    for step in jail.steps.values():
+        step()
+
+
+def set_limits(jail: Jail, memory_mb: int, cpu_s: float, processes: int) -> None:
     seconds = max(1, int(cpu_s + 0.999))
+    limit = resource.setrlimit
+    for kind, value in jail.fixed_limits:
+        limit(kind, value)
+    limit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # first the signal that says why
     # An id of its own: only its own processes count. A shared one: the worker and the examiner count too.
-    shared = 0 if jail.ids else 2
-    bounds = [
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, FILE_SIZE),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_NPROC, processes + shared),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-    ]
-    if address_space:
-        bounds.append((resource.RLIMIT_AS, (memory_mb << 20) + jail.size))
+    limit(resource.RLIMIT_NPROC, (processes if jail.ids else processes + 2,) * 2)
+    if memory_mb:
+        limit(resource.RLIMIT_AS, ((memory_mb << 20) + jail.size,) * 2)
 
-    def limit() -> None:
-        for kind, value in bounds:
-            hard = value + 1 if kind == resource.RLIMIT_CPU else value  # first the signal that says why
-            resource.setrlimit(kind, (value, hard))
 
-    def leave_user() -> None:
-        os.setgroups([])
-        os.setresgid(*[jail.ids[role]] * 3)
-        os.setresuid(*[jail.ids[role]] * 3)
-
-    jail.try_layer("rlimits", limit)
+def leave_user(jail: Jail, role: str) -> None:
     if jail.ids:
-        leave_user()  # an error ends this process: it must never go on as the worker's user
-    jail.try_layer("capabilities", kernel.drop_capabilities)
-    jail.try_layer("no_new_privs", lambda: kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))
-    if jail.ruleset >= 0:
-        jail.try_layer("landlock", lambda: kernel.landlock_restrict(jail.ruleset))
-        os.close(jail.ruleset)
-    if jail.seccomp:
-        jail.try_layer("seccomp", lambda: kernel.install_seccomp(jail.seccomp))
-    else:
-        jail.layers["seccomp"] = "no system call table for this machine"
+        own = jail.ids[role]
+        os.setgroups([])
+        os.setresgid(own, own, own)
+        os.setresuid(own, own, own)
 
 
 def _works(action: Callable[[], Any]) -> bool:

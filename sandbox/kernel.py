@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import struct
+from collections.abc import Callable
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -45,8 +46,8 @@ def setns(fd: int, flags: int) -> None:
     _checked(_libc.setns(fd, flags), "setns")
 
 
-def prctl(option: int, value: int | ctypes.c_void_p = 0, third: object = 0) -> None:
-    _checked(_libc.prctl(option, ctypes.c_ulong(value) if isinstance(value, int) else value, third, 0, 0), "prctl")
+def prctl(option: int, value: int = 0) -> None:
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), "prctl")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
@@ -85,19 +86,29 @@ def drop_capability_bounds() -> None:
             return
 
 
+_CAPABILITY_HEADER, _NO_CAPABILITIES = struct.pack("<Ii", 0x20080522, 0), bytes(24)  # version 3, this process
+
+
 def drop_capabilities() -> None:
-    header, none = struct.pack("<Ii", 0x20080522, 0), bytes(24)  # version 3, this process; no capability at all
-    _checked(_libc.capset(header, none), "capset")
+    _checked(_libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
+
+
+def no_new_privileges() -> None:
+    _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
 class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
 
 
-def install_seccomp(code: bytes) -> None:
-    """`code`: BPF instructions of 8 bytes each. Needs no-new-privileges."""
-    program = _Filter(len(code) // 8, code)
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program))
+def seccomp_installer(code: bytes) -> Callable[[], None]:
+    """A function that installs a filter. `code`: BPF instructions of 8 bytes each. Needs no-new-privileges."""
+    program = ctypes.byref(_Filter(len(code) // 8, code))
+
+    def install() -> None:
+        _checked(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
+
+    return install
 
 
 def landlock_version() -> int:

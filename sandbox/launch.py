@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import select
 import signal
@@ -90,7 +91,7 @@ class WorkerProcess:
             self.cgroup.limit(limits.memory_mb + 64, limits.processes)
         ours, channel = socket.socketpair()
         pipes = [os.pipe(), os.pipe()]
-        files = [_memory_file(stdin), pipes[0][1], pipes[1][1], channel.fileno(), _memory_file(json.dumps(program).encode())]
+        files = [_memory_file(stdin), pipes[0][1], pipes[1][1], channel.fileno(), _memory_file(marshal.dumps(program))]
         fds = files + ([ours.fileno(), examiner.fileno()] if examiner else [])
         self._last_id += 1
         message = {

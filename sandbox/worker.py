@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +47,30 @@ def main(control_fd: int) -> None:
     control = socket.socket(fileno=control_fd)
     start = json.loads(control.recv(1 << 20))
     sys.path[:] = start["path"]
-    for name in (*USUAL_MODULES, *start["preload"]):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    preload((*USUAL_MODULES, *start["preload"]))
     gc.disable()
     jail = enter_jail(start["python"], start["cgroup"])
     os.environ.clear()
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME="/tmp", TMPDIR="/tmp", LANG="C.UTF-8", TZ="UTC")
     sys.argv = ["program.py"]
+    sys.path.insert(0, jail.box or "")
     for name in [n for n in sys.modules if n.partition(".")[0] == "sandbox"]:
         del sys.modules[name]  # a program's own module may have that name
+    candidate.prepare()
     gc.freeze()
     Worker(control, jail).serve()
+
+
+def preload(names: Iterable[str]) -> None:
+    """Imports what is installed of these modules, without the hooks that some run in every fork.
+
+    (random would draw a new seed: as it is, every program sees the same sequence, which makes verdicts repeatable.)
+    """
+    register, os.register_at_fork = os.register_at_fork, lambda **_: None
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    os.register_at_fork = register
 
 
 @dataclass
@@ -149,8 +162,9 @@ class Worker:
             _keep_only(fds if role == "candidate" else [-1, -1, -1, *fds], self.jail)
             os.chdir(box)
             limits, kind = message["limits"], message["kind"]
-            bounds = (limits["memory_mb"], limits["cpu_s"] if kind != "session" else 1 << 30, limits["processes"])
-            confine(self.jail, role, *bounds, address_space=kind != "command")
+            memory = limits["memory_mb"] if kind != "command" else 0
+            confine(self.jail, role, memory, limits["cpu_s"] if kind != "session" else 1 << 30, limits["processes"])
+            gc.enable()
             examiner.main() if role == "examiner" else candidate.main(kind)
         finally:
             os._exit(1)
