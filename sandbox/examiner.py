@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib
+import os
+import socket
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -25,26 +28,59 @@ from sandbox.candidate import failure
 from sandbox.plain import TRUSTED_FRAME, Unplain, decode, encode, read_frame, write_frame
 
 CANDIDATE, JUDGE = 3, 4  # file descriptors
-_LOOKING_INSIDE = ("unittest.mock", "mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins")
+_INSIDE = ("unittest.mock", "mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins")
+# What test code may use and still leave no trace in the process that runs it.
+_PURE_MODULES = (
+    "math", "cmath", "itertools", "functools", "collections", "string", "re", "heapq", "bisect", "copy", "json",
+    "fractions", "datetime", "typing", "operator", "statistics",
+)  # fmt: skip
+_IMPURE_NAMES = (
+    "exec", "eval", "open", "compile", "input", "setattr", "delattr", "globals", "locals", "vars", "breakpoint",
+    "__import__", "__builtins__", "getattr", "type", "super", "print", "help", "exit", "quit",
+)  # fmt: skip
 
 
+@functools.lru_cache(4096)
 def looks_inside(code: str) -> bool:
     """Whether test code needs the program in its own process. Depends on the test only, never on the candidate."""
     if not any(name in code for name in ("mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins", "globals")):
         return False
     try:
-        tree = ast.parse(code)
+        nodes = list(ast.walk(ast.parse(code)))
     except (SyntaxError, ValueError, RecursionError):
         return False
-    for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
-        if isinstance(node, ast.Name) and node.id == "globals":
-            return True
-        if any(name == inside or name.startswith(inside + ".") for name in names for inside in _LOOKING_INSIDE):
-            return True
-    return False
+    modules = [m for node in nodes for m in _modules(node)]
+    inside = any(m == name or m.startswith(name + ".") for m in modules for name in _INSIDE)
+    return inside or any(isinstance(node, ast.Name) and node.id == "globals" for node in nodes)
+
+
+@functools.lru_cache(4096)
+def leaves_no_trace(code: str) -> bool:
+    """Whether test code can run in a process that stays for others: it imports only pure modules, sets nothing but
+    its own names and items, and uses none of the ways around that."""
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    for node in nodes:
+        if any(m.partition(".")[0] not in _PURE_MODULES for m in _modules(node)):
+            return False
+        if isinstance(node, ast.Name) and node.id in _IMPURE_NAMES:
+            return False
+        if isinstance(node, ast.Attribute) and (node.attr.startswith("__") or not isinstance(node.ctx, ast.Load)):
+            return False
+        if isinstance(node, (ast.ClassDef, ast.AsyncFunctionDef, ast.Global, ast.While)):
+            return False
+    return True
+
+
+def _modules(node: ast.AST) -> list[str]:
+    """The modules that an import statement names."""
+    if isinstance(node, ast.Import):
+        return [a.name for a in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+    return []
 
 
 class NeedsInProcess(BaseException):
@@ -56,27 +92,47 @@ class CandidateEnded(BaseException):
 
 
 def main() -> None:
-    """Runs the tests that the judge sends, and sends a result for each."""
-    request = read_frame(JUDGE, TRUSTED_FRAME)
-    candidate = Remote()
-    first = candidate.receive()
-    if "loaded" not in first:
-        write_frame(JUDGE, {"failed": first.get("failed", {})})
-        return
-    for test in request["tests"]:
-        result = run_test(test, candidate)
-        write_frame(JUDGE, result)
-        if result["status"] == "ended" or (request["stop"] and result["status"] != "passed"):
-            break
-    write_frame(JUDGE, {"done": True})
+    """Runs one program's tests."""
+    _examine(CANDIDATE, JUDGE, read_frame(JUDGE, TRUSTED_FRAME))
+
+
+def stand() -> None:
+    """Runs the tests of many programs, one after the other; each time a socket to the candidate comes first."""
+    judge = socket.socket(fileno=CANDIDATE)
+    while True:
+        data, fds, _, _ = socket.recv_fds(judge, 1, 1)
+        if not data:
+            return
+        _examine(fds[0], CANDIDATE, read_frame(CANDIDATE, TRUSTED_FRAME))
+        os.close(fds[0])
+
+
+def _examine(candidate_fd: int, judge_fd: int, request: dict[str, Any]) -> None:
+    """Sends the judge a result for each test."""
+    candidate = Remote(candidate_fd)
+    try:
+        first = candidate.receive()
+        if "loaded" not in first:
+            write_frame(judge_fd, {"failed": first.get("failed", {}), "done": True})
+            return
+        for test in request["tests"]:
+            result = run_test(test, candidate)
+            if result["status"] == "ended":
+                break
+            write_frame(judge_fd, result)
+            if request["stop"] and result["status"] != "passed":
+                break
+    except CandidateEnded:
+        pass
+    write_frame(judge_fd, {"done": True})
 
 
 def run_test(test: dict[str, Any], candidate: Remote) -> dict[str, Any]:
     """{"status", "form", ...}; status "ended" when the candidate's process has gone."""
     candidate.objects_used = candidate.fallback = False
     try:
-        compiled = compile(test["code"], "test.py", "exec", dont_inherit=True)
-        scope = candidate.look(_free_names(compiled, test["code"]))
+        compiled, names = _compiled(test["code"])
+        scope = candidate.look(names)
         scope |= {"__name__": "test"}
         exec(compiled, scope)
         if test["type"] == "check":
@@ -93,6 +149,12 @@ def run_test(test: dict[str, Any], candidate: Remote) -> dict[str, Any]:
         elif result["status"] == "wrong_answer" and candidate.last_call:
             result["call"] = candidate.last_call
     return result | {"form": "objects" if candidate.objects_used else "proxy"}
+
+
+@functools.lru_cache(256)
+def _compiled(code: str) -> tuple[types.CodeType, list[str]]:
+    compiled = compile(code, "test.py", "exec", dont_inherit=True)
+    return compiled, _free_names(compiled, code)
 
 
 def _free_names(code: types.CodeType, source: str) -> list[str]:
@@ -119,7 +181,8 @@ def _tested_builtins(source: str) -> set[str]:
 class Remote:
     """The candidate's process as seen from here."""
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
         self.callbacks: list[Callable[..., Any]] = []
         self.exceptions: dict[str, type[BaseException]] = {}
         self.objects_used = False
@@ -127,7 +190,7 @@ class Remote:
 
     def receive(self) -> dict[str, Any]:
         try:
-            answer = read_frame(CANDIDATE)
+            answer = read_frame(self.fd)
         except (EOFError, OSError, ValueError):
             raise CandidateEnded from None
         if not isinstance(answer, dict):
@@ -137,11 +200,11 @@ class Remote:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Raises what the candidate raised, as an exception of the nearest builtin kind."""
         try:
-            write_frame(CANDIDATE, request, TRUSTED_FRAME)
+            write_frame(self.fd, request, TRUSTED_FRAME)
         except OSError:
             raise CandidateEnded from None
         while "callback" in (answer := self.receive()):
-            write_frame(CANDIDATE, self._called_back(answer))
+            write_frame(self.fd, self._called_back(answer))
         if "error" in answer:
             raise self._exception(answer["error"])
         return answer

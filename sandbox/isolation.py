@@ -12,7 +12,7 @@
     rlimits          address space, CPU, file size, open files, processes
     cgroup           memory, processes and CPU of all processes of a worker together
 
-A worker enters the jail once (`enter_jail`); each program's process then gives up the rest (`confine`).
+A worker enters the jail once (`enter_jail`); each program's process then gives up the rest (`confinement`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox import kernel
-from sandbox.seccomp import filter_code
+from sandbox.seccomp import program_filter, worker_filter
 
 NAMESPACES = {
     "pid": kernel.CLONE_NEWPID,
@@ -42,6 +42,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "namespaces": ("user", *NAMESPACES, "capabilities", "no_new_privs", "seccomp", "rlimits"),
     "everything": tuple(layer for layer in LAYERS if layer != "uid"),
 }
+RULESET = 100  # file descriptor of Landlock's rules: out of the way of those that processes use
+OPTIONAL = ("capabilities", "landlock", "seccomp")  # in the order in which a process takes them on
 BOX_PARENT, BOX = "/w", "/w/box"  # the only writable folder of the jail
 TEMPORARY = "/tmp"  # where programs get a folder without one
 BOX_MB, BOX_FILES = 64, 4096
@@ -65,16 +67,7 @@ class Jail:
     box: str = ""
     ids: dict[str, int] = field(default_factory=dict)  # user ids by role; empty: all have the worker's
     ruleset: int = -1  # Landlock's
-    # What each program's process does to itself, and worked when it was tried; few steps, made ready in advance,
-    # since every page of memory that a fresh process writes must first be copied.
-    steps: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    fixed_limits: tuple[tuple[int, tuple[int, int]], ...] = (
-        (resource.RLIMIT_CORE, (0, 0)),
-        (resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE)),
-        (resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES)),
-        (resource.RLIMIT_MSGQUEUE, (0, 0)),
-        (resource.RLIMIT_MEMLOCK, (0, 0)),
-    )
+    optional: dict[str, kernel.Call] = field(default_factory=dict)  # calls by layer: see `confinement`
     size: int = 0  # bytes of address space before any program
 
     @property
@@ -141,6 +134,8 @@ def enter_jail(python_paths: Iterable[str], cgroup: str) -> Jail:
     if root:
         base = 0 if jail.layers["user"] == "on" else ids
         jail.ids = {"candidate": base + CANDIDATE_ID, "examiner": base + EXAMINER_ID}
+        with contextlib.suppress(OSError):
+            os.setgroups([])
     jail.layers["uid"] = "on" if root else "not started by root: all processes of a worker have its user id"
     if jail.process_one and (child := os.fork()):
         _wait_and_exit(child)
@@ -265,31 +260,31 @@ def _outermost(paths: list[str]) -> list[str]:
 def _wait_and_exit(child: int) -> None:
     """Stays as the worker's parent outside of its pid namespace: killing this process ends the worker."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
-    os.closerange(0, 4096)
+    os.closerange(0, 4096)  # the control socket above all: its end must be seen
     _, status = os.waitpid(child, 0)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def _prepare_layers(jail: Jail, python_paths: Iterable[str]) -> None:
-    """Tries in a child what each program's process will do: what works is what can be promised."""
-    if jail.try_layer("landlock", lambda: _make_ruleset(jail, python_paths)):
-        jail.steps["landlock"] = lambda: kernel.landlock_restrict(jail.ruleset)
-    jail.steps |= {"capabilities": kernel.drop_capabilities, "no_new_privs": kernel.no_new_privileges}
-    with contextlib.suppress(OSError):
-        jail.steps["seccomp"] = kernel.seccomp_installer(filter_code())
-    jail.layers["seccomp"] = "no system call table for this machine"
-    # Without privileges, only a process that can gain none may restrict itself.
-    order = ("capabilities", "no_new_privs", "landlock", "seccomp")
-    jail.steps = {name: jail.steps[name] for name in order if name in jail.steps}
+    """Gives up what the worker itself does not need, and finds which calls of `confinement` work, in a child."""
+    fixed = {"CORE": 0, "FSIZE": FILE_SIZE, "NOFILE": OPEN_FILES, "MSGQUEUE": 0, "MEMLOCK": 0}
+    jail.try_layer("landlock", lambda: _make_ruleset(jail, python_paths))
+    jail.try_layer("rlimits", lambda: [resource.setrlimit(getattr(resource, f"RLIMIT_{k}"), (v, v)) for k, v in fixed.items()])
+    jail.try_layer("no_new_privs", lambda: kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))
+    jail.try_layer("seccomp", lambda: jail.optional.update(seccomp=kernel.seccomp_filter(program_filter())))
+    if not jail.try_layer("seccomp", lambda: kernel.perform([kernel.seccomp_filter(worker_filter())])):
+        jail.optional.pop("seccomp", None)
+    jail.optional["capabilities"] = kernel.no_capabilities()
+    if jail.ruleset >= 0:
+        jail.optional["landlock"] = kernel.landlock_restriction(jail.ruleset)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         trial = Jail()
         try:
-            trial.try_layer("rlimits", lambda: set_limits(jail, 256, 10, 8))
-            leave_user(jail, "candidate")
-            for name, step in jail.steps.items():
-                trial.try_layer(name, step)
+            for name in OPTIONAL:
+                if name in jail.optional:
+                    trial.try_layer(name, lambda name=name: kernel.perform([jail.optional[name]]))
         finally:
             os.write(write, "\n".join(f"{k}\t{v}" for k, v in trial.layers.items()).encode())
             os._exit(0)
@@ -297,7 +292,6 @@ def _prepare_layers(jail: Jail, python_paths: Iterable[str]) -> None:
     with os.fdopen(read, "r") as f:
         jail.layers.update(line.rstrip("\n").split("\t", 1) for line in f)  # type: ignore[misc]
     os.waitpid(pid, 0)
-    jail.steps = {name: step for name, step in jail.steps.items() if jail.layers[name] == "on"}
 
 
 def _make_ruleset(jail: Jail, python_paths: Iterable[str]) -> None:
@@ -320,43 +314,44 @@ def _make_ruleset(jail: Jail, python_paths: Iterable[str]) -> None:
     kernel.landlock_allow(ruleset, BOX_PARENT if jail.box else TEMPORARY, in_box)
     for name in DEVICES:
         kernel.landlock_allow(ruleset, f"/dev/{name}", read & ~(1 << 3) & ~1 | write)
-    os.set_inheritable(ruleset, False)
-    jail.ruleset = ruleset
+    jail.ruleset = os.dup2(ruleset, RULESET)
+    os.close(ruleset)
 
 
-def confine(jail: Jail, role: str, memory_mb: int, cpu_s: float, processes: int) -> None:
-    """Gives up everything that a program's process does not need; to be called in that process.
+@dataclass
+class Bounds:
+    """The limits that differ between programs; set before the fork."""
 
-    An error in a layer that worked when the worker tried it ends the process.
+    cpu: kernel.Bound = field(default_factory=kernel.Bound)
+    processes: kernel.Bound = field(default_factory=kernel.Bound)
+    memory: kernel.Bound = field(default_factory=kernel.Bound)
+
+    def set(self, jail: Jail, cpu_s: float, processes: int, memory_mb: int) -> None:
+        """memory_mb: address space above what Python has already; 0: unlimited."""
+        seconds = max(1, int(cpu_s + 0.999))
+        # A user id of its own: only the program's processes count. A shared one: the worker's and the examiner's too.
+        count = processes if jail.ids else processes + 2
+        size = (memory_mb << 20) + jail.size if memory_mb else (1 << 64) - 1
+        values = (self.cpu, seconds, seconds + 1), (self.processes, count, count), (self.memory, size, size)
+        for bound, soft, hard in values:  # CPU time: first the signal that says why
+            bound.soft, bound.hard = soft, hard
+
+
+def confinement(jail: Jail, role: str, bounds: Bounds) -> list[kernel.Call]:
+    """What a program's process must do to itself; each call that worked when the worker tried it must work again.
 
     Args:
         role: "candidate" or "examiner".
-        memory_mb: address space above what Python has already; 0: no limit, for runtimes that reserve more than they use.
     """
-    set_limits(jail, memory_mb, cpu_s, processes)
-    leave_user(jail, role)
-    for step in jail.steps.values():
-        step()
-
-
-def set_limits(jail: Jail, memory_mb: int, cpu_s: float, processes: int) -> None:
-    seconds = max(1, int(cpu_s + 0.999))
-    limit = resource.setrlimit
-    for kind, value in jail.fixed_limits:
-        limit(kind, value)
-    limit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # first the signal that says why
-    # An id of its own: only its own processes count. A shared one: the worker and the examiner count too.
-    limit(resource.RLIMIT_NPROC, (processes if jail.ids else processes + 2,) * 2)
-    if memory_mb:
-        limit(resource.RLIMIT_AS, ((memory_mb << 20) + jail.size,) * 2)
-
-
-def leave_user(jail: Jail, role: str) -> None:
+    calls = [
+        kernel.set_limit(resource.RLIMIT_CPU, bounds.cpu),
+        kernel.set_limit(resource.RLIMIT_NPROC, bounds.processes),
+        kernel.set_limit(resource.RLIMIT_AS, bounds.memory),
+    ]
     if jail.ids:
         own = jail.ids[role]
-        os.setgroups([])
-        os.setresgid(own, own, own)
-        os.setresuid(own, own, own)
+        calls += [kernel.call("setresgid", own, own, own), kernel.call("setresuid", own, own, own)]
+    return calls + [jail.optional[name] for name in OPTIONAL if jail.layers.get(name) == "on"]
 
 
 def _works(action: Callable[[], Any]) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox.compare import matches, same_output
-from sandbox.examiner import looks_inside
+from sandbox.examiner import leaves_no_trace, looks_inside
 from sandbox.isolation import IsolationError
 from sandbox.launch import Started, WorkerError, WorkerProcess, drain
 from sandbox.plain import TRUSTED_FRAME, FrameReader, decode, frame, read_frame, write_frame
@@ -27,6 +27,7 @@ from sandbox.verdict import Limits
 
 MAX_SHOWN, MAX_OUTPUT = 200, 2000  # characters kept of values, of stdout and stderr
 ATTEMPTS = 2
+EXAMINER_USES, SETTLE_S = 5000, 0.1  # programs before an examiner is replaced; wait for one that is behind
 CLAIMS = ("wrong_answer", "runtime_error", "syntax_error", "memory")  # what a program may say of itself
 _NUMPY = re.compile(r"\b(numpy|scipy|pandas)\b")
 Result = dict[str, Any]
@@ -66,12 +67,17 @@ class Judge:
 
     def __init__(self, python: dict[str, Any], least: str):
         self._python, self._least = python, least
-        self._workers: dict[tuple[str, ...], WorkerProcess] = {}
-        self.layers = self._worker(()).layers
+        self._templates: list[WorkerProcess] = []
+        self._workers: dict[tuple[str, ...], tuple[WorkerProcess, StandingExaminer]] = {}
+        self.layers = self._worker(())[0].layers
 
     def stop(self) -> None:
-        for worker in self._workers.values():
+        for worker, examiner in self._workers.values():
+            examiner.stop()
             worker.stop()
+        for template in self._templates:
+            template.stop()
+        self._workers, self._templates = {}, []
 
     def judge(self, request: dict[str, Any]) -> dict[str, Any]:
         """The verdict's fields. A worker's failure is tried again; after that it is a sandbox_error."""
@@ -82,12 +88,14 @@ class Judge:
             except (WorkerError, IsolationError, OSError) as error:
                 message = str(error)
                 self.stop()
-                self._workers.clear()
         return {"status": "sandbox_error", "stderr": message}
 
-    def _worker(self, preload: tuple[str, ...]) -> WorkerProcess:
+    def _worker(self, preload: tuple[str, ...]) -> tuple[WorkerProcess, StandingExaminer]:
+        """The worker that has these modules in memory, started when it is first needed."""
         if preload not in self._workers:
-            self._workers[preload] = WorkerProcess(self._python, preload, self._least)
+            template = WorkerProcess(self._python, preload, self._least)
+            self._templates.append(template)
+            self._workers[preload] = template.clone(), StandingExaminer(template)
         return self._workers[preload]
 
     def _judge(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +127,7 @@ class Judge:
         self, request: dict[str, Any], tests: list[dict[str, Any]], limits: Limits, deadline: float
     ) -> tuple[list[Result], Outcome]:
         """The results of tests that share one process of the program (see `_groups`)."""
-        run = _Run(self._worker(_preload(request, tests)), request, limits, deadline)
+        run = _Run(*self._worker(_preload(request, tests)), request, limits, deadline)
         kind = tests[0]["form"]
         if kind == "output":
             outcome = run.script(tests[0])
@@ -165,10 +173,56 @@ class Judge:
         return result | {"status": "wrong_answer", "message": message, "expected": expected, "actual": shown}
 
 
+class StandingExaminer:
+    """An examiner's process that stays, in a worker of its own: for test code that leaves no trace in it."""
+
+    def __init__(self, template: WorkerProcess):
+        self._template, self._worker, self._uses = template, None, 0
+
+    def meet(self, started: Started) -> socket.socket:
+        """Hands over a run's channel to its candidate; the channel to the examiner."""
+        if not self._worker:
+            self._worker = self._template.clone()
+            limits = Limits(processes=1)
+            self._examiner = self._worker.run("examiner", {}, limits, b"")
+        assert started.channel and self._examiner.channel
+        self._examiner.channel.setblocking(True)
+        socket.send_fds(self._examiner.channel, [b"c"], [started.channel.fileno()])
+        started.channel.close()
+        started.channel = None
+        return self._examiner.channel
+
+    def settle(self, done: bool) -> None:
+        """After a run: waits until the examiner has seen its end, or ends an examiner that does not."""
+        self._uses += 1
+        channel, reader = self._examiner.channel, FrameReader()
+        with contextlib.suppress(OSError, ValueError):
+            assert channel
+            channel.settimeout(SETTLE_S)
+            while not done and (data := channel.recv(1 << 18)):
+                done = any("done" in m for m in reader.feed(data))
+        if not done or self._uses > EXAMINER_USES:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._worker:
+            self._examiner.close()
+            self._worker.stop()
+            self._worker, self._uses = None, 0
+
+
 class _Run:
     """One run of a program in a worker."""
 
-    def __init__(self, worker: WorkerProcess, request: dict[str, Any], limits: Limits, deadline: float):
+    def __init__(
+        self,
+        worker: WorkerProcess,
+        examiner: StandingExaminer,
+        request: dict[str, Any],
+        limits: Limits,
+        deadline: float,
+    ):
+        self.examiner = examiner
         self.worker, self.limits, self.deadline = worker, limits, deadline
         keys = ("code", "files", "command", "filename")
         self.program = {key: request[key] for key in keys if key in request}
@@ -216,7 +270,6 @@ class _Run:
 
     def examined(self, tests: list[dict[str, Any]]) -> Outcome:
         """Test code in an examiner's process, which calls the program's process."""
-        ours, theirs = socket.socketpair()
         outcome = Outcome()
 
         def receive(message: Any, send: Callable[[bytes], None]) -> None:
@@ -224,15 +277,21 @@ class _Run:
                 outcome.failed, outcome.done = message["failed"], True
             elif "done" in message:
                 outcome.done = True
-            elif message["status"] != "ended":
-                call = message.get("call", "")
+            else:
                 kept = ("status", "message", "form", "traceback")
                 result = {key: message[key] for key in kept if key in message}
-                outcome.results.append(result | ({"input": call} if call else {}))
+                outcome.results.append(result | ({"input": message["call"]} if message.get("call") else {}))
 
+        request = frame({"tests": tests, "stop": self.stop}, TRUSTED_FRAME)
+        if all(leaves_no_trace(t["code"]) for t in tests):
+            started = self.worker.run("functions", self.program, self.limits, b"")
+            channel = self.examiner.meet(started)
+            self._watch(started, channel, receive, outcome, request)
+            self.examiner.settle(outcome.done)
+            return outcome
+        ours, theirs = socket.socketpair()
         with ours:
             started = self.worker.run("functions", self.program, self.limits, b"", theirs)
-            request = frame({"tests": tests, "stop": self.stop}, TRUSTED_FRAME)
             self._watch(started, ours, receive, outcome, request)
         return outcome
 
@@ -440,6 +499,8 @@ def _ended_early(outcome: Outcome, limits: Limits) -> Result:
     over = outcome.ended["cpu_s"] >= 0.95 * limits.cpu_s
     if cause == "cpu" or number == signal.SIGXCPU or (number == signal.SIGKILL and over):
         return {"status": "timeout", "message": "CPU time limit"}
+    if cause == "end" and number == signal.SIGKILL:
+        return {"status": "runtime_error", "message": "the program stopped answering"}
     if number:
         return {"status": "killed", "message": f"ended by {signal.Signals(number).name}"}
     return {"status": "runtime_error", "message": f"the program ended with exit status {os.waitstatus_to_exitcode(status)}"}

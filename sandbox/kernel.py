@@ -6,7 +6,8 @@ import ctypes
 import os
 import platform
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -18,7 +19,7 @@ PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 38, 2
 
 # Numbers that differ between machines; calls added after Linux 5.1 have one number everywhere.
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
+_CLOSE_RANGE, _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 436, 442, 444, 445, 446
 _AT_RECURSIVE, _AT_FDCWD = 0x8000, -100
 _LANDLOCK_PATH_BENEATH = 1
 
@@ -86,29 +87,61 @@ def drop_capability_bounds() -> None:
             return
 
 
+# What a fresh process does to itself is a list of calls, made ready before the fork: each page of memory that the
+# process writes must be copied first, and a call by Python code of any style touches a dozen of them.
+Call = tuple[Callable[..., int], tuple[Any, ...]]
 _CAPABILITY_HEADER, _NO_CAPABILITIES = struct.pack("<Ii", 0x20080522, 0), bytes(24)  # version 3, this process
-
-
-def drop_capabilities() -> None:
-    _checked(_libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
-
-
-def no_new_privileges() -> None:
-    _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
 class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
 
 
-def seccomp_installer(code: bytes) -> Callable[[], None]:
-    """A function that installs a filter. `code`: BPF instructions of 8 bytes each. Needs no-new-privileges."""
+class Bound(ctypes.Structure):
+    """struct rlimit."""
+
+    _fields_ = (("soft", ctypes.c_uint64), ("hard", ctypes.c_uint64))
+
+
+def call(name: str, *arguments: Any) -> Call:
+    """A call of the C library, to be made later: ints, bytes and ctypes values."""
+    return getattr(_libc, name), tuple(a.encode() if isinstance(a, str) else a for a in arguments)
+
+
+def set_limit(kind: int, bound: Bound) -> Call:
+    """A resource limit whose value may be changed in `bound` until the call is made."""
+    return call("setrlimit", kind, ctypes.byref(bound))
+
+
+def no_capabilities() -> Call:
+    return call("capset", _CAPABILITY_HEADER, _NO_CAPABILITIES)
+
+
+def seccomp_filter(code: bytes) -> Call:
+    """`code`: BPF instructions of 8 bytes each. Needs no-new-privileges."""
     program = ctypes.byref(_Filter(len(code) // 8, code))
+    return call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)
 
-    def install() -> None:
-        _checked(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
 
-    return install
+def close_from(first: int) -> Call:
+    return call("syscall", ctypes.c_long(_CLOSE_RANGE), first, ctypes.c_uint((1 << 32) - 1), 0)
+
+
+def landlock_restriction(ruleset: int) -> Call:
+    return call("syscall", ctypes.c_long(_LANDLOCK_RESTRICT), ruleset, 0)
+
+
+def perform(calls: Iterable[Call]) -> None:
+    """Makes the calls in order. Raises OSError with the first one that fails."""
+    for function, arguments in calls:
+        if function(*arguments) < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+
+
+def fork() -> int:
+    """fork(2) without Python's hooks: for a process with one thread that runs little before the program takes over."""
+    return _checked(_libc.fork(), "fork")
 
 
 def landlock_version() -> int:
@@ -131,7 +164,3 @@ def landlock_allow(ruleset: int, path: str, access: int) -> None:
         _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
     finally:
         os.close(fd)
-
-
-def landlock_restrict(ruleset: int) -> None:
-    _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)

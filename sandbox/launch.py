@@ -53,7 +53,7 @@ class WorkerProcess:
     def __init__(self, python: dict[str, Any], preload: tuple[str, ...] = (), least: str = "namespaces"):
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors = tempfile.TemporaryFile()
-        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
             python_command("worker", str(theirs.fileno())),
             stdin=subprocess.DEVNULL,
@@ -141,12 +141,15 @@ class WorkerProcess:
         return message
 
     def clone(self) -> WorkerProcess:
-        """A worker of its own with this one's modules in memory, in a jail of its own; it ends when this one ends."""
+        """A worker with this one's modules in memory, in a jail of its own; it ends when this one ends.
+
+        A worker that has been cloned must not run programs: what ends one run would end its clones.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.send({"do": "clone"}, [theirs.fileno()])
         theirs.close()
         new = object.__new__(WorkerProcess)
-        new.control, new.process, new.cgroup, new._errors, new._last_id = ours, None, None, tempfile.TemporaryFile(), 0
+        new.control, new.process, new.cgroup, new._errors, new._last_id = ours, None, self.cgroup, self._errors, 0
         new.layers = new.receive(START_S)["layers"]
         return new
 
@@ -158,9 +161,9 @@ class WorkerProcess:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
-        if self.cgroup:
-            self.cgroup.remove()
-        self._errors.close()
+            if self.cgroup:
+                self.cgroup.remove()
+            self._errors.close()
 
 
 class Started:

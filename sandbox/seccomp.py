@@ -34,6 +34,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "mq_open": (240, 180), "memfd_create": (319, 279), "memfd_secret": (447, 447), "migrate_pages": (256, 238),
     "move_pages": (279, 239), "mbind": (237, 235), "set_mempolicy": (238, 237),
 }  # fmt: skip
+_WORKER_NEEDS = ("mount", "umount2", "unshare")  # for a fresh box and for workers cloned from it
 # Allowed for the process itself only: the argument with the process' number must be 0.
 _OWN_PROCESS = {
     "prlimit64": ((302, 261), 0), "sched_setaffinity": ((203, 122), 0), "sched_setscheduler": ((144, 119), 0),
@@ -52,19 +53,20 @@ _LOAD, _AND, _EQUAL, _ABOVE, _ANY, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x45, 0x06
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
 
-def filter_code(machine: str = "") -> bytes:
-    """BPF instructions for this machine. Raises OSError for a machine without a table."""
-    machine = machine or platform.machine()
-    if machine not in _AUDIT_ARCH:
-        raise OSError(f"seccomp: no table for {machine}")
-    column = list(_AUDIT_ARCH).index(machine)
+def worker_filter(machine: str = "") -> bytes:
+    """BPF instructions for a worker: all that its children must not do, but for what itself needs.
+
+    A filter costs most when it is installed, so the long one is installed once and inherited.
+    """
+    column = _column(machine)
     denied = _return(_ERRNO | errno.EPERM)
+    machine = list(_AUDIT_ARCH)[column]
     code = [_op(_LOAD, _ARCH), _op(_EQUAL, _AUDIT_ARCH[machine], 1, 0), _return(_KILL), _op(_LOAD, _NUMBER)]
     # Above the last known number are new calls and, on x86_64, the x32 calls (bit 30).
     code += [_op(_ABOVE, _LAST_KNOWN, 0, 1), _return(_ERRNO | errno.ENOSYS)]
     code += [_op(_EQUAL, _CLONE3[column], 0, 1), _return(_ERRNO | errno.ENOSYS)]  # its flags cannot be read: use clone
-    for numbers in _DENIED.values():
-        if (number := numbers[column]) is not None:
+    for name, numbers in _DENIED.items():
+        if (number := numbers[column]) is not None and name not in _WORKER_NEEDS:
             code += [_op(_EQUAL, number, 0, 1), denied]
     for numbers, position in _OWN_PROCESS.values():
         code += _when(numbers[column], [_op(_LOAD, _ARGUMENTS + 8 * position), _op(_EQUAL, 0, 1, 0), denied])
@@ -74,6 +76,23 @@ def filter_code(machine: str = "") -> bytes:
     kind = [_op(_LOAD, _ARGUMENTS + 8), _op(_AND, 0xF), *_one_of(_SOCKET_KINDS, denied)]
     code += _when(_SOCKET[column], family + kind)
     return b"".join([*code, _return(_ALLOW)])
+
+
+def program_filter(machine: str = "") -> bytes:
+    """BPF instructions for a program's process, on top of its worker's."""
+    column = _column(machine)
+    code = [_op(_LOAD, _NUMBER)]
+    for name in _WORKER_NEEDS:
+        code += [_op(_EQUAL, _DENIED[name][column] or 0, 0, 1), _return(_ERRNO | errno.EPERM)]
+    return b"".join([*code, _return(_ALLOW)])
+
+
+def _column(machine: str) -> int:
+    """Raises OSError for a machine without a table."""
+    machine = machine or platform.machine()
+    if machine not in _AUDIT_ARCH:
+        raise OSError(f"seccomp: no table for {machine}")
+    return list(_AUDIT_ARCH).index(machine)
 
 
 def _op(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:

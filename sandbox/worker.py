@@ -9,7 +9,8 @@ the judge (sandbox/judge.py) does not pass through here.
     {"do": "end", "id"}                                      end it now; answered, as every run, by {"id", "ended": ...}
     {"do": "suspend"} {"do": "resume", "cpu_s"}              freeze a session's processes, wake them with fresh CPU time
     {"do": "interrupt"}                                      SIGINT to the candidate
-    {"do": "clone"} + a control socket                       a worker like this one, in a jail of its own
+    {"do": "clone"} + a control socket                       a worker like this one, in a jail of its own; a worker
+                                                             that has been cloned runs nothing itself
 """
 
 from __future__ import annotations
@@ -20,34 +21,39 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sandbox import candidate, examiner, kernel
-from sandbox.isolation import Jail, confine, enter_jail, fresh_box, mount_box
+from sandbox.isolation import Bounds, Jail, confinement, enter_jail, fresh_box, mount_box
 
+ENDLESS = 1 << 30  # seconds
 TICK_S = 0.05  # between two looks at a run's CPU time
-CANDIDATE_FILES = ("stdin", "stdout", "stderr", "channel", "program")
+CANDIDATE_FILES = 5  # descriptors of a candidate: stdin, stdout, stderr, the channel, the program's text
+CONTROL, RESERVED = 101, 10  # the control socket's descriptor; those below the second are for programs' processes
 # What programs of this kind import: loaded once, so that a fresh child finds it in memory.
 USUAL_MODULES = (
-    "array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq",
-    "io", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "struct", "traceback",
+    "array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "io",
+    "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "struct", "traceback",
     "typing",
 )  # fmt: skip
 
 
 def main(control_fd: int) -> None:
     """Isolates this process and serves until the control socket is closed."""
-    control = socket.socket(fileno=control_fd)
+    control = socket.socket(fileno=os.dup2(control_fd, CONTROL))
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, *range(3, RESERVED)):
+        os.dup2(null, fd)
     start = json.loads(control.recv(1 << 20))
     sys.path[:] = start["path"]
-    preload((*USUAL_MODULES, *start["preload"]))
+    for name in (*USUAL_MODULES, *start["preload"]):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     gc.disable()
     jail = enter_jail(start["python"], start["cgroup"])
     os.environ.clear()
@@ -57,20 +63,9 @@ def main(control_fd: int) -> None:
     for name in [n for n in sys.modules if n.partition(".")[0] == "sandbox"]:
         del sys.modules[name]  # a program's own module may have that name
     candidate.prepare()
+    worker = Worker(control, jail)
     gc.freeze()
-    Worker(control, jail).serve()
-
-
-def preload(names: Iterable[str]) -> None:
-    """Imports what is installed of these modules, without the hooks that some run in every fork.
-
-    (random would draw a new seed: as it is, every program sees the same sequence, which makes verdicts repeatable.)
-    """
-    register, os.register_at_fork = os.register_at_fork, lambda **_: None
-    for name in names:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    os.register_at_fork = register
+    worker.serve()
 
 
 @dataclass
@@ -93,6 +88,8 @@ class Worker:
     def __init__(self, control: socket.socket, jail: Jail):
         self.control, self.jail = control, jail
         self.run: Run | None = None
+        self.bounds = Bounds()
+        self.confinements = {role: confinement(jail, role, self.bounds) for role in ("candidate", "examiner")}
         self.box_state = self._box_state()
 
     def serve(self) -> None:
@@ -140,13 +137,18 @@ class Worker:
             self.control.send(json.dumps(message).encode())
 
     def start(self, message: dict[str, Any], fds: list[int]) -> None:
-        limits, box = message["limits"], fresh_box(self.jail)
-        files = dict(zip(CANDIDATE_FILES, fds))
-        channels = fds[len(CANDIDATE_FILES) :]
+        limits, kind, box = message["limits"], message["kind"], fresh_box(self.jail)
+        memory = limits["memory_mb"] if kind != "command" else 0
+        cpu_s = limits["cpu_s"] if kind not in ("session", "examiner") else ENDLESS
+        self.bounds.set(self.jail, cpu_s, limits["processes"], memory)
+        own, channels = fds[:CANDIDATE_FILES], fds[CANDIDATE_FILES:]
         try:
-            helper = self.fork("examiner", message, box, channels) if message["examiner"] else 0
-            pid = self.fork("candidate", message, box, list(files.values()))
-            self.run = Run(message["id"], pid, helper, os.pidfd_open(pid), box, limits["cpu_s"])
+            helper = self.fork("examiner", kind, box, [0, 1, 0, *channels]) if channels else 0
+            if kind == "examiner":  # one that stays, for test code that leaves no traces
+                pid = self.fork("examiner", kind, box, [0, 1, 0, own[3]])
+            else:
+                pid = self.fork("candidate", kind, box, own)
+            self.run = Run(message["id"], pid, helper, os.pidfd_open(pid), box, cpu_s)
         except OSError as error:
             self.kill_all()
             self.say({"id": message["id"], "failed": str(error)})
@@ -154,18 +156,23 @@ class Worker:
             for fd in fds:
                 os.close(fd)
 
-    def fork(self, role: str, message: dict[str, Any], box: str, fds: list[int]) -> int:
-        if pid := os.fork():
+    def fork(self, role: str, kind: str, box: str, fds: list[int]) -> int:
+        """A confined process with `fds` as its descriptors 0, 1, ...; of these, programs that it starts get 0 to 2."""
+        calls = [kernel.call("setsid"), kernel.call("chdir", box)]
+        calls += [kernel.call("dup2", fd, i) for i, fd in enumerate(fds[:3]) if fd != i]
+        calls += [kernel.call("dup3", fd, i + 3, os.O_CLOEXEC) for i, fd in enumerate(fds[3:])]
+        calls += [*self.confinements[role], kernel.close_from(len(fds))]
+        if pid := kernel.fork():
             return pid
         try:
-            os.setsid()
-            _keep_only(fds if role == "candidate" else [-1, -1, -1, *fds], self.jail)
-            os.chdir(box)
-            limits, kind = message["limits"], message["kind"]
-            memory = limits["memory_mb"] if kind != "command" else 0
-            confine(self.jail, role, memory, limits["cpu_s"] if kind != "session" else 1 << 30, limits["processes"])
+            kernel.perform(calls)
             gc.enable()
-            examiner.main() if role == "examiner" else candidate.main(kind)
+            if role == "candidate":
+                candidate.main(kind)
+            elif kind == "examiner":
+                examiner.stand()
+            else:
+                examiner.main()
         finally:
             os._exit(1)
 
@@ -212,7 +219,7 @@ class Worker:
 
     def clean_box(self, box: str) -> None:
         if not self.jail.box:
-            shutil.rmtree(box, ignore_errors=True)
+            importlib.import_module("shutil").rmtree(box, ignore_errors=True)
         elif self._box_state() != self.box_state:  # constant time, however deep or odd what was left there is
             kernel.unmount(self.jail.box)
             mount_box()
@@ -247,22 +254,6 @@ class Worker:
         self.control.close()
         Worker(socket.socket(fileno=control_fd), self.jail).serve()
         os._exit(0)
-
-
-def _keep_only(fds: list[int], jail: Jail) -> None:
-    """Makes `fds` (-1: /dev/null) the descriptors 0, 1, ... of this process, and closes all others but Landlock's."""
-    null = os.open(os.devnull, os.O_RDWR)
-    count, high = len(fds), 64
-    for i, fd in enumerate(fds):
-        os.dup2(null if fd < 0 else fd, high + i)
-    if jail.ruleset >= 0:
-        os.dup2(jail.ruleset, high + count)
-        jail.ruleset = high + count
-    os.closerange(0, high)
-    os.closerange(high + count + 1, 1 << 16)
-    for i in range(count):
-        os.dup2(high + i, i, inheritable=i < 3)
-        os.close(high + i)
 
 
 def _cpu_clock(pid: int) -> float:
