@@ -62,6 +62,15 @@ class Cgroup:
         except OSError as error:
             problems.append(f"mkdir {folder}: {error.strerror}")
 
+    def sweep(self) -> None:
+        """Removes groups that a killed process has left: empty ones, not made just now."""
+        for folder in set(self.folders.values()):
+            prefix, own = os.path.basename(folder).rsplit("-", 1)[0], os.path.basename(folder)
+            for entry in os.scandir(os.path.dirname(folder)):
+                with contextlib.suppress(OSError):
+                    if entry.name.startswith(prefix) and entry.name != own and time.time() - entry.stat().st_mtime > 60:
+                        os.rmdir(entry.path)
+
     def __str__(self) -> str:
         return f"on ({self._version}: {', '.join(sorted(self.folders))})"
 

@@ -36,6 +36,7 @@ Result = dict[str, Any]
 def main() -> None:
     """Serves until stdin ends."""
     start = read_frame(0, TRUSTED_FRAME)
+    os.sched_setaffinity(0, {start["core"]})
     try:
         judge = Judge(start["python"], start["least"])
     except (IsolationError, WorkerError) as error:

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,7 @@ class WorkerProcess:
         try:
             self.cgroup = Cgroup(f"jaxrl-sandbox-{self.process.pid}")
             self.cgroup.add(self.process.pid)
+            self.cgroup.sweep()
             state = "on"
         except OSError as error:
             state = str(error)
@@ -146,11 +148,26 @@ class WorkerProcess:
         A worker that has been cloned must not run programs: what ends one run would end its clones.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.send({"do": "clone"}, [theirs.fileno()])
         theirs.close()
+        ours.settimeout(START_S)
+        try:
+            data, ancillary, _, _ = ours.recvmsg(1 << 16, socket.CMSG_SPACE(12))
+        except OSError as error:
+            raise WorkerError(f"a worker could not be cloned: {error}") from None
+        if not data:
+            raise WorkerError("a worker could not be cloned")
+        (pid,) = struct.unpack_from("i", ancillary[0][2])  # as this side's process numbers have it
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         new = object.__new__(WorkerProcess)
-        new.control, new.process, new.cgroup, new._errors, new._last_id = ours, None, self.cgroup, self._errors, 0
-        new.layers = new.receive(START_S)["layers"]
+        new.control, new.process, new._errors, new._last_id = ours, None, self._errors, 0
+        new.layers = json.loads(data)["layers"]
+        new.cgroup = None
+        if self.cgroup:
+            with contextlib.suppress(OSError):
+                new.cgroup = Cgroup(f"jaxrl-sandbox-{pid}")
+                new.cgroup.add(pid)
         return new
 
     def stop(self) -> None:
@@ -161,9 +178,9 @@ class WorkerProcess:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
-            if self.cgroup:
-                self.cgroup.remove()
             self._errors.close()
+        if self.cgroup:
+            self.cgroup.remove()
 
 
 class Started:

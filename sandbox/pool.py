@@ -38,7 +38,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="sandbox")
         self._judges: list[_JudgeProcess] = []
         try:
-            self._judges += self._threads.map(lambda _: _JudgeProcess(least), range(count))
+            self._judges += self._threads.map(lambda core: _JudgeProcess(least, core), _cores(count))
         except BaseException:
             self.close()
             raise
@@ -90,6 +90,13 @@ class Pool:
             self._idle.put(judge)
 
 
+def _cores(count: int) -> list[int]:
+    """The core of each judge. Its processes take turns: on one core they need not wake each other across cores,
+    which doubles the rate, and a program with many threads cannot slow others down."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[i * len(cores) // count if count <= len(cores) else i % len(cores)] for i in range(count)]
+
+
 def check_program(program: Program) -> None:
     """Raises ValueError, saying what is wrong, for a program that cannot have a verdict."""
     if not program.tests:
@@ -104,8 +111,8 @@ def check_program(program: Program) -> None:
 class _JudgeProcess:
     """A judge's process and the pipes to it."""
 
-    def __init__(self, least: str) -> None:
-        self._least = least
+    def __init__(self, least: str, core: int) -> None:
+        self._least, self._core = least, core
         self._start()
 
     def _start(self) -> None:
@@ -120,7 +127,7 @@ class _JudgeProcess:
         )
         self._lock = threading.Lock()
         try:
-            hello = self.ask({"python": python_environment(), "least": self._least})
+            hello = self.ask({"python": python_environment(), "least": self._least, "core": self._core})
         except (OSError, EOFError):
             hello = {"error": "the sandbox's process ended at its start"}
         if "error" in hello:
