@@ -90,7 +90,7 @@ def missing(layers: dict[str, str], least: str) -> list[str]:
 
     Raises ValueError for an unknown name.
     """
-    wanted = LEVELS.get(least) or tuple(name.strip() for name in least.split(","))
+    wanted = LEVELS.get(least) or tuple(name.strip() for name in least.split(",") if name.strip())
     if unknown := [name for name in wanted if name not in LAYERS]:
         raise ValueError(f"unknown sandbox layer {unknown[0]!r}; levels: {', '.join(LEVELS)}; layers: {', '.join(LAYERS)}")
     return [f"{name} ({layers.get(name, 'not tried')})" for name in wanted if layers.get(name) != "on"]

@@ -27,6 +27,7 @@ from sandbox.verdict import Limits
 
 MAX_SHOWN, MAX_OUTPUT = 200, 2000  # characters kept of values, of stdout and stderr
 ATTEMPTS = 2
+GRACE_S = 0.05
 EXAMINER_USES, SETTLE_S = 5000, 0.1  # programs before an examiner is replaced; wait for one that is behind
 CLAIMS = ("wrong_answer", "runtime_error", "syntax_error", "memory")  # what a program may say of itself
 _NUMPY = re.compile(r"\b(numpy|scipy|pandas)\b")
@@ -55,6 +56,7 @@ class Outcome:
 
     results: list[Result] = field(default_factory=list)
     done: bool = False
+    complete: bool = False  # every test that was to run has a result
     failed: Result | None = None  # the program itself failed, before its tests
     cause: str = ""  # timeout, output_limit: ended from here
     ended: dict[str, Any] = field(default_factory=dict)  # the worker's report
@@ -260,7 +262,7 @@ class _Run:
             number = len(outcome.results)
             stop = self.stop and number and outcome.results[-1]["status"] != "passed"
             if outcome.failed is not None or stop or number == len(tests):
-                outcome.done = True
+                outcome.done = outcome.complete = True
             else:
                 test = tests[number]
                 call = {"call": test["function"], "args": test["args"], "kwargs": test["kwargs"]}
@@ -278,6 +280,8 @@ class _Run:
                 outcome.failed, outcome.done = message["failed"], True
             elif "done" in message:
                 outcome.done = True
+                stopped = self.stop and any(r["status"] != "passed" for r in outcome.results)
+                outcome.complete = stopped or len(outcome.results) == len(tests)
             else:
                 kept = ("status", "message", "form", "traceback")
                 result = {key: message[key] for key in kept if key in message}
@@ -313,7 +317,7 @@ class _Run:
                 if said != nonce or status not in (*CLAIMS, "passed", "done"):
                     raise ValueError("a result without the nonce")
                 if status == "done":
-                    outcome.done = True
+                    outcome.done = outcome.complete = True
                 elif len(outcome.results) < len(tests):
                     outcome.results.append({"status": status, "message": text})
 
@@ -337,7 +341,9 @@ class _Run:
             while not (outcome.done or outcome.cause or outcome.ended):
                 watched.step(self.worker.control, self.worker, self.deadline)
             if not outcome.ended:
-                outcome.ended = _report(self.worker.end(started.id))
+                # Less than all: it fell silent, perhaps because it is ending.
+                grace = GRACE_S if outcome.done and outcome.failed is None and not outcome.complete else 0.0
+                outcome.ended = _report(self.worker.end(started.id, grace))
             watched.finish()
         finally:
             started.close()

@@ -135,9 +135,9 @@ class WorkerProcess:
             raise WorkerError(f"the worker has ended{': ' + said[0] if said else ''}")
         return json.loads(data)
 
-    def end(self, run: int, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Ends a run if it has not ended yet; how it went. Raises WorkerError."""
-        self.send({"do": "end", "id": run})
+    def end(self, run: int, grace_s: float = 0.0, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Ends a run if it does not end by itself within `grace_s`; how it went. Raises WorkerError."""
+        self.send({"do": "end", "id": run, "grace_s": grace_s})
         while (message := self.receive(timeout_s)).get("id") != run:
             pass
         return message

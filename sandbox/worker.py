@@ -6,7 +6,7 @@ and when the run ends kills all that is left and says how it went. What a run's 
 the judge (sandbox/judge.py) does not pass through here.
 
     {"do": "run", "id", "limits", "examiner": bool, "kind"} + descriptors   start a run
-    {"do": "end", "id"}                                      end it now; answered, as every run, by {"id", "ended": ...}
+    {"do": "end", "id", "grace_s"}                           end it now; answered, as every run, by {"id", "ended": ...}
     {"do": "suspend"} {"do": "resume", "cpu_s"}              freeze a session's processes, wake them with fresh CPU time
     {"do": "interrupt"}                                      SIGINT to the candidate
     {"do": "clone"} + a control socket                       a worker like this one, in a jail of its own; a worker
@@ -117,7 +117,8 @@ class Worker:
             case "run":
                 self.start(message, fds)
             case "end" if self.run and self.run.id == message["id"]:
-                self.finish("end")
+                # One that has closed its channel may be about to end: then its own exit status is what counts.
+                self.finish("" if _ends_within(self.run.pidfd, message["grace_s"]) else "end")
             case "suspend" if self.run:
                 self.signal_all(signal.SIGSTOP)
                 self.run.suspended = True
@@ -254,6 +255,12 @@ class Worker:
         self.control.close()
         Worker(socket.socket(fileno=control_fd), self.jail).serve()
         os._exit(0)
+
+
+def _ends_within(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(seconds and poll.poll(seconds * 1000))
 
 
 def _cpu_clock(pid: int) -> float:

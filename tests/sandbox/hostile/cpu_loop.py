@@ -1,0 +1,3 @@
+# test: check
+# status: timeout
+while True: pass

@@ -1,0 +1,4 @@
+# test: check
+# status: runtime_error|wrong_answer|timeout
+def add(a, b):
+    while True: yield 3

@@ -1,0 +1,4 @@
+# test: check
+# status: runtime_error|wrong_answer|timeout
+import itertools
+def add(a, b): return itertools.count()

@@ -1,0 +1,6 @@
+# test: check
+# status: runtime_error
+i = 0
+while True:
+    open(f'f{i}', 'w').close()
+    i += 1

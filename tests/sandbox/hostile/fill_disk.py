@@ -1,0 +1,4 @@
+# test: check
+# status: runtime_error
+with open('big', 'wb') as f:
+    while True: f.write(b'x' * 10 ** 6)

@@ -1,0 +1,6 @@
+# test: check
+# status: runtime_error
+i = 0
+while True:
+    with open(f'f{i}', 'wb') as f: f.write(b'x' * 10 ** 7)
+    i += 1

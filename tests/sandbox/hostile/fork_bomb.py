@@ -1,0 +1,8 @@
+# test: check
+# status: killed|runtime_error|timeout|wrong_answer
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass

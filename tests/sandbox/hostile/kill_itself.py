@@ -1,0 +1,4 @@
+# test: check
+# status: killed
+import os, signal
+os.kill(os.getpid(), signal.SIGKILL)

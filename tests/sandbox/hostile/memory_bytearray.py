@@ -1,0 +1,3 @@
+# test: check
+# status: memory
+x = bytearray(10 ** 11)

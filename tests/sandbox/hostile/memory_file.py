@@ -1,0 +1,4 @@
+# test: check
+# status: runtime_error
+import os
+os.memfd_create('x')

@@ -1,0 +1,4 @@
+# test: check
+# status: memory
+x = []
+while True: x.append(bytearray(10 ** 7))

@@ -1,0 +1,3 @@
+# test: check
+# status: wrong_answer
+def add(a, b): return NotImplemented

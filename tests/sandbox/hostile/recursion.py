@@ -1,0 +1,3 @@
+# test: check
+# status: runtime_error
+def add(a, b): return add(b, a)

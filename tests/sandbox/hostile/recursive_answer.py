@@ -1,0 +1,6 @@
+# test: check
+# status: runtime_error|wrong_answer
+def add(a, b):
+    x = []
+    x.append(x)
+    return x

@@ -1,0 +1,5 @@
+# test: stdio
+# status: wrong_answer
+a, b = map(int, input().split())
+print(a + b)
+print('and more')
