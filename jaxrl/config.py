@@ -213,10 +213,12 @@ class EvaluationConfig:
 
 @dataclass
 class SandboxConfig:
-    """Limits on one program."""
+    """Limits on one program, and how well it must be isolated."""
 
     workers: int = 0  # 0: one per core
-    wall_s: float = 5.0
+    least: str = ""  # least isolation accepted: process, namespaces, everything, layers with commas; "": the default
+    ray_address: str = ""  # a Ray cluster ("auto": the running one) whose nodes score programs; "": this machine
+    wall_s: float = 10.0
     cpu_s: float = 2.0
     memory_mb: int = 1024
     output_kb: int = 64

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from rollouts.engine import PromptTooLongError, SamplingParams
 from rollouts.environments.single_turn import SingleTurn
 from rollouts.episode import Problem
 from rollouts.jax_engine import JaxEngine
+from sandbox.isolation import LEAST, IsolationError
 from sandbox.pool import Pool
 from sandbox.verdict import Limits
 
@@ -207,10 +208,19 @@ def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> 
 
 
 def make_pool(config: Config) -> Pool:
-    """The sandbox of config.sandbox."""
+    """The sandbox of config.sandbox. Raises UserError where it cannot be as wanted."""
     s = config.sandbox
     limits = Limits(s.wall_s, s.cpu_s, s.memory_mb, s.output_kb, s.processes)
-    return Pool(s.workers, limits=limits)
+    try:
+        if s.ray_address:
+            from sandbox.ray_pool import RayPool
+
+            return cast(Pool, RayPool(s.ray_address, s.workers, limits, s.least or LEAST))  # the same interface
+        return Pool(s.workers, limits, s.least or LEAST)
+    except (IsolationError, ValueError) as error:
+        raise UserError(f"config.sandbox.least: {error}") from None
+    except ImportError:
+        raise UserError("config.sandbox.ray_address needs Ray: pip install 'jaxrl[ray]'") from None
 
 
 def prepare_process(cache: Path = Path("~/.cache/jaxrl/xla")) -> None:

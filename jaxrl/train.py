@@ -372,7 +372,7 @@ def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) ->
 
 
 def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in verdict.items() if name not in ("wall_s", "cpu_s")}
+    return {name: value for name, value in verdict.items() if name not in ("wall_s", "cpu_s", "memory_mb")}
 
 
 def _show(t: Trainer, stage: Stage, stage_step: int, metrics: dict[str, float]) -> None:

@@ -16,9 +16,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from sandbox import requests
-from sandbox.isolation import LAYERS, LEVELS, IsolationError, missing
+from sandbox.isolation import LAYERS, LEAST, LEVELS, IsolationError, missing
 from sandbox.launch import WorkerError, WorkerProcess, python_environment
-from sandbox.pool import LEAST, Pool
+from sandbox.pool import Pool
 from sandbox.session import Sessions
 from sandbox.verdict import Limits
 

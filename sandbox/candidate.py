@@ -20,7 +20,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from sandbox.plain import TRUSTED_FRAME, decode, encode, read_frame, write_frame
+from sandbox.plain import EXAMINER_FRAME, MAX_FRAME, TRUSTED_FRAME, decode, encode, read_frame, write_frame
 
 CHANNEL, PROGRAM = 3, 4  # file descriptors
 MAX_MESSAGE, MAX_TRACEBACK = 500, 4000  # characters
@@ -119,7 +119,7 @@ def _functions(code: str) -> None:
                 answer = {"error": failure(error)}
             _flush()
             try:
-                write_frame(CHANNEL, answer)
+                write_frame(CHANNEL, answer, EXAMINER_FRAME if request.get("keep") else MAX_FRAME)
             except ValueError as error:
                 write_frame(CHANNEL, {"error": failure(error)})
 
@@ -255,9 +255,10 @@ def _evaluate(code: str, filename: str, namespace: dict[str, Any]) -> dict[str, 
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
     try:
         tree = ast.parse(code, filename)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body[-1] if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        tree.body = tree.body[:-1] if last else tree.body
         statements = compile(tree, filename, "exec", dont_inherit=True)
-        expression = compile(ast.Expression(last.value), filename, "eval") if last else None
+        expression = compile(ast.Expression(last.value), filename, "eval") if isinstance(last, ast.Expr) else None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return {"failed": failure(error) | {"status": "syntax_error"}}
     try:

@@ -25,7 +25,8 @@ def matches(actual: Any, expected: Any, tolerance: float = 0.0, order: str = "sa
     """Whether an encoded value is the expected, encoded one.
 
     Numbers compare by value, floats within `tolerance` (absolute and relative), NaN equals NaN; True is not 1.
-    A list and a tuple with the same items are equal (JSON data has no tuples); otherwise the types must agree.
+    A list, a tuple, an array and an iterator with the same items are equal (JSON data has only lists); otherwise the
+    types must agree.
 
     Args:
         order: "same"; "any": the items of the outermost list may stand in any order; "set": and any number of times.
@@ -37,7 +38,11 @@ def matches(actual: Any, expected: Any, tolerance: float = 0.0, order: str = "sa
     kind, given = _kind(expected), _kind(actual)
     if kind in _LISTS:
         ours, theirs = _content(expected), _content(actual)
-        return given in _LISTS and len(theirs) == len(ours) and all(map(matches, theirs, ours, [tolerance] * len(ours)))
+        return (
+            given in (*_LISTS, "iterator")
+            and len(theirs) == len(ours)
+            and all(map(matches, theirs, ours, [tolerance] * len(ours)))
+        )
     if kind in _SETS:
         if given not in _SETS or len(actual[1]) != len(expected[1]):
             return False
@@ -55,7 +60,9 @@ def matches(actual: Any, expected: Any, tolerance: float = 0.0, order: str = "sa
 
 
 def _kind(value: Any) -> str:
-    return value[0] if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) else type(value).__name__
+    return (
+        value[0] if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) else type(value).__name__
+    )
 
 
 def _content(value: Any) -> list[Any]:
@@ -84,7 +91,9 @@ def _close(actual: float, expected: float, tolerance: float) -> bool:
     try:
         if math.isnan(expected):
             return math.isnan(actual)
-        return actual == expected or (math.isfinite(expected) and abs(actual - expected) <= tolerance * max(1.0, abs(expected)))
+        return actual == expected or (
+            math.isfinite(expected) and abs(actual - expected) <= tolerance * max(1.0, abs(expected))
+        )
     except OverflowError:  # an int too large for a float
         return False
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sandbox.candidate import failure
-from sandbox.plain import TRUSTED_FRAME, Unplain, decode, encode, read_frame, write_frame
+from sandbox.plain import EXAMINER_FRAME, TRUSTED_FRAME, Unplain, decode, encode, read_frame, write_frame
 
 CANDIDATE, JUDGE = 3, 4  # file descriptors
 _INSIDE = ("unittest.mock", "mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins")
@@ -129,7 +129,7 @@ def _examine(candidate_fd: int, judge_fd: int, request: dict[str, Any]) -> None:
 
 def run_test(test: dict[str, Any], candidate: Remote) -> dict[str, Any]:
     """{"status", "form", ...}; status "ended" when the candidate's process has gone."""
-    candidate.objects_used = candidate.fallback = False
+    candidate.objects_used, candidate.last_call = False, ""
     try:
         compiled, names = _compiled(test["code"])
         scope = candidate.look(names)
@@ -190,7 +190,7 @@ class Remote:
 
     def receive(self) -> dict[str, Any]:
         try:
-            answer = read_frame(self.fd)
+            answer = read_frame(self.fd, EXAMINER_FRAME)
         except (EOFError, OSError, ValueError):
             raise CandidateEnded from None
         if not isinstance(answer, dict):

@@ -44,6 +44,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
 }
 RULESET = 100  # file descriptor of Landlock's rules: out of the way of those that processes use
 OPTIONAL = ("capabilities", "landlock", "seccomp")  # in the order in which a process takes them on
+# What is asked for where nothing else is said. The variable is for machines, such as most containers, that give less.
+LEAST = os.environ.get("JAXRL_SANDBOX_LEAST", "namespaces")
 BOX_PARENT, BOX = "/w", "/w/box"  # the only writable folder of the jail
 TEMPORARY = "/tmp"  # where programs get a folder without one
 BOX_MB, BOX_FILES = 64, 4096
@@ -85,14 +87,19 @@ class Jail:
         return True
 
 
-def missing(layers: dict[str, str], least: str) -> list[str]:
-    """The layers of `least` (a level, or names with commas) that are not active, with the reasons.
-
-    Raises ValueError for an unknown name.
-    """
+def required_layers(least: str) -> tuple[str, ...]:
+    """The layers that a level, or names with commas, stand for. Raises ValueError for an unknown name."""
     wanted = LEVELS.get(least) or tuple(name.strip() for name in least.split(",") if name.strip())
     if unknown := [name for name in wanted if name not in LAYERS]:
-        raise ValueError(f"unknown sandbox layer {unknown[0]!r}; levels: {', '.join(LEVELS)}; layers: {', '.join(LAYERS)}")
+        raise ValueError(
+            f"unknown sandbox layer {unknown[0]!r}; levels: {', '.join(LEVELS)}; layers: {', '.join(LAYERS)}"
+        )
+    return wanted
+
+
+def missing(layers: dict[str, str], least: str) -> list[str]:
+    """The layers of `least` (see `required_layers`) that are not active, with the reasons."""
+    wanted = required_layers(least)
     return [f"{name} ({layers.get(name, 'not tried')})" for name in wanted if layers.get(name) != "on"]
 
 
@@ -100,8 +107,8 @@ def require(layers: dict[str, str], least: str) -> None:
     """Raises IsolationError when less than `least` is active."""
     if lacking := missing(layers, least):
         raise IsolationError(
-            f"the sandbox lacks {'; '.join(lacking)}. `python -m sandbox doctor` tells more; to accept less, set "
-            f'sandbox.least to "process" or to a list of layers'
+            f"the sandbox lacks {'; '.join(lacking)}. `python -m sandbox doctor` tells more; to accept less, name a "
+            f"level ({', '.join(LEVELS)}) or layers as JAXRL_SANDBOX_LEAST, --least or config.sandbox.least"
         )
 
 
@@ -269,7 +276,9 @@ def _prepare_layers(jail: Jail, python_paths: Iterable[str]) -> None:
     """Gives up what the worker itself does not need, and finds which calls of `confinement` work, in a child."""
     fixed = {"CORE": 0, "FSIZE": FILE_SIZE, "NOFILE": OPEN_FILES, "MSGQUEUE": 0, "MEMLOCK": 0}
     jail.try_layer("landlock", lambda: _make_ruleset(jail, python_paths))
-    jail.try_layer("rlimits", lambda: [resource.setrlimit(getattr(resource, f"RLIMIT_{k}"), (v, v)) for k, v in fixed.items()])
+    jail.try_layer(
+        "rlimits", lambda: [resource.setrlimit(getattr(resource, f"RLIMIT_{k}"), (v, v)) for k, v in fixed.items()]
+    )
     jail.try_layer("no_new_privs", lambda: kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))
     jail.try_layer("seccomp", lambda: jail.optional.update(seccomp=kernel.seccomp_filter(program_filter())))
     if not jail.try_layer("seccomp", lambda: kernel.perform([kernel.seccomp_filter(worker_filter())])):

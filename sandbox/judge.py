@@ -105,7 +105,14 @@ class Judge:
         tests, limits = request["tests"], Limits(**request["limits"])
         start = time.monotonic()
         deadline, cpu_left = start + limits.wall_s, limits.cpu_s
-        verdict: dict[str, Any] = {"tests": [], "stdout": "", "stderr": "", "traceback": "", "cpu_s": 0.0, "memory_mb": 0.0}
+        verdict: dict[str, Any] = {
+            "tests": [],
+            "stdout": "",
+            "stderr": "",
+            "traceback": "",
+            "cpu_s": 0.0,
+            "memory_mb": 0.0,
+        }
         for group in _groups(request):
             if request["stop"] and any(r["status"] != "passed" for r in verdict["tests"]):
                 break
@@ -144,7 +151,10 @@ class Judge:
         if outcome.failed:
             results += [{**_claim(outcome.failed), "form": kind}] * missing
         elif missing and not (request["stop"] and any(r["status"] != "passed" for r in results)):
-            first = _ended_early(outcome, limits) | {"form": kind, "input": tests[len(results)].get("code", "")[:MAX_SHOWN]}
+            first = _ended_early(outcome, limits) | {
+                "form": kind,
+                "input": tests[len(results)].get("code", "")[:MAX_SHOWN],
+            }
             status = first["status"] if first["status"] in ("timeout", "output_limit") else "runtime_error"
             later = {"status": status, "message": "not run: the program had ended", "form": kind}
             results += [first] + [later] * (missing - 1)
@@ -160,7 +170,12 @@ class Judge:
             return result | _ended_early(outcome, limits)
         actual = outcome.stdout.decode("utf-8", "replace")
         if test["checker"]:
-            call = {"form": "values", "function": "check", "args": [test["stdin"], actual, test["stdout"]], "kwargs": {}}
+            call = {
+                "form": "values",
+                "function": "check",
+                "args": [test["stdin"], actual, test["stdout"]],
+                "kwargs": {},
+            }
             call |= {"expected": True, "tolerance": 0.0, "order": "same"}
             checker = {"code": test["checker"], "files": {}, "stop": False}
             (said,), _ = self._run_group(checker, [call], limits, deadline)
@@ -510,7 +525,10 @@ def _ended_early(outcome: Outcome, limits: Limits) -> Result:
         return {"status": "runtime_error", "message": "the program stopped answering"}
     if number:
         return {"status": "killed", "message": f"ended by {signal.Signals(number).name}"}
-    return {"status": "runtime_error", "message": f"the program ended with exit status {os.waitstatus_to_exitcode(status)}"}
+    return {
+        "status": "runtime_error",
+        "message": f"the program ended with exit status {os.waitstatus_to_exitcode(status)}",
+    }
 
 
 def _cut_middle(text: str, limit: int) -> str:

@@ -54,7 +54,13 @@ class WorkerProcess:
     def __init__(self, python: dict[str, Any], preload: tuple[str, ...] = (), least: str = "namespaces"):
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors = tempfile.TemporaryFile()
-        environment = {"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {
+            "PYTHONHASHSEED": "0",
+            "LD_BIND_NOW": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
         self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
             python_command("worker", str(theirs.fileno())),
             stdin=subprocess.DEVNULL,

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MAX_FRAME, TRUSTED_FRAME = 8 << 20, 1 << 30  # bytes from a process that is hostile, and from one that is not
+# Bytes taken from a hostile process by the judge, by an examiner (whose own memory is limited), from one's own side.
+MAX_FRAME, EXAMINER_FRAME, TRUSTED_FRAME = 8 << 20, 64 << 20, 1 << 30
 _SMALL = 1 << 63  # larger ints travel in hexadecimal: decimal has a length limit and is slow
 
 _SEQUENCES: dict[str, Callable[[Any], Any]] = {

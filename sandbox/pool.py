@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from sandbox.isolation import IsolationError
+from sandbox.isolation import LEAST, IsolationError, required_layers
 from sandbox.launch import ROOT, WorkerError, python_command, python_environment
 from sandbox.plain import TRUSTED_FRAME, encode, read_frame, write_frame
 from sandbox.verdict import CallTest, Limits, Program, StdioTest, Test, TestResult, Verdict
-
-LEAST = "namespaces"  # see sandbox/isolation.py
 
 
 class Pool:
@@ -28,10 +26,11 @@ class Pool:
         limits: for programs that have the default limits.
         least: the least isolation that is accepted, a level or names of layers (sandbox/isolation.py).
 
-    Raises IsolationError when this machine gives less.
+    Raises IsolationError when this machine gives less, ValueError for an unknown layer.
     """
 
     def __init__(self, workers: int = 0, limits: Limits | None = None, least: str = LEAST):
+        required_layers(least)
         self._limits = limits
         count = workers or len(os.sched_getaffinity(0))
         self._idle: queue.SimpleQueue[_JudgeProcess] = queue.SimpleQueue()
@@ -44,6 +43,7 @@ class Pool:
             raise
         for judge in self._judges:
             self._idle.put(judge)
+        self.workers = count
         self.layers = self._judges[0].layers
         self.sandbox_errors = 0  # verdicts that were the sandbox's fault, since the start
 
@@ -127,7 +127,7 @@ class _JudgeProcess:
         )
         self._lock = threading.Lock()
         try:
-            hello = self.ask({"python": python_environment(), "least": self._least, "core": self._core})
+            hello: dict[str, Any] = self.ask({"python": python_environment(), "least": self._least, "core": self._core})
         except (OSError, EOFError):
             hello = {"error": "the sandbox's process ended at its start"}
         if "error" in hello:

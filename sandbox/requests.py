@@ -22,7 +22,14 @@ MAX_LINE = 64 << 20  # bytes
 TEST_TYPES: dict[str, type] = {"assert": AssertTest, "check": CheckTest, "call": CallTest, "stdio": StdioTest}
 MAXIMA = {"wall_s": 3600, "cpu_s": 3600, "memory_mb": 1 << 20, "output_kb": 1 << 17, "processes": 4096}
 _FIELDS = ("id", "program", "tests", "limits", "stop_at_first_failure", "files", "command", "filename")
-_NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number", dict: "an object", tuple: "a list"}
+_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    dict: "an object",
+    tuple: "a list",
+}
 
 
 class RequestError(ValueError):

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.isolation import LEAST, required_layers
 from sandbox.launch import Started, WorkerError, WorkerProcess, drain, python_environment
 from sandbox.plain import FrameReader, frame
 from sandbox.verdict import Limits, Status
 
-LEAST = "namespaces"
 GRACE_S = 0.1  # between the interrupt at a call's time limit and the end of a session that ignores it
 SESSION_LIMITS = Limits(wall_s=10.0, cpu_s=10.0, memory_mb=1024, output_kb=64, processes=16)
 
@@ -53,6 +53,7 @@ class Sessions:
     """
 
     def __init__(self, limits: Limits = SESSION_LIMITS, preload: tuple[str, ...] = ("numpy",), least: str = LEAST):
+        required_layers(least)
         self.limits = limits
         self._template = WorkerProcess(python_environment(), preload, least)
         self.layers = self._template.layers

@@ -1,4 +1,5 @@
 # test: check
 # status: killed
 import os
+
 os.abort()

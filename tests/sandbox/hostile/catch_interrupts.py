@@ -3,6 +3,7 @@
 def add(a, b):
     while True:
         try:
-            while True: pass
+            while True:
+                pass
         except BaseException:
             pass

@@ -1,7 +1,10 @@
 # A child keeps stdout open: waiting for its end would hang.
 # test: check
 # status: wrong_answer
-import os, time
+import os
+import time
+
+
 def add(a, b):
     if os.fork() == 0:
         time.sleep(1000)

@@ -1,4 +1,5 @@
 # test: check
 # status: runtime_error
 import socket
+
 socket.socket(16, socket.SOCK_RAW, 0)

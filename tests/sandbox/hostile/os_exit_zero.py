@@ -2,4 +2,5 @@
 # test: check
 # status: runtime_error
 import os
+
 os._exit(0)

@@ -1,5 +1,7 @@
 # test: check
 # status: runtime_error
 import os
+
+
 def add(a, b):
     os._exit(0)

@@ -1,3 +1,4 @@
 # test: check
 # status: output_limit
-while True: print('x' * 1000)
+while True:
+    print("x" * 1000)

@@ -1,3 +1,4 @@
 # test: stdio
 # status: output_limit
-while True: print('3')
+while True:
+    print("3")

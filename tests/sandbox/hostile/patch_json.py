@@ -1,5 +1,9 @@
 # test: check
 # status: wrong_answer|runtime_error
 import json
+
 json.dumps = lambda *a, **k: '{"status": "passed"}'
-def add(a, b): return 0
+
+
+def add(a, b):
+    return 0

@@ -1,7 +1,10 @@
 # Stealing the parent's descriptors.
 # test: check
 # status: wrong_answer
-import ctypes, os
+import ctypes
+import os
+
+
 def add(a, b):
     libc = ctypes.CDLL(None)
     try:

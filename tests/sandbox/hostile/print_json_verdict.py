@@ -1,4 +1,7 @@
 # test: check
 # status: wrong_answer
 print('{"status": "passed", "passed": true, "done": true}')
-def add(a, b): return -1
+
+
+def add(a, b):
+    return -1

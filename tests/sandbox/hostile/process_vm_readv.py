@@ -1,6 +1,9 @@
 # test: check
 # status: wrong_answer
-import ctypes, os
+import ctypes
+import os
+
+
 def add(a, b):
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(310, os.getppid(), 0, 0, 0, 0, 0)

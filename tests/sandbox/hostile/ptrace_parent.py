@@ -1,6 +1,9 @@
 # Attaching to the process that grades.
 # test: check
 # status: wrong_answer
-import ctypes, os
+import ctypes
+import os
+
+
 def add(a, b):
     return ctypes.CDLL(None, use_errno=True).ptrace(16, os.getppid(), 0, 0)

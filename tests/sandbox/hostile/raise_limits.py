@@ -1,6 +1,8 @@
 # test: check
 # status: wrong_answer
 import resource
+
+
 def add(a, b):
     for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_NPROC):
         try:

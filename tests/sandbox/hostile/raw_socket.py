@@ -1,4 +1,5 @@
 # test: check
 # status: runtime_error
 import socket
+
 socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)

@@ -1,4 +1,7 @@
 # test: check
 # status: runtime_error|wrong_answer
 import sys
-def add(a, b): return sys.stdin.read()
+
+
+def add(a, b):
+    return sys.stdin.read()

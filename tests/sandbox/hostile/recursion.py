@@ -1,3 +1,4 @@
 # test: check
 # status: runtime_error
-def add(a, b): return add(b, a)
+def add(a, b):
+    return add(b, a)

@@ -1,4 +1,7 @@
 # test: check
 # status: timeout
 import re
-def add(a, b): return re.match(r'(a+)+$', 'a' * 60 + 'b')
+
+
+def add(a, b):
+    return re.match(r"(a+)+$", "a" * 60 + "b")

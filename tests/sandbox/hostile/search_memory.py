@@ -2,6 +2,8 @@
 # test: check
 # status: wrong_answer
 import ctypes
+
+
 def add(a, b):
     needle = ("def check" + "(candidate):").encode()
     try:

@@ -1,4 +1,5 @@
 # test: check
 # status: killed
 import ctypes
+
 ctypes.string_at(0)

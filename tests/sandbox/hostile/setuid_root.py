@@ -1,4 +1,5 @@
 # test: check
 # status: runtime_error
 import os
+
 os.setuid(0)

@@ -1,4 +1,5 @@
 # test: check
 # status: timeout
 import time
+
 time.sleep(1000)

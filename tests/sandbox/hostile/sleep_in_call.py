@@ -1,4 +1,7 @@
 # test: check
 # status: timeout
 import time
-def add(a, b): time.sleep(1000)
+
+
+def add(a, b):
+    time.sleep(1000)

@@ -2,4 +2,5 @@
 # test: check
 # status: timeout
 import os, signal
+
 os.kill(os.getpid(), signal.SIGSTOP)
