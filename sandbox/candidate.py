@@ -196,12 +196,12 @@ def _in_process(code: str) -> None:
     nonce that came with the tests. A program that prepares for exactly this form can still deceive it.
     """
     # Names of this module can be replaced by the program; these copies only by one that searches for them.
-    read, loads, write, run, build = os.read, marshal.loads, os.write, exec, compile
+    read, loads, write, run, build, size = os.read, marshal.loads, os.write, exec, compile, len
     pristine, describe, unsettrace, unsetprofile = dict(vars(builtins)), failure, sys.settrace, sys.setprofile
 
     def send(text: str) -> None:
         data = b'"' + text.encode("utf-8", "replace").hex().encode() + b'"'
-        write(CHANNEL, len(data).to_bytes(4, "little") + data)
+        write(CHANNEL, size(data).to_bytes(4, "little") + data)
 
     namespace, failed = _load(code, "program")
     if failed:
@@ -209,7 +209,7 @@ def _in_process(code: str) -> None:
         return
     write(CHANNEL, b'\x0f\0\0\0{"loaded":true}')
     length, data = int.from_bytes(read(CHANNEL, 4), "little"), b""
-    while len(data) < length:
+    while size(data) < length:
         data += read(CHANNEL, 1 << 20)
     nonce, tests, stop = loads(data)
     for test in tests:
