@@ -53,16 +53,14 @@ def test_evalplus(pool, data, name):
 def test_quixbugs(pool, data):
     """Every correct program passes its cases, every buggy one fails them; some by never ending."""
     rows = [json.loads(line) for line in open(data / "quixbugs" / "quixbugs.jsonl")]
-    slow = {"knapsack": 60, "levenshtein": 60}  # CPU seconds of the correct programs: exponential, or a large table
+    too_slow = {("knapsack", 9), ("levenshtein", 3)}  # minutes or gigabytes for the correct programs as well
 
     def program(row: dict, which: str) -> Program:
         tolerance = 0.5 if row["name"] == "sqrt" else 1e-6  # sqrt gets the accuracy that it must reach
-        cases = [c["input"] if isinstance(c["input"], list) else [c["input"]] for c in row["cases"]]
-        tests = [
-            CallTest(row["name"], tuple(i), c["expected"], tolerance=tolerance) for i, c in zip(cases, row["cases"])
-        ]
-        cpu_s = slow.get(row["name"], 3) if which == "correct" else 3
-        return Program(row[which], tuple(tests), Limits(2 * cpu_s, cpu_s), stop_at_first_failure=True)
+        cases = [c for i, c in enumerate(row["cases"]) if (row["name"], i) not in too_slow]
+        inputs = [c["input"] if isinstance(c["input"], list) else [c["input"]] for c in cases]
+        tests = [CallTest(row["name"], tuple(i), c["expected"], tolerance=tolerance) for i, c in zip(inputs, cases)]
+        return Program(row[which], tuple(tests), Limits(10, 5), stop_at_first_failure=True)
 
     assert len(rows) == 31
     correct = pool.run([program(r, "correct") for r in rows])
