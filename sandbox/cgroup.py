@@ -25,7 +25,7 @@ class Cgroup:
     def __init__(self, name: str, membership: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup"):
         self.folders: dict[str, str] = {}  # by controller
         self._version = "v1"
-        self._memory_mb = 0
+        self._memory_mb = self._kills = 0
         problems: list[str] = []
         for controllers, path in _memberships(membership):
             if controllers == [""]:
@@ -97,14 +97,15 @@ class Cgroup:
             _write(self.folders["pids"], "pids.max", str(max(64, 2 * processes)))
         self._memory_mb = memory_mb
 
-    def kills(self) -> int:
-        """How often the kernel has ended a process here for want of memory."""
+    def killed_again(self) -> bool:
+        """Whether the kernel has ended a process here for want of memory since this was last asked."""
         if "memory" not in self.folders:
-            return 0
+            return False
         file, key = _KILLS[self._version]
+        before = self._kills
         with contextlib.suppress(OSError, ValueError), open(os.path.join(self.folders["memory"], file)) as f:
-            return int(dict(line.split() for line in f).get(key, 0))
-        return 0
+            self._kills = int(dict(line.split() for line in f).get(key, 0))
+        return self._kills > before
 
     def remove(self) -> None:
         """Once its processes have ended; they may take a moment to leave."""

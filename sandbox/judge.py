@@ -60,7 +60,7 @@ class Outcome:
     failed: Result | None = None  # the program itself failed, before its tests
     cause: str = ""  # timeout, output_limit: ended from here
     ended: dict[str, Any] = field(default_factory=dict)  # the worker's report
-    memory_kills: int = 0
+    memory_killed: bool = False
     stdout: bytes = b""
     stderr: bytes = b""
 
@@ -350,7 +350,6 @@ class _Run:
         """Moves messages and output until the run is done or ends, or a limit is reached; then ends it."""
         assert channel
         channel.setblocking(False)
-        kills = self.worker.cgroup.kills() if self.worker.cgroup else 0
         watched = _Watched(started, channel, receive, outcome, self.limits.output_kb << 10, bytearray(first))
         try:
             while not (outcome.done or outcome.cause or outcome.ended):
@@ -362,8 +361,8 @@ class _Run:
             watched.finish()
         finally:
             started.close()
-        if outcome.ended["status"] == signal.SIGKILL and self.worker.cgroup:
-            outcome.memory_kills = self.worker.cgroup.kills() - kills
+        if outcome.ended["status"] == signal.SIGKILL and not outcome.ended["cause"] and self.worker.cgroup:
+            outcome.memory_killed = self.worker.cgroup.killed_again()
 
 
 @dataclass
@@ -515,7 +514,7 @@ def _ended_early(outcome: Outcome, limits: Limits) -> Result:
         return {"status": "output_limit", "message": f"more than {limits.output_kb} kB of output"}
     if outcome.cause == "timeout":
         return {"status": "timeout", "message": "wall time limit"}
-    if outcome.memory_kills:
+    if outcome.memory_killed:
         return {"status": "memory", "message": "all processes together took more memory than allowed"}
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     over = outcome.ended["cpu_s"] >= 0.95 * limits.cpu_s

@@ -53,6 +53,8 @@ _KINDS: dict[type, str] = {
     type(x for x in ()): "iterator", type(iter([])): "iterator", type(iter(())): "iterator", type(iter("")): "iterator",
     type(iter(range(0))): "iterator", type(iter({})): "iterator", type(iter(set())): "iterator",
 }  # fmt: skip
+# Made once: json.dumps with settings, and json.loads of bytes, prepare themselves anew in each call.
+_to_json, _from_json = json.JSONEncoder(separators=(",", ":")).encode, json.JSONDecoder().decode
 _BASES: tuple[type, ...] = (dict, list, tuple, set, frozenset, int, float, str)
 MAX_ITEMS = 1 << 20  # taken from an iterator, which may have no end
 
@@ -135,7 +137,7 @@ def decode(value: Any, other: Callable[[str, Any], Any] | None = None) -> Any:
 
 def frame(value: Any, limit: int = MAX_FRAME) -> bytes:
     """A value's JSON with its length before it. Raises ValueError for more than `limit` bytes."""
-    data = json.dumps(value, separators=(",", ":")).encode()
+    data = _to_json(value).encode()
     if len(data) > limit:
         raise ValueError(f"the value has {len(data)} bytes; at most {limit} are taken")
     return struct.pack("<I", len(data)) + data
@@ -191,6 +193,6 @@ def _read(fd: int, count: int) -> bytes:
 def parse(data: bytes) -> Any:
     """JSON from a process that is not trusted: whatever is wrong with it is a ValueError."""
     try:
-        return json.loads(data)
+        return _from_json(data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
