@@ -321,8 +321,8 @@ def test_exits_hooks_and_threads_of_a_program_with_stdin(pool):
 def test_time_limits_hold(pool, sleeping):
     code = "import time\ntime.sleep(60)" if sleeping else "while True: pass"
     limits = Limits(wall_s=0.7, cpu_s=5) if sleeping else Limits(wall_s=10, cpu_s=0.7)
-    took = min(verdict(pool, code, AssertTest("pass"), limits=limits).wall_s for _ in range(3))
-    assert 0.6 < took < 0.7 + 0.2
+    verdicts = [verdict(pool, code, AssertTest("pass"), limits=limits) for _ in range(3)]
+    assert 0.6 < min(v.wall_s if sleeping else v.cpu_s for v in verdicts) < 0.7 + 0.2
 
 
 def test_a_loaded_machine_makes_no_timeouts(pool):
