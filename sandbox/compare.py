@@ -6,11 +6,14 @@ expected: it is never built into sets or dictionaries larger than the expected o
 
 from __future__ import annotations
 
+import collections
+import json
 import math
 from typing import Any
 
 from sandbox.plain import decode, encode
 
+MAX_PAIRS = 10**6
 _LISTS = ("list", "tuple", "ndarray")
 _SETS = ("set", "frozenset", "keys")
 _MAPPINGS = ("dict", "Counter", "OrderedDict", "defaultdict")
@@ -102,8 +105,11 @@ def _same_items(actual: list[Any], expected: list[Any], tolerance: float, once: 
     """Each item of one list has its own partner in the other (`once`), or at least one there and back."""
     if once and len(actual) != len(expected):
         return False
-    if not once and len(actual) > 1000 + 10 * len(expected):
-        return False  # so many repetitions are no answer, and comparing would take long
+    ours, theirs = (collections.Counter(map(json.dumps, items)) for items in (expected, actual))
+    if ours == theirs or (not once and ours.keys() == theirs.keys()):
+        return True
+    if len(actual) * len(expected) > MAX_PAIRS:
+        return False  # too many to look for pairs that are equal but not the same
     left = list(expected)
     found = [False] * len(expected)
     for item in actual:

@@ -24,16 +24,13 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sandbox.candidate import failure
+from sandbox.candidate import PURE_MODULES, failure
 from sandbox.plain import EXAMINER_FRAME, TRUSTED_FRAME, Unplain, decode, encode, read_frame, write_frame
 
 CANDIDATE, JUDGE = 3, 4  # file descriptors
 _INSIDE = ("unittest.mock", "mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins")
-# What test code may use and still leave no trace in the process that runs it.
-_PURE_MODULES = (
-    "math", "cmath", "itertools", "functools", "collections", "string", "re", "heapq", "bisect", "copy", "json",
-    "fractions", "datetime", "typing", "operator", "statistics",
-)  # fmt: skip
+_LITERALS = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp, ast.USub, ast.Load)
+# What test code may not use if it is to leave no trace in the process that runs it.
 _IMPURE_NAMES = (
     "exec", "eval", "open", "compile", "input", "setattr", "delattr", "globals", "locals", "vars", "breakpoint",
     "__import__", "__builtins__", "getattr", "type", "super", "print", "help", "exit", "quit",
@@ -63,7 +60,7 @@ def leaves_no_trace(code: str) -> bool:
     except (SyntaxError, ValueError, RecursionError):
         return False
     for node in nodes:
-        if any(m.partition(".")[0] not in _PURE_MODULES for m in _modules(node)):
+        if any(m.partition(".")[0] not in PURE_MODULES for m in _modules(node)):
             return False
         if isinstance(node, ast.Name) and node.id in _IMPURE_NAMES:
             return False
@@ -153,29 +150,34 @@ def run_test(test: dict[str, Any], candidate: Remote) -> dict[str, Any]:
 
 @functools.lru_cache(256)
 def _compiled(code: str) -> tuple[types.CodeType, list[str]]:
-    compiled = compile(code, "test.py", "exec", dont_inherit=True)
-    return compiled, _free_names(compiled, code)
+    """The code, and the names that it must get from the program: attributes' names among them, its own not."""
+    tree = ast.parse(code, "test.py")
+    compiled = compile(tree, "test.py", "exec", dont_inherit=True)
+    own = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    own |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    own |= {(a.asname or a.name).partition(".")[0] for n in ast.walk(tree) for a in getattr(n, "names", ())
+            if isinstance(a, ast.alias)}  # fmt: skip
+    names = {n for n in _names(compiled) if not hasattr(builtins, n) and n not in own}
+    return compiled, sorted(names | _tested_builtins(tree))
 
 
-def _free_names(code: types.CodeType, source: str) -> list[str]:
-    """Global names that the test uses, attribute names among them; builtins only where a test calls nothing else."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= set(_free_names(constant, ""))
-    shadowed = _tested_builtins(source) if source and names & set(vars(builtins)) else set()
-    return sorted(n for n in names if not hasattr(builtins, n) or n in shadowed)
+def _names(code: types.CodeType) -> set[str]:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
-def _tested_builtins(source: str) -> set[str]:
-    """Builtins' names that asserts must mean as the program's: `assert sum(1, 2) == 3` calls no other function."""
-    found = set()
-    for statement in ast.walk(ast.parse(source)):
-        if isinstance(statement, ast.Assert):
-            calls = [n for n in ast.walk(statement.test) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-            if calls and all(hasattr(builtins, n.func.id) for n in calls):  # type: ignore[attr-defined]
-                found.add(calls[0].func.id)  # type: ignore[attr-defined]
-    return found
+def _tested_builtins(tree: ast.AST) -> set[str]:
+    """Builtins' names that a test must mean as the program's, as in `assert sum(10, 15) == 6`.
+
+    Only where a builtin is called with literals, and nothing else is called at all: were a program's own `abs` or
+    `all` taken for a test's, it could decide the test.
+    """
+    nodes = list(ast.walk(tree))
+    called = {n.func.id if isinstance(n.func, ast.Name) else "" for n in nodes if isinstance(n, ast.Call)}
+    if len(called) != 1 or not hasattr(builtins, next(iter(called))):
+        return set()
+    arguments = [a for n in nodes if isinstance(n, ast.Call) for a in (*n.args, *(k.value for k in n.keywords))]
+    return called if all(isinstance(n, _LITERALS) for a in arguments for n in ast.walk(a)) else set()
 
 
 class Remote:
@@ -226,9 +228,13 @@ class Remote:
                     scope[name] = self.exceptions[name] = type(name, (_builtin_exception([content[1]]),), {})
                 elif kind == "module":
                     scope |= _imported(name, str(content))
+                elif kind == "imported" and content[0] in PURE_MODULES:
+                    value = getattr(importlib.import_module(content[0]), str(content[1]))
+                    if getattr(value, "__module__", None) == content[0]:
+                        scope[name] = value
                 elif kind == "value":
                     scope[name] = self.decode(content)
-        except (ValueError, TypeError, ArithmeticError, RecursionError):
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
             raise CandidateEnded from None
         return scope
 

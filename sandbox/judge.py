@@ -157,15 +157,17 @@ class Judge:
             checker = {"code": test["checker"], "files": {}, "stop": False}
             (said,), _ = self._run_group(checker, [call], limits, deadline)
             right = said["status"] == "passed"
-            if said["status"] not in ("passed", "wrong_answer"):
-                raise WorkerError(f"the checker failed: {said.get('message')}")
+            if said["status"] == "syntax_error":
+                raise WorkerError(f"the checker is no Python: {said['message']}")
+            if said["status"] != "wrong_answer" and not right:  # an output that it cannot read is no right one
+                result["message"] = f"the checker refused the output: {said['message']}"
         else:
             right = same_output(actual, test["stdout"], test["compare"], test["tolerance"])
         if right:
             return {"status": "passed", "form": "output"}
         shown, expected = cut_middle(actual, MAX_SHOWN), cut_middle(test["stdout"], MAX_SHOWN)
         message = f"printed {shown!r}, expected {expected!r}"
-        return result | {"status": "wrong_answer", "message": message, "expected": expected, "actual": shown}
+        return {"message": message} | result | {"status": "wrong_answer", "expected": expected, "actual": shown}
 
 
 def _groups(request: dict[str, Any]) -> list[list[dict[str, Any]]]:

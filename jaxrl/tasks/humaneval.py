@@ -6,6 +6,8 @@ both training and held-out problems unless held_out_path names other ones. Train
 
 from __future__ import annotations
 
+import ast
+
 from jaxrl.config import TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
 from jaxrl.evalplus import evalplus_test, is_evalplus
@@ -32,7 +34,10 @@ def make_task(config: TaskConfig, seed: int) -> Task:
 def make_problem(row: Row, style: str) -> Problem:
     """A chat problem, or a plain completion (style "completion")."""
     header, entry_point = row.get("prompt"), row.get("entry_point")
-    test = evalplus_test(row, header) if is_evalplus(row) else CheckTest(row.get("test"), entry_point)
+    if is_evalplus(row):
+        test = evalplus_test(row, header)
+    else:
+        test = CheckTest(f"{helpers(header, entry_point)}\n\n{row.get('test')}", entry_point)
     content = f"{INSTRUCTION}\n\n```python\n{header}```"
     return Problem(
         id=row.get("task_id"),
@@ -42,6 +47,16 @@ def make_problem(row: Row, style: str) -> Problem:
         demonstration=f"```python\n{header}{row.get('canonical_solution')}```" if style == "chat" else None,
         meta={"entry_point": entry_point, "header": header, "limits": PLUS_LIMITS if is_evalplus(row) else Limits()},
     )
+
+
+def helpers(header: str, entry_point: str) -> str:
+    """What a prompt defines beside the function that is asked for.
+
+    It stands before the test, so that a test which uses a helper gets the prompt's, and not what the program has made
+    of it: HumanEval/32 asks its helper whether the answer is right.
+    """
+    statements = ast.parse(header).body
+    return "\n".join(ast.unparse(s) for s in statements if getattr(s, "name", "") != entry_point)
 
 
 async def score(problem: Problem, text: str, pool: Pool) -> Reward:

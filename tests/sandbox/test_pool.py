@@ -249,6 +249,10 @@ def test_kinds_of_tests_may_be_mixed(pool):
         ("def sum(a, b): return a + b + 1", "assert sum(1, 2) == 4", "proxy", "passed"),
         ("from collections import Counter\ndef f(s): return Counter(s)", "assert f('aab')['a'] == 2", "proxy", "passed"),
         ("import numpy as np\ndef f(n): return np.arange(n)", "assert f(3).sum() == 3", "proxy", "passed"),
+        ("def abs(x): return 0\ndef f(x): return 99", "r = f(1)\nassert abs(r - 1) < 0.1", "proxy", "wrong_answer"),
+        ("def len(x): return 3\nX = []", "assert len(X) == 3", "proxy", "wrong_answer"),
+        ("def all(x): return True\ndef f(): return [0]", "assert all(x == 1 for x in f())", "proxy", "wrong_answer"),
+        ("from typing import Any\nfrom collections import deque\ndef f(x): return deque(x)", "q: Any = f([1])\nassert q == deque([1])", "proxy", "passed"),
         # Its classes: objects stay in the program's process.
         ("class P:\n    def __init__(s, x): s.x = x\n    def get(s): return s.x", "p = P(3)\nassert p.get() == 3 == p.x",
          "objects", "passed"),
@@ -275,7 +279,9 @@ def test_a_checker_decides_where_there_are_many_right_answers(pool):
     for printed, status in (("3 4", "passed"), ("3 5", "wrong_answer")):
         v = verdict(pool, f"print({printed!r})", StdioTest("7", "", checker=checker))
         assert v.status == status
-    broken = verdict(pool, "print(1)", StdioTest("7", "", checker="def check(*a): return 1 / 0"))
+    unreadable = verdict(pool, "print('x')", StdioTest("7", "", checker=checker))
+    assert unreadable.status == "wrong_answer" and "checker refused" in unreadable.tests[0].message
+    broken = verdict(pool, "print(1)", StdioTest("7", "", checker="def check(*a: return 1"))
     assert broken.status == "sandbox_error" and "checker" in broken.stderr
 
 
