@@ -335,12 +335,10 @@ class Bounds:
     processes: kernel.Bound = field(default_factory=kernel.Bound)
     memory: kernel.Bound = field(default_factory=kernel.Bound)
 
-    def set(self, jail: Jail, cpu_s: float, processes: int, memory_mb: int) -> None:
-        """memory_mb: address space above what Python has already; 0: unlimited."""
-        seconds = max(1, int(cpu_s + 0.999))
-        # A user id of its own: only the program's processes count. A shared one: the worker's and the examiner's too.
-        count = processes if jail.ids else processes + 2
-        size = (memory_mb << 20) + jail.size if memory_mb else (1 << 64) - 1
+    def set(self, size: int, cpu_s: float, processes: int, memory_mb: int) -> None:
+        """memory_mb: address space above the `size` that Python has already; 0: unlimited."""
+        seconds, count = max(1, int(cpu_s + 0.999)), processes
+        size = (memory_mb << 20) + size if memory_mb else (1 << 64) - 1
         values = (self.cpu, seconds, seconds + 1), (self.processes, count, count), (self.memory, size, size)
         for bound, soft, hard in values:  # CPU time: first the signal that says why
             bound.soft, bound.hard = soft, hard

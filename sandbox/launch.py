@@ -21,6 +21,9 @@ from sandbox.isolation import require
 from sandbox.verdict import Limits
 
 ROOT = str(Path(__file__).resolve().parent.parent)
+# Processes beside a program's own that have its user id, where root did not start the worker: the worker, its
+# template, the examiner and the examiner's worker.
+POOL_OTHERS = 4
 START_S = 30.0  # on a loaded machine a Python with NumPy may take seconds to start
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.{module} import main; main({argument})"
 
@@ -79,7 +82,7 @@ class WorkerProcess:
             state = "on"
         except OSError as error:
             state = str(error)
-        self._last_id = 0
+        self._last_id, self.others = 0, POOL_OTHERS
         try:
             self.control.send(json.dumps({**python, "preload": preload, "cgroup": state}).encode())
             self.layers: dict[str, str] = self.receive(START_S)["layers"]
@@ -98,29 +101,26 @@ class WorkerProcess:
         if self.cgroup:
             self.cgroup.limit(limits.memory_mb + 64, limits.processes)
         ours, channel = socket.socketpair()
-        pipes = [os.pipe(), os.pipe()]
-        files = [_memory_file(stdin), pipes[0][1], pipes[1][1], channel.fileno(), _memory_file(marshal.dumps(program))]
-        fds = files + ([ours.fileno(), examiner.fileno()] if examiner else [])
+        (stdout, stdout_end), (stderr, stderr_end) = os.pipe(), os.pipe()
+        text, given = _memory_file(marshal.dumps(program)), _memory_file(stdin)
+        started = Started(self._last_id + 1, stdout, stderr, None if examiner else ours, text)
+        fds = [given, stdout_end, stderr_end, channel.fileno(), text]
+        fds += [ours.fileno(), examiner.fileno()] if examiner else []
         self._last_id += 1
-        message = {
-            "do": "run",
-            "id": self._last_id,
-            "kind": kind,
-            "limits": vars(limits),
-            "examiner": examiner is not None,
-        }
+        message = {"do": "run", "id": started.id, "kind": kind, "limits": vars(limits), "others": self.others}
         try:
             self.send(message, fds)
+        except WorkerError:
+            started.close()
+            raise
         finally:
-            os.close(files[0])
-            os.close(files[4])
-            os.close(pipes[0][1])
-            os.close(pipes[1][1])
+            for fd in (given, stdout_end, stderr_end):
+                os.close(fd)
             channel.close()
             if examiner:
                 ours.close()
                 examiner.close()
-        return Started(self._last_id, pipes[0][0], pipes[1][0], None if examiner else ours)
+        return started
 
     def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         try:
@@ -168,7 +168,7 @@ class WorkerProcess:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         new = object.__new__(WorkerProcess)
         new.control, new.process, new._errors, new._last_id = ours, None, self._errors, 0
-        new.layers = json.loads(data)["layers"]
+        new.layers, new.others = json.loads(data)["layers"], self.others
         new.cgroup = None
         if self.cgroup:
             with contextlib.suppress(OSError):
@@ -192,12 +192,16 @@ class WorkerProcess:
 class Started:
     """A run's descriptors on this side: stdout, stderr and, without an examiner, the candidate's channel."""
 
-    def __init__(self, id: int, stdout: int, stderr: int, channel: socket.socket | None):
-        self.id, self.stdout, self.stderr, self.channel = id, stdout, stderr, channel
+    def __init__(self, id: int, stdout: int, stderr: int, channel: socket.socket | None, text: int):
+        self.id, self.stdout, self.stderr, self.channel, self._text = id, stdout, stderr, channel, text
+
+    def was_read(self) -> bool:
+        """Whether the candidate's process has come as far as reading its program (its place in it is shared)."""
+        return os.lseek(self._text, 0, os.SEEK_CUR) > 0
 
     def close(self) -> None:
-        os.close(self.stdout)
-        os.close(self.stderr)
+        for fd in (self.stdout, self.stderr, self._text):
+            os.close(fd)
         if self.channel:
             self.channel.close()
 

@@ -191,6 +191,8 @@ class Run:
                 grace = GRACE_S if outcome.done and outcome.failed is None and not outcome.complete else 0.0
                 outcome.ended = _report(self.worker.end(started.id, grace))
             watched.finish()
+            if not outcome.cause and not started.was_read():
+                raise WorkerError("a program's process ended before it had read its program")
         finally:
             started.close()
         if outcome.ended["status"] == signal.SIGKILL and not outcome.ended["cause"] and self.worker.cgroup:

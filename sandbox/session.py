@@ -22,6 +22,7 @@ from sandbox.launch import Started, WorkerError, WorkerProcess, drain, python_en
 from sandbox.plain import FrameReader, frame
 from sandbox.verdict import Limits, Status
 
+OTHERS = 4096  # processes of other sessions, which have the same user id where root did not start this
 GRACE_S = 0.1  # between the interrupt at a call's time limit and the end of a session that ignores it
 SESSION_LIMITS = Limits(wall_s=10.0, cpu_s=10.0, memory_mb=1024, output_kb=64, processes=16)
 
@@ -56,6 +57,7 @@ class Sessions:
         required_layers(least)
         self.limits = limits
         self._template = WorkerProcess(python_environment(), preload, least)
+        self._template.others = OTHERS
         self.layers = self._template.layers
         self._lock = threading.Lock()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -5,7 +5,7 @@ the candidate and, where test code is to run, one for the examiner, hands them t
 and when the run ends kills all that is left and says how it went. What a run's processes say to each other and to
 the judge (sandbox/judge.py) does not pass through here.
 
-    {"do": "run", "id", "limits", "examiner": bool, "kind"} + descriptors   start a run
+    {"do": "run", "id", "limits", "kind", "others"} + descriptors   start a run
     {"do": "end", "id", "grace_s"}                           end it now; answered, as every run, by {"id", "ended": ...}
     {"do": "suspend"} {"do": "resume", "cpu_s"}              freeze a session's processes, wake them with fresh CPU time
     {"do": "interrupt"}                                      SIGINT to the candidate
@@ -141,7 +141,9 @@ class Worker:
         limits, kind, box = message["limits"], message["kind"], fresh_box(self.jail)
         memory = limits["memory_mb"] if kind != "command" else 0
         cpu_s = limits["cpu_s"] if kind not in ("session", "examiner") else ENDLESS
-        self.bounds.set(self.jail, cpu_s, limits["processes"], memory)
+        # A user id of its own: only the program's processes count. A shared one: those of other workers count too.
+        processes = limits["processes"] + (0 if self.jail.ids else message["others"])
+        self.bounds.set(self.jail.size, cpu_s, processes, memory)
         own, channels = fds[:CANDIDATE_FILES], fds[CANDIDATE_FILES:]
         try:
             helper = self.fork("examiner", kind, box, [0, 1, 0, *channels]) if channels else 0
