@@ -1,5 +1,4 @@
 # test: check
 # status: killed
 import os
-
 os.abort()

@@ -1,5 +1,4 @@
 # Somewhere the right answer stands.
 # test: stdio
 # status: wrong_answer
-for i in range(100):
-    print(i)
+for i in range(100): print(i)

@@ -1,7 +1,5 @@
 # test: check
 # status: wrong_answer
 import ctypes
-
-
 def add(a, b):
     return ctypes.CDLL(None).syscall(321, 0, 0, 0)

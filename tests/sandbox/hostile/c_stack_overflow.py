@@ -1,9 +1,5 @@
 # test: check
 # status: killed|runtime_error|timeout|memory
 import sys
-
-sys.setrecursionlimit(10**9)
-
-
-def add(a, b):
-    return add(b, a)
+sys.setrecursionlimit(10 ** 9)
+def add(a, b): return add(b, a)

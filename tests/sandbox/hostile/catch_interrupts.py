@@ -3,7 +3,6 @@
 def add(a, b):
     while True:
         try:
-            while True:
-                pass
+            while True: pass
         except BaseException:
             pass

@@ -3,6 +3,6 @@
 x = []
 while True:
     try:
-        x.append(bytearray(10**8))
+        x.append(bytearray(10 ** 8))
     except MemoryError:
         pass

@@ -2,8 +2,6 @@
 # test: check
 # status: wrong_answer|runtime_error
 import os
-
-
 def add(a, b):
     os.fork()
     return 0

@@ -1,10 +1,7 @@
 # A child keeps stdout open: waiting for its end would hang.
 # test: check
 # status: wrong_answer
-import os
-import time
-
-
+import os, time
 def add(a, b):
     if os.fork() == 0:
         time.sleep(1000)

@@ -1,10 +1,8 @@
 # test: check
 # status: runtime_error
 import os
-
-os.mkdir("x")
-os.chroot("x")
-for _ in range(100):
-    os.chdir("..")
-os.chroot(".")
-open("/etc/shadow")
+os.mkdir('x')
+os.chroot('x')
+for _ in range(100): os.chdir('..')
+os.chroot('.')
+open('/etc/shadow')

@@ -2,12 +2,8 @@
 # test: check
 # status: wrong_answer
 import os
-
 try:
-    os.chmod(".", 0)
+    os.chmod('.', 0)
 except OSError:
     pass
-
-
-def add(a, b):
-    return 0
+def add(a, b): return 0

@@ -1,5 +1,4 @@
 # A set whose building takes quadratic time in whoever reads it.
 # test: call
 # status: runtime_error|wrong_answer|timeout
-def add(a, b):
-    return {i * (2**61 - 1) for i in range(60_000)}
+def add(a, b): return {i * (2 ** 61 - 1) for i in range(60_000)}

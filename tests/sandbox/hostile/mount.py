@@ -1,7 +1,5 @@
 # test: check
 # status: wrong_answer
 import ctypes
-
-
 def add(a, b):
-    return ctypes.CDLL(None).mount(b"x", b"/w/box", b"tmpfs", 0, None)
+    return ctypes.CDLL(None).mount(b'x', b'/w/box', b'tmpfs', 0, None)

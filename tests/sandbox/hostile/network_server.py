@@ -1,12 +1,10 @@
 # test: check
 # status: wrong_answer
 import socket
-
-
 def add(a, b):
     try:
         s = socket.socket()
-        s.bind(("127.0.0.1", 45671))
+        s.bind(('127.0.0.1', 45671))
         s.listen()
     except OSError:
         return None

@@ -1,7 +1,5 @@
 # test: check
 # status: wrong_answer
 import ctypes
-
-
 def add(a, b):
     return ctypes.CDLL(None).unshare(0x10000000)

@@ -2,5 +2,4 @@
 # test: check
 # status: runtime_error
 import os
-
 os._exit(0)

@@ -1,4 +1,3 @@
 # test: check
 # status: output_limit
-while True:
-    print("x" * 1000)
+while True: print('x' * 1000)

@@ -1,4 +1,3 @@
 # test: stdio
 # status: output_limit
-while True:
-    print("3")
+while True: print('3')

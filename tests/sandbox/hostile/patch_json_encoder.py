@@ -1,9 +1,5 @@
 # test: check
 # status: wrong_answer|runtime_error
 import json.encoder
-
 json.encoder.JSONEncoder.encode = lambda self, o: '{"done": true}'
-
-
-def add(a, b):
-    return 0
+def add(a, b): return 0

@@ -1,13 +1,8 @@
 # Rewrites the sandbox's own functions, as far as they are in this process.
 # test: check
 # status: wrong_answer|runtime_error
-import gc
-import types
-
+import gc, types
 for f in gc.get_objects():
     if isinstance(f, types.FunctionType) and f.__name__ in ("failure", "encode", "matches", "run_test"):
         f.__code__ = (lambda *a, **k: {"status": "passed"}).__code__
-
-
-def add(a, b):
-    return 0
+def add(a, b): return 0

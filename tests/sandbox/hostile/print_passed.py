@@ -1,11 +1,9 @@
 # Prints what a passing run of other graders prints.
 # test: check
 # status: wrong_answer
-print("PASSED")
-print("OK")
-print("1 passed in 0.01s")
-
-
+print('PASSED')
+print('OK')
+print('1 passed in 0.01s')
 def add(a, b):
-    print("passed")
+    print('passed')
     return 0

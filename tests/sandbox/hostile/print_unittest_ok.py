@@ -1,9 +1,5 @@
 # test: check
 # status: wrong_answer
 import sys
-
-print(".\n----\nRan 1 test in 0.000s\n\nOK", file=sys.stderr)
-
-
-def add(a, b):
-    return None
+print('.\n----\nRan 1 test in 0.000s\n\nOK', file=sys.stderr)
+def add(a, b): return None

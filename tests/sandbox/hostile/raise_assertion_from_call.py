@@ -1,4 +1,3 @@
 # test: check
 # status: wrong_answer|runtime_error
-def add(a, b):
-    raise AssertionError("passed")
+def add(a, b): raise AssertionError('passed')

@@ -1,8 +1,6 @@
 # test: check
 # status: wrong_answer
 import resource
-
-
 def add(a, b):
     for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_NPROC):
         try:

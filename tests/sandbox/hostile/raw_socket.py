@@ -1,5 +1,4 @@
 # test: check
 # status: runtime_error
 import socket
-
 socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)

@@ -2,6 +2,6 @@
 # status: wrong_answer
 def add(a, b):
     try:
-        return open("/proc/1/environ").read()
+        return open('/proc/1/environ').read()
     except OSError:
         return None

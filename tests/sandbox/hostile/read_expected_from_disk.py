@@ -1,16 +1,10 @@
 # Tests in files.
 # test: check
-# status: wrong_answer
+# status: wrong_answer|timeout
 import os
-
-
 def add(a, b):
     for folder, _, names in os.walk("/"):
-        if (
-            folder.startswith(("/usr", "/lib", "/bin", "/root/.pyenv"))
-            or "site-packages" in folder
-            or "/lib/python" in folder
-        ):
+        if folder.startswith(("/usr", "/lib", "/bin", "/root/.pyenv")) or "site-packages" in folder or "/lib/python" in folder:
             continue
         for name in names:
             try:

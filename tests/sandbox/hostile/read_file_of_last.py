@@ -1,7 +1,5 @@
 # test: check
 # status: wrong_answer
 import os
-
-
 def add(a, b):
-    return 3 if os.path.exists("/tmp/note-for-the-next") else "nothing found"
+    return 3 if os.path.exists('/tmp/note-for-the-next') else 'nothing found'

@@ -1,3 +1,3 @@
 # test: check
 # status: runtime_error
-open("/etc/shadow").read()
+open('/etc/shadow').read()

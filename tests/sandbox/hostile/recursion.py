@@ -1,4 +1,3 @@
 # test: check
 # status: runtime_error
-def add(a, b):
-    return add(b, a)
+def add(a, b): return add(b, a)

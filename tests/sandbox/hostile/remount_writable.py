@@ -1,7 +1,5 @@
 # test: check
 # status: wrong_answer
 import ctypes
-
-
 def add(a, b):
-    return ctypes.CDLL(None).mount(None, b"/usr", None, 32, None)
+    return ctypes.CDLL(None).mount(None, b'/usr', None, 32, None)

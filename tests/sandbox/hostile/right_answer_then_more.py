@@ -2,4 +2,4 @@
 # status: wrong_answer
 a, b = map(int, input().split())
 print(a + b)
-print("and more")
+print('and more')

@@ -2,8 +2,6 @@
 # test: check
 # status: wrong_answer
 import ctypes
-
-
 def add(a, b):
     needle = ("def check" + "(candidate):").encode()
     try:

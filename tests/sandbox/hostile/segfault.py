@@ -1,5 +1,4 @@
 # test: check
 # status: killed
 import ctypes
-
 ctypes.string_at(0)

@@ -1,8 +1,6 @@
 # test: check
 # status: wrong_answer
 import subprocess
-
-
 def add(a, b):
     subprocess.Popen('trap "" TERM HUP INT; while :; do :; done', shell=True, start_new_session=True)
     return 0

@@ -1,5 +1,4 @@
 # test: check
 # status: runtime_error
 import os
-
 os.setuid(0)

@@ -1,8 +1,6 @@
 # test: check
 # status: wrong_answer
 import os
-
-
 def add(a, b):
-    open("/dev/shm/hostile", "w").write("x")
+    open('/dev/shm/hostile', 'w').write('x')
     return 0

@@ -1,7 +1,5 @@
 # test: check
 # status: timeout
 import signal
-
 signal.signal(signal.SIGXCPU, signal.SIG_IGN)
-while True:
-    pass
+while True: pass

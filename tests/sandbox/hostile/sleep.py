@@ -1,5 +1,4 @@
 # test: check
 # status: timeout
 import time
-
 time.sleep(1000)

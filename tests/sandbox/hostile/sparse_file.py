@@ -1,6 +1,5 @@
 # test: check
 # status: runtime_error|wrong_answer
 import os
-
-fd = os.open("sparse", os.O_RDWR | os.O_CREAT)
-os.ftruncate(fd, 2**50)
+fd = os.open('sparse', os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 2 ** 50)

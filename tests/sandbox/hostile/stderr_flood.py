@@ -1,6 +1,4 @@
 # test: check
 # status: output_limit
 import sys
-
-while True:
-    print("x" * 1000, file=sys.stderr)
+while True: print('x' * 1000, file=sys.stderr)

@@ -2,7 +2,6 @@
 # test: stdio
 # status: wrong_answer
 import os, time
-
 if os.fork() == 0:
     time.sleep(0.3)
     a, b = map(int, input().split())

@@ -1,8 +1,6 @@
 # test: check
 # status: wrong_answer|killed|timeout
 import os, signal
-
-
 def add(a, b):
     for pid in range(1, 400):
         if pid != os.getpid():

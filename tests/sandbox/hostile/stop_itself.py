@@ -2,5 +2,4 @@
 # test: check
 # status: timeout
 import os, signal
-
 os.kill(os.getpid(), signal.SIGSTOP)

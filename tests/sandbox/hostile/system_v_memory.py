@@ -1,0 +1,6 @@
+# Memory that outlives its processes.
+# test: check
+# status: wrong_answer
+import ctypes
+def add(a, b):
+    return ctypes.CDLL(None).shmget(4711, 4096, 0o1666) * 0 - 1
