@@ -138,7 +138,7 @@ class Run:
         if all(leaves_no_trace(t["code"]) for t in tests):
             started = self.worker.run("functions", self.program, self.limits, b"")
             channel = self.examiner.meet(started)
-            self._watch(started, channel, receive, outcome, request)
+            self._watch(started, channel, receive, outcome, request, channel_stays=True)
             self.examiner.settle(outcome.done)
             return outcome
         ours, theirs = socket.socketpair()
@@ -178,11 +178,14 @@ class Run:
         receive: Callable[[Any, Callable[[bytes], None]], None],
         outcome: Outcome,
         first: bytes = b"",
+        channel_stays: bool = False,
     ) -> None:
         """Moves messages and output until the run is done or ends, or a limit is reached; then ends it."""
         assert channel
         channel.setblocking(False)
-        watched = _Watched(started, channel, receive, outcome, self.limits.output_kb << 10, bytearray(first))
+        watched = _Watched(
+            started, channel, receive, outcome, self.limits.output_kb << 10, bytearray(first), channel_stays
+        )
         try:
             while not (outcome.done or outcome.cause or outcome.ended):
                 watched.step(self.worker.control, self.worker, self.deadline)
@@ -209,6 +212,7 @@ class _Watched:
     outcome: Outcome
     room: int
     unsent: bytearray
+    channel_stays: bool  # it leads to an examiner that outlives the run
     reader: FrameReader = field(default_factory=FrameReader)
     closed: set[int] = field(default_factory=set)
 
@@ -254,6 +258,8 @@ class _Watched:
             data = b""
         if not data:
             self.closed.add(self.channel.fileno())
+            if self.channel_stays:
+                raise WorkerError("the examiner has ended")
         self.hear(data)
 
     def hear(self, data: bytes) -> None:
