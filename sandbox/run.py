@@ -19,7 +19,7 @@ from sandbox.plain import TRUSTED_FRAME, FrameReader, frame
 from sandbox.results import CLAIMS, Outcome, value_result
 from sandbox.verdict import Limits
 
-GRACE_S = 0.05
+GRACE_S = 0.3
 EXAMINER_USES, SETTLE_S = 5000, 0.1  # programs before an examiner is replaced; wait for one that is behind
 
 

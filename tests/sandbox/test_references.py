@@ -11,9 +11,9 @@ from jaxrl.datafiles import read_rows
 from jaxrl.evalplus import evalplus_test
 from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program
 
-# Known to be wrong in the data, or here: MBPP+ 596 expects the object sizes of another Python version; the answer of
-# MBPP+ 255 is a list of 582 MB, more than a program may send.
-KNOWN_WRONG = {"Mbpp/596": "wrong_answer", "Mbpp/255": "runtime_error"}
+# Known to be wrong in the data: MBPP+ 596 expects the object sizes of another Python version.
+KNOWN_WRONG = {"Mbpp/596"}
+TOO_LARGE = {"Mbpp/255"}  # its answer is a list of 582 MB, more than a program may send
 
 
 def test_humaneval(pool, data):
@@ -40,14 +40,14 @@ def test_mbpp(pool, data):
 @pytest.mark.parametrize("name", ["v0.1.10-HumanEvalPlus.jsonl.gz", "MbppPlus-v0.1.0.jsonl.gz"])
 def test_evalplus(pool, data, name):
     """All base and extra inputs, with EvalPlus' equality."""
-    rows = read_rows(str(data / "evalplus" / name), "")
+    rows = [r for r in read_rows(str(data / "evalplus" / name), "") if r.get("task_id") not in TOO_LARGE]
     headers = [r.get("prompt") if "HumanEval" in name else "" for r in rows]
     programs = [
         Program(header + r.get("canonical_solution"), (evalplus_test(r, header),), Limits(120, 60, 4096))
         for r, header in zip(rows, headers)
     ]
-    failed = {r.get("task_id"): v.status for r, v in zip(rows, pool.run(programs)) if not v.passed}
-    assert failed == {k: v for k, v in KNOWN_WRONG.items() if k.startswith("Mbpp") is ("Mbpp" in name)}
+    failed = {r.get("task_id") for r, v in zip(rows, pool.run(programs)) if not v.passed}
+    assert len(rows) in (164, 398) and failed == KNOWN_WRONG & {r.get("task_id") for r in rows}
 
 
 def test_quixbugs(pool, data):
