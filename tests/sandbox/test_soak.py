@@ -15,7 +15,7 @@ from sandbox.pool import Pool
 from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program, StdioTest
 
 COUNT = int(os.environ.get("JAXRL_SOAK", "2000"))
-LIMITS = Limits(wall_s=5, cpu_s=0.3, memory_mb=128, output_kb=8, processes=8)
+LIMITS = Limits(wall_s=5, cpu_s=0.5, memory_mb=128, output_kb=8, processes=8)
 CALL, OUTPUT = CallTest("f", (2,), 3), StdioTest("2", "3")
 CHECK, ASSERT = CheckTest("def check(c):\n    assert c(2) == 3", "f"), AssertTest("assert f(2) == 3")
 MIX = [  # (weight, code, test)
