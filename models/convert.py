@@ -65,6 +65,8 @@ _OTHER_TENSORS = {
     "unembed": "lm_head.weight",
 }
 
+LARGE = 32 << 20  # bytes of a parameter for which a collection, which may take a second, is worth its time
+
 
 class ConversionError(ValueError):
     """A checkpoint that cannot be read; the message names the tensor or the file."""
@@ -152,8 +154,10 @@ def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> 
         host = _read_parameter(tensors, variable, *hf_tensors(path, config.num_layers))
         array = jax.device_put(host, shardings[path].get_value()).block_until_ready()
         values.append((path, variable.replace(array)))
+        large = host.nbytes >= LARGE
         del host
-        gc.collect()  # jax lets go of the host's copy at the next collection
+        if large:
+            gc.collect()  # jax lets go of the host's copy at the next collection
     return config, graphdef, nnx.from_flat_state(values)
 
 
