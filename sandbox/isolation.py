@@ -71,6 +71,9 @@ class Jail:
     ruleset: int = -1  # Landlock's
     optional: dict[str, kernel.Call] = field(default_factory=dict)  # calls by layer: see `confinement`
     size: int = 0  # bytes of address space before any program
+    in_box: dict[str, str] = field(
+        default_factory=dict
+    )  # Python's folders below /tmp: where in the box, and its source
 
     @property
     def process_one(self) -> bool:
@@ -129,7 +132,7 @@ def enter_jail(python_paths: Iterable[str], cgroup: str) -> Jail:
     host = _Host()
     # Root can read folders that are closed to others, so it arranges the files before it gives up being root.
     if root and jail.try_layer("mount", lambda: kernel.unshare(kernel.CLONE_NEWNS)):
-        jail.try_layer("mount", lambda: _build_root(python_paths))
+        jail.try_layer("mount", lambda: jail.in_box.update(_build_root(python_paths)))
     jail.try_layer("user", lambda: _enter_user_namespace(root, ids, host))
     host.leave()
     for name, flag in NAMESPACES.items():
@@ -137,7 +140,7 @@ def enter_jail(python_paths: Iterable[str], cgroup: str) -> Jail:
             jail.try_layer(name, lambda flag=flag: kernel.unshare(flag))
     own_mounts = _works(lambda: kernel.unshare(kernel.CLONE_NEWNS))
     if not root:
-        jail.try_layer("mount", lambda: _build_root(python_paths))
+        jail.try_layer("mount", lambda: jail.in_box.update(_build_root(python_paths)))
     if root:
         base = 0 if jail.layers["user"] == "on" else ids
         jail.ids = {"candidate": base + CANDIDATE_ID, "examiner": base + EXAMINER_ID}
@@ -153,15 +156,18 @@ def enter_jail(python_paths: Iterable[str], cgroup: str) -> Jail:
         kernel.drop_capability_bounds()
     if jail.layers["mount"] == "on" and own_mounts:
         jail.box = BOX
-        mount_box()
+        mount_box(jail)
     _prepare_layers(jail, python_paths)
     return jail
 
 
-def mount_box() -> None:
+def mount_box(jail: Jail) -> None:
     """A fresh private folder in the place of the last one."""
     options = f"size={BOX_MB}m,nr_inodes={BOX_FILES},mode=1777"
     kernel.mount("box", BOX, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    for target, source in jail.in_box.items():
+        os.makedirs(target)
+        kernel.mount(source, target, None, kernel.MS_BIND | kernel.MS_REC)
 
 
 def fresh_box(jail: Jail) -> str:
@@ -221,14 +227,22 @@ def _enter_user_namespace(root: bool, ids: int, host: _Host) -> None:
         _write("/proc/self/gid_map", f"{CANDIDATE_ID} {gid} 1")
 
 
-def _build_root(python_paths: Iterable[str]) -> None:
-    """Makes a root of read-only views of the system and the Python installation, and moves there."""
+def _build_root(python_paths: Iterable[str]) -> dict[str, str]:
+    """Makes a root of read-only views of the system and the Python installation, and moves there.
+
+    The box is /tmp. Folders that lie below /tmp are mounted elsewhere, to be mounted again in each box: the result.
+    """
+    in_box: dict[str, str] = {}
     new = "/sys"  # exists everywhere and holds nothing that is needed
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     paths = _outermost([p for p in (*SYSTEM, *python_paths) if os.path.exists(p) and p != "/"])
     kernel.mount("root", new, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
     for path in paths:
         target = new + path
+        if path.startswith("/tmp/"):
+            source = f"{BOX_PARENT}/python{len(in_box)}"
+            in_box[path.replace("/tmp", BOX, 1)] = source
+            target = new + source
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if os.path.islink(path):
             os.symlink(os.readlink(path), target)
@@ -253,6 +267,7 @@ def _build_root(python_paths: Iterable[str]) -> None:
     kernel.unmount("/old")
     os.rmdir("/old")
     kernel.mount("none", "/", None, kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
+    return in_box
 
 
 def _outermost(paths: list[str]) -> list[str]:

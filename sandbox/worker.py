@@ -225,7 +225,7 @@ class Worker:
             importlib.import_module("shutil").rmtree(box, ignore_errors=True)
         elif self._box_state() != self.box_state:  # constant time, however deep or odd what was left there is
             kernel.unmount(self.jail.box)
-            mount_box()
+            mount_box(self.jail)
             self.box_state = self._box_state()
 
     def _box_state(self) -> tuple[int, int] | None:
@@ -250,7 +250,7 @@ class Worker:
             if os.fork():
                 os._exit(0)
             kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-            mount_box()
+            mount_box(self.jail)
         elif os.fork():
             os.close(control_fd)
             return
