@@ -191,7 +191,9 @@ class Run:
                 watched.step(self.worker.control, self.worker, self.deadline)
             if not outcome.ended:
                 # Less than all: it fell silent, perhaps because it is ending.
-                grace = GRACE_S if outcome.done and outcome.failed is None and not outcome.complete else 0.0
+                silent = outcome.done and outcome.failed is None and not outcome.complete
+                left = max(self.deadline - time.monotonic(), 0.0)
+                grace = min(GRACE_S, left + 0.1) if silent else 0.0
                 outcome.ended = _report(self.worker.end(started.id, grace))
             watched.finish()
             if not outcome.cause and not started.was_read():
