@@ -1,0 +1,546 @@
+"""The engine whose sampler is vLLM, in processes of its own: a client of one or more sidecars.
+
+Requests go to the least loaded replica. One that fails is taken out, revived (an owned one is restarted, an external
+one waited for), given the current weights and used again; what it was sampling is sampled anew elsewhere, so that
+every call of `sample` returns each of its completions once, or raises.
+
+Weights travel by rollouts/weight_files.py. The servers say for every completion under which versions its tokens were
+drawn; a version that this trainer did not send is never returned, but reloaded and sampled anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import math
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import httpx2 as httpx
+import numpy as np
+
+from models.config import ModelConfig
+from rollouts.engine import Completion, PromptTooLongError, SamplingParams
+from rollouts.sidecar import MODEL_NAME, Sidecar, SidecarError
+from rollouts.weight_files import expected_checksum, named_tensors, write_weights
+
+T = TypeVar("T")
+PAUSE_MODES = {"finish": "wait", "abort": "abort", "keep": "keep"}  # our word -> vLLM's
+PROBE_S = 5.0  # between two looks at a replica with work
+PROBE_TIMEOUT_S = 20.0
+STRIKES = 3  # failures in a row after which a replica is restarted, though it seems to live
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """How to use the servers."""
+
+    key: str = field(default="", repr=False)
+    sync_folder: Path = Path("/dev/shm")  # where weights are written; other machines must see it too
+    in_flight: str = "finish"  # what happens to running requests when weights arrive: finish | abort | keep
+    concurrency: int = 256  # requests at one replica at a time
+    request_timeout_s: float = 600.0
+    wait_s: float = 600.0  # without an answer from any replica before the run gives up
+
+    def check(self) -> None:
+        """Raises ValueError naming the field that is wrong."""
+        if self.in_flight not in PAUSE_MODES:
+            raise ValueError(f"in_flight = {self.in_flight!r} must be one of: {', '.join(PAUSE_MODES)}")
+        for name in ("concurrency", "request_timeout_s", "wait_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be > 0")
+
+
+class BadReplyError(RuntimeError):
+    """A replica answered with something that is no completion of the request."""
+
+
+class Weights(NamedTuple):
+    """What the servers should hold."""
+
+    version: int
+    tensors: dict[str, np.ndarray]  # in the servers' dtype, by Hugging Face's names
+
+
+@dataclass(eq=False)
+class Replica:
+    """One server."""
+
+    index: int
+    address: str
+    http: httpx.AsyncClient
+    ready: bool = False  # holds the current weights, as far as is known
+    strikes: int = 0  # failures since its last completion
+    load: int = 0  # requests that were given to it
+    posts: set[asyncio.Task[Any]] = field(default_factory=set)  # those that run
+    revival: asyncio.Task[None] | None = None
+    last_error: str = ""
+
+
+class VllmEngine:
+    """See rollouts.engine.Engine for the protocol, and the module for what happens when a server fails.
+
+    Works from any thread and event loop: it has a loop of its own. Until the first `load_weights` nothing is sampled.
+
+    Args:
+        sidecar: servers to start and own; None: those of `addresses` are used as they are.
+        max_length: tokens of a prompt and its completion together, at most.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        addresses: Sequence[str] = (),
+        sidecar: Sidecar | None = None,
+        max_length: int,
+        settings: ClientSettings = ClientSettings(),
+    ):
+        settings.check()
+        self.config, self.settings, self.sidecar, self.max_length = config, settings, sidecar, max_length
+        self.session = secrets.token_hex(4)  # tells this trainer's weights from those of others
+        self.version, self.dtype = -1, ""
+        self.restarts = 0  # of owned servers; for the report
+        self.events: list[str] = []  # what went wrong and was put right, newest last
+        self._weights: Weights | None = None
+        self._folder = settings.sync_folder / f"jaxrl-{os.getpid()}-{self.session}"
+        self._waiting: deque[asyncio.Future[Replica]] = deque()
+        self._last_answer = time.monotonic()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine", daemon=True)
+        self._thread.start()
+        self._closed = False
+        atexit.register(self.close)
+        try:
+            self._run(self._attach(sidecar.addresses if sidecar else list(addresses)))
+        except BaseException:
+            self.close()
+            raise
+
+    # ------------------------------------------------------------------ the protocol
+
+    async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
+        """`params.n` completions of prompt i32[n]. Raises SidecarError when no replica answers for settings.wait_s."""
+        self._check(prompt, params)
+        ids = [int(t) for t in prompt]
+        seeds = [_request_seed(params.seed, i) for i in range(params.n)]
+
+        async def all_of_them() -> list[Completion]:
+            return list(await asyncio.gather(*(self._complete(ids, params, seed) for seed in seeds)))
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(all_of_them(), self._loop))
+
+    def load_weights(self, params: Any, version: int) -> None:
+        """Gives all replicas these parameters; returns when one at least has them.
+
+        What happens to running requests is settings.in_flight. Raises SidecarError as `sample` does, OSError when
+        the files cannot be written.
+        """
+        folder = self._version_folder(version)
+        shutil.rmtree(folder, ignore_errors=True)
+        written = write_weights(named_tensors(params, self.config, self.dtype), self.dtype, folder)
+        self._run(self._load_everywhere(Weights(version, written)))
+        for old in self._folder.iterdir():
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends the client, and the servers that it owns."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        if self._loop.is_running():
+            try:
+                self._run(self._shut_down())
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join(timeout=10)
+        if self.sidecar is not None:
+            self.sidecar.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ------------------------------------------------------------------ one completion
+
+    def _check(self, prompt: np.ndarray, params: SamplingParams) -> None:
+        if len(prompt) == 0:
+            raise ValueError("the prompt is empty; give at least one token")
+        if np.min(prompt) < 0 or np.max(prompt) >= self.config.vocab_size:
+            raise ValueError(f"a prompt token is outside of the vocabulary of {self.config.vocab_size}")
+        if len(prompt) + params.max_new_tokens > self.max_length:
+            raise PromptTooLongError(
+                f"a prompt of {len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the engine's "
+                f"max_length {self.max_length}"
+            )
+
+    async def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Completion:
+        """Asks replicas until one of them gives a right answer."""
+        body = json.dumps(_request(prompt, params, seed)).encode()
+        while True:
+            replica = await self._acquire()
+            least = self.version
+            post = asyncio.ensure_future(replica.http.post("/inference/v1/generate", content=body))
+            replica.posts.add(post)
+            try:
+                reply = await post
+                if reply.status_code in (400, 422):
+                    raise ValueError(f"{replica.address} refused a request: {_message(reply)}")
+                completion = self._read(reply, params, least)
+            except asyncio.CancelledError:
+                if post.cancelled() and not _being_cancelled():
+                    continue  # the replica was taken out
+                post.cancel()
+                raise
+            except (httpx.HTTPError, BadReplyError) as error:
+                self._take_out(replica, f"{type(error).__name__}: {error}")
+                continue
+            finally:
+                replica.posts.discard(post)
+                replica.load -= 1
+                self._wake()
+            if completion is not None:  # None: aborted, for new weights
+                replica.strikes, self._last_answer = 0, time.monotonic()
+                return completion
+
+    def _read(self, reply: httpx.Response, params: SamplingParams, least: int) -> Completion | None:
+        """The completion in a reply, None if it was aborted. Raises BadReplyError for anything that cannot be right."""
+        if reply.status_code != 200:
+            raise BadReplyError(f"status {reply.status_code}: {_message(reply)}")
+        try:
+            (choice,) = reply.json()["choices"]
+            if choice["finish_reason"] == "abort":
+                return None
+            tokens = np.array(choice["token_ids"], np.int32)
+            content = choice["logprobs"]["content"]
+            logprobs = np.array([entry["logprob"] for entry in content], np.float32)
+            versions = [self._version_of(span["version"]) for span in choice["weight_versions"]]
+            same = [entry["token_id"] for entry in content] == choice["token_ids"]
+            reason: Literal["stop", "length"] = "length" if choice["finish_reason"] == "length" else "stop"
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise BadReplyError(f"no completion ({type(error).__name__}: {error}): {reply.text[:200]!r}") from None
+        if not 1 <= len(tokens) <= params.max_new_tokens or not same:
+            raise BadReplyError(
+                f"{len(tokens)} tokens with {len(logprobs)} logprobs, asked for {params.max_new_tokens}"
+            )
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise BadReplyError(f"a token outside of the vocabulary of {self.config.vocab_size}")
+        if not np.isfinite(logprobs).all() or logprobs.max() > 1e-3:
+            raise BadReplyError("logprobs that are none")
+        if not versions or min(versions) < least:
+            raise BadReplyError(f"weights of version {min(versions, default=None)}, should be {least} or newer")
+        if params.top_p < 1 or params.top_k or params.min_p:
+            logprobs = np.full_like(logprobs, math.nan)  # vLLM's are of the cut distribution: not to be trained on
+        return Completion(tokens, logprobs, reason, min(versions))
+
+    def _label(self, version: int) -> str:
+        return f"{self.session}/{version}"
+
+    def _version_of(self, label: str) -> int:
+        """Our version behind a server's label. Raises BadReplyError for weights that are not this trainer's."""
+        session, _, version = label.partition("/")
+        if session != self.session:
+            raise BadReplyError(f"the server samples from weights {label!r}, which this run did not send")
+        return int(version)
+
+    # ------------------------------------------------------------------ replicas
+
+    async def _attach(self, addresses: list[str]) -> None:
+        """Connects to the servers, having started them where they are ours. Returns when all have answered once."""
+        if not addresses:
+            raise SidecarError("no address of a vLLM server is given")
+        headers = {"authorization": f"Bearer {self.settings.key}"} if self.settings.key else {}
+        headers["content-type"] = "application/json"
+        self.replicas = [
+            Replica(
+                i,
+                address.rstrip("/"),
+                httpx.AsyncClient(
+                    base_url=address.rstrip("/"),
+                    headers=headers,
+                    timeout=httpx.Timeout(self.settings.request_timeout_s, connect=10.0),
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.settings.concurrency),
+                    trust_env=False,  # a proxy has no business between the two
+                ),
+            )
+            for i, address in enumerate(addresses)
+        ]
+        await asyncio.gather(*(self._wait_for_server(r, restart=self.sidecar is not None) for r in self.replicas))
+        facts = [await self._describe(r) for r in self.replicas]
+        for replica, fact in zip(self.replicas, facts):
+            self._check_server(replica, fact)
+        if len({f["dtype"] for f in facts}) > 1:
+            raise SidecarError(f"the replicas differ in dtype: {', '.join(f['dtype'] for f in facts)}")
+        self.dtype = facts[0]["dtype"]
+        self._watch = asyncio.ensure_future(self._watch_replicas())
+
+    def _check_server(self, replica: Replica, facts: dict[str, Any]) -> None:
+        for name, ours in (("vocab_size", self.config.vocab_size),):
+            if facts[name] != ours:
+                raise SidecarError(f"{replica.address} serves another model: {name} {facts[name]}, should be {ours}")
+        if facts["max_length"] < self.max_length:
+            raise SidecarError(
+                f"{replica.address} takes {facts['max_length']} tokens (--max-length), {self.max_length} are needed"
+            )
+        if "processed_logprobs" not in facts["logprobs_mode"]:
+            raise SidecarError(f"{replica.address} runs with --logprobs-mode {facts['logprobs_mode']}; start it with "
+                               "python -m rollouts.sidecar")  # fmt: skip
+
+    async def _describe(self, replica: Replica) -> dict[str, Any]:
+        return (await self._rpc(replica, "jaxrl_describe", timeout=PROBE_TIMEOUT_S))[0]
+
+    async def _acquire(self) -> Replica:
+        """The least loaded replica that is ready and has room, when there is one; its load is counted already."""
+        waiting: asyncio.Future[Replica] = self._loop.create_future()
+        self._waiting.append(waiting)
+        self._wake()
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled():
+                waiting.result().load -= 1
+            raise
+
+    def _wake(self) -> None:
+        """Gives waiting requests to replicas with room, in order of arrival."""
+        while self._waiting:
+            free = [r for r in self.replicas if r.ready and r.load < self.settings.concurrency]
+            if not free:
+                return
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                replica = min(free, key=lambda r: r.load)
+                replica.load += 1
+                waiting.set_result(replica)
+
+    def _busy(self) -> bool:
+        return bool(self._waiting) or any(r.posts for r in self.replicas)
+
+    def _take_out(self, replica: Replica, reason: str) -> None:
+        """No more requests to this replica until it was revived; those that it has are sampled anew."""
+        if replica.revival is not None and not replica.revival.done():
+            return
+        self._note(replica, reason)
+        replica.ready = False
+        replica.strikes += 1
+        replica.revival = asyncio.ensure_future(self._revive(replica))
+
+    async def _revive(self, replica: Replica) -> None:
+        """Brings a replica back: answers, has the current weights, is ready. Goes on for as long as it takes."""
+        for post in list(replica.posts):
+            post.cancel()
+        delay, answers = 0.1, await self._answers(replica)
+        while True:
+            restart = self.sidecar is not None and (
+                replica.strikes >= STRIKES or not answers or not self.sidecar.alive(replica.index)
+            )
+            try:
+                if restart:
+                    self.restarts += 1
+                    replica.strikes = 0
+                await self._wait_for_server(replica, restart)
+                if self._weights is not None:
+                    await self._send(replica, self._weights)
+                replica.ready = True
+                self._wake()
+                return
+            except Exception as error:  # whatever it is, the replica may still come back
+                self._note(replica, f"{type(error).__name__}: {error}")
+                replica.strikes, answers = replica.strikes + 1, True
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, 5.0)
+
+    def _note(self, replica: Replica, event: str) -> None:
+        replica.last_error = event[:400]
+        self.events.append(f"{replica.address}: {replica.last_error}")
+
+    async def _wait_for_server(self, replica: Replica, restart: bool) -> None:
+        """Returns when the server answers. An owned one is (re)started first if `restart`."""
+        if self.sidecar is not None:
+            if restart:
+                await asyncio.to_thread(self.sidecar.kill, replica.index)
+                self.sidecar.start(replica.index)  # here: the server must not die with a thread of a pool
+            await asyncio.to_thread(self.sidecar.wait_until_healthy, replica.index)
+            return
+        deadline = time.monotonic() + self.settings.wait_s
+        while not await self._answers(replica):
+            if time.monotonic() > deadline:
+                raise SidecarError(
+                    f"{replica.address} does not answer ({replica.last_error}); waited {self.settings.wait_s:.0f} s "
+                    "(rollout.sidecar.wait_s)"
+                )
+            await asyncio.sleep(0.5)
+
+    async def _answers(self, replica: Replica) -> bool:
+        """Whether the server, down to its workers, answers soon."""
+        try:
+            await self._describe(replica)
+        except (httpx.HTTPError, BadReplyError) as error:
+            replica.last_error = f"{type(error).__name__}: {error}"
+            return False
+        return True
+
+    async def _watch_replicas(self) -> None:
+        """Notices what no request would: a server that hangs, and that nobody has answered for too long."""
+        while True:
+            await asyncio.sleep(min(PROBE_S, self.settings.wait_s / 4))
+            if not self._busy():
+                self._last_answer = time.monotonic()
+                continue
+            for replica in self.replicas:
+                if replica.ready and replica.posts and not await self._answers(replica):
+                    self._take_out(replica, f"it hangs ({replica.last_error})")
+            if time.monotonic() - self._last_answer > self.settings.wait_s + self._start_time():
+                self._give_up()
+
+    def _start_time(self) -> float:
+        return self.sidecar.settings.start_timeout_s if self.sidecar is not None and self.restarts else 0.0
+
+    def _give_up(self) -> None:
+        """Fails everything that waits."""
+        errors = "; ".join(f"{r.address}: {r.last_error or 'no answer'}" for r in self.replicas)
+        error = SidecarError(f"no vLLM server has answered for {self.settings.wait_s:.0f} s ({errors})")
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_exception(error)
+        self._last_answer = time.monotonic()
+
+    # ------------------------------------------------------------------ weights
+
+    def _version_folder(self, version: int) -> Path:
+        return self._folder / f"version_{version}"
+
+    async def _load_everywhere(self, weights: Weights) -> None:
+        self._weights, self.version = weights, weights.version
+
+        async def load(replica: Replica) -> None:
+            if replica.revival is not None and not replica.revival.done():
+                return  # it will get the newest weights when it is back
+            replica.ready = False
+            try:
+                await self._send(replica, weights)
+                replica.ready = True
+            except (httpx.HTTPError, BadReplyError, SidecarError) as error:
+                self._take_out(replica, f"loading weights: {type(error).__name__}: {error}")
+
+        await asyncio.gather(*(load(r) for r in self.replicas))
+        self._wake()
+        deadline = time.monotonic() + self.settings.wait_s
+        while not any(r.ready for r in self.replicas):
+            if time.monotonic() > deadline + self._start_time():
+                errors = "; ".join(f"{r.address}: {r.last_error}" for r in self.replicas)
+                raise SidecarError(f"no vLLM server took the weights of version {weights.version} ({errors})")
+            await asyncio.sleep(0.05)
+
+    async def _send(self, replica: Replica, weights: Weights) -> None:
+        """Weights into one server, checked. Newer ones may have come meanwhile: then those follow."""
+        while True:
+            await self._call(replica, f"/pause?mode={PAUSE_MODES[self.settings.in_flight]}")
+            try:
+                folder = str(self._version_folder(weights.version).absolute())
+                reports = await self._rpc(replica, "jaxrl_load", folder)
+                for report in reports:
+                    _compare(weights.tensors, report, replica.address)
+                await self._call(replica, "/reset_prefix_cache")
+                await self._call(replica, "/update_weight_version", {"new_version": self._label(weights.version)})
+            finally:
+                await self._call(replica, "/resume")
+            if self._weights is None or self._weights.version == weights.version:
+                return
+            weights = self._weights
+
+    async def _rpc(self, replica: Replica, method: str, *arguments: str, timeout: float | None = None) -> list[Any]:
+        body = {"method": method, "args": list(arguments)}
+        reply = await self._call(replica, "/collective_rpc", body, timeout)
+        try:
+            return reply.json()["results"]
+        except (ValueError, KeyError, TypeError):
+            raise BadReplyError(f"{method}: {reply.text[:200]!r}") from None
+
+    async def _call(
+        self, replica: Replica, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
+    ) -> httpx.Response:
+        content = json.dumps(body).encode() if body is not None else None
+        reply = await replica.http.post(path, content=content, timeout=timeout or self.settings.request_timeout_s)
+        if reply.status_code in (401, 403, 404):
+            raise SidecarError(
+                f"{replica.address}{path.partition('?')[0]}: status {reply.status_code}: {_message(reply)}; it must be "
+                "started by python -m rollouts.sidecar, with the same JAXRL_SIDECAR_KEY here and there"
+            )
+        if reply.status_code != 200:
+            raise BadReplyError(f"{path.partition('?')[0]}: status {reply.status_code}: {_message(reply)}")
+        return reply
+
+    # ------------------------------------------------------------------ the loop
+
+    def _run(self, main: Coroutine[Any, Any, T]) -> T:
+        """What `main` returns, run in the engine's own loop."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(main, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _shut_down(self) -> None:
+        tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(r.http.aclose() for r in getattr(self, "replicas", ())), return_exceptions=True)
+
+
+def _request(prompt: list[int], params: SamplingParams, seed: int) -> dict[str, Any]:
+    """The body of /inference/v1/generate."""
+    sampling: dict[str, Any] = {
+        "max_tokens": params.max_new_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "stop_token_ids": list(params.stop_tokens),
+        "ignore_eos": True,  # stop_tokens say where to stop
+        "seed": seed,
+        "logprobs": 0,  # of the sampled token
+        "detokenize": bool(params.stop_strings),
+        "skip_special_tokens": False,
+    }
+    if params.stop_strings:
+        sampling |= {"stop": list(params.stop_strings), "include_stop_str_in_output": True}
+    return {"model": MODEL_NAME, "token_ids": prompt, "sampling_params": sampling}
+
+
+def _request_seed(seed: int, index: int) -> int:
+    """A 63-bit seed for the index-th completion of a request."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _compare(tensors: dict[str, np.ndarray], report: dict[str, Any], address: str) -> None:
+    """Raises BadReplyError unless the worker holds the first rows of each tensor bit by bit."""
+    for name, (crc, shape) in report["parameters"].items():
+        expected = expected_checksum(tensors, name, shape, report["rank"], report["size"])
+        if expected is not None and crc != expected:
+            raise BadReplyError(f"{address} holds other weights than were sent: {name}")
+
+
+def _message(reply: httpx.Response) -> str:
+    try:
+        error = reply.json()["error"]
+        return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return reply.text[:200]
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,111 @@
+"""The trainer's parameters as a folder of HF-named safetensors, at the speed of memory, for a sampler to read.
+
+The tensors go transposed straight into the mapped file, by several threads: one pass over the bytes, most of which is
+the kernel's work for fresh pages of /dev/shm.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from models.config import ModelConfig
+from models.convert import hf_tensors
+
+CHECKED_ROWS = 64  # of each parameter, in the checksums; as in rollouts/vllm_extension.py
+_DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16), "float16": ("F16", np.float16)}
+
+
+def named_tensors(params: Any, config: ModelConfig, dtype: str) -> dict[str, np.ndarray]:
+    """Hugging Face's names -> host arrays [out, in] of `dtype`: views, where the parameters are in host memory."""
+    tensors = {}
+    for path, variable in nnx.to_flat_state(params):
+        names, stacked, transposed = hf_tensors(path, config.num_layers)
+        value = variable[...]
+        host = np.asarray(jax.device_get(value.astype(dtype) if value.dtype != dtype else value))
+        for l, name in enumerate(names):
+            tensor = host[l] if stacked else host
+            tensors[name] = tensor.T if transposed else tensor
+    return tensors
+
+
+def write_weights(tensors: dict[str, np.ndarray], dtype: str, folder: Path) -> dict[str, np.ndarray]:
+    """Writes FOLDER/model.safetensors (FOLDER must not exist), beside it first; the tensors as they are in the file.
+
+    Raises OSError when there is no room.
+    """
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        written = _write_file(tensors, dtype, partial / "model.safetensors")
+        os.replace(partial, folder)
+        return written
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_file(tensors: dict[str, np.ndarray], dtype: str, path: Path) -> dict[str, np.ndarray]:
+    """One safetensors file: 8 bytes with the header's length, the header in JSON, the tensors one after another."""
+    kind, numpy_dtype = _DTYPES[dtype]
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        entries[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    header += b" " * (-len(header) % 8)
+    start = 8 + len(header)
+    with open(path, "w+b") as file:
+        os.posix_fallocate(file.fileno(), 0, start + end)  # a full disk is an error here, not a SIGBUS below
+        mapped = mmap.mmap(file.fileno(), start + end)
+    mapped[:start] = len(header).to_bytes(8, "little") + header
+    written = {
+        name: np.ndarray(tensor.shape, numpy_dtype, mapped, start + entries[name]["data_offsets"][0])
+        for name, tensor in tensors.items()
+    }
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        copies = [threads.submit(np.copyto, written[n][rows], tensors[n][rows]) for n, rows in _pieces(tensors)]
+    for copy in copies:
+        copy.result()
+    return written
+
+
+def _pieces(tensors: dict[str, np.ndarray], size: int = 16 << 20) -> Iterator[tuple[str, slice]]:
+    """Every tensor in pieces of about `size` bytes, so that the threads end together."""
+    for name, tensor in tensors.items():
+        rows = max(1, size * len(tensor) // max(tensor.nbytes, 1))
+        for first in range(0, len(tensor), rows):
+            yield name, slice(first, first + rows)
+
+
+def expected_checksum(tensors: dict[str, np.ndarray], name: str, shape: list[int], rank: int, size: int) -> int | None:
+    """CRC-32 of the first CHECKED_ROWS rows of vLLM's parameter `name` of `shape` on worker `rank` of `size`.
+
+    vLLM shares rows of the embeddings, of q and of gate among the workers, columns of o and down; it joins q, k, v
+    and gate, up. None for a parameter that this table does not know.
+    """
+    source = name.replace("qkv_proj", "q_proj").replace("gate_up_proj", "gate_proj")
+    if source not in tensors:
+        return None
+    tensor = tensors[source]
+    if source.endswith(("o_proj.weight", "down_proj.weight")):
+        tensor = tensor[:, rank * shape[1] : (rank + 1) * shape[1]]
+    elif "embed_tokens" in source or "lm_head" in source:
+        tensor = tensor[rank * shape[0] : (rank + 1) * shape[0]]
+    elif source != name or source.endswith(("q_proj.weight", "q_proj.bias", "gate_proj.weight")):
+        share = len(tensor) // size
+        tensor = tensor[rank * share : (rank + 1) * share]
+    rows = min(CHECKED_ROWS, len(tensor), shape[0])
+    return zlib.crc32(tensor[:rows].tobytes())
