@@ -59,7 +59,7 @@ def make_batch(
     Advantages are computed within each group, after the overlong penalty where that is on. `sandbox_error` episodes
     are left out of everything. With overlong = filter, truncated episodes count in their group's mean and std but are
     not trained on. Without a KL term episodes of advantage 0 give no gradient: they count in the average, but are not
-    in the rows, which saves their whole computation.
+    in the rows, which saves their whole computation (of a batch without any gradient, the first few are).
     B is a multiple of microbatch_rows, at least one; the log counts what was left out.
 
     Raises ValueError for a wrong setting, an episode longer than row_length, and an episode that cannot be trained on
@@ -78,6 +78,8 @@ def make_batch(
     lengths = [int(e.learned.sum()) for e in examples]
     weights = token_weights(lengths, loss, max_new_tokens)
     used = [i for i, e in enumerate(examples) if e.advantage or loss.kl_coefficient]
+    # A batch is computed anyway: instead of padding it shows how well sampler and trainer agree.
+    used = used or list(range(min(len(examples), microbatch_rows)))
     batch = pack([examples[i] for i in used], weights[used], row_length, microbatch_rows)
     log = {
         "groups": len(groups),

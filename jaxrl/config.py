@@ -73,10 +73,36 @@ class TaskConfig:
 
 
 @dataclass
+class SidecarConfig:
+    """vLLM servers as the sampler (rollout.engine = "vllm"). Their key is the environment variable JAXRL_SIDECAR_KEY.
+
+    These settings may differ when a run is resumed.
+    """
+
+    addresses: tuple[str, ...] = ()  # of running servers, http://host:port; (): the run starts its own
+    environment: str = ".venv-vllm"  # where vLLM is installed (make sidecar)
+    replicas: int = 1  # servers to start
+    tensor_parallel: int = 1  # GPUs a replica
+    devices: tuple[str, ...] = ()  # CUDA devices for all replicas; (): the first ones that are visible
+    dtype: str = "auto"  # auto: model.compute_dtype
+    arguments: tuple[str, ...] = ()  # more of vLLM's own command line
+    sync: str = "files"  # files | nccl: how weights travel
+    sync_folder: str = "/dev/shm"  # for files; servers on other machines must see it too
+    in_flight: str = "finish"  # running requests when weights arrive: finish | abort (sampled anew) | keep (go on)
+    concurrency: int = 256  # requests at one replica at a time
+    request_timeout_s: float = 600.0
+    wait_s: float = 600.0  # without an answer from any server before the run stops
+    start_timeout_s: float = 900.0
+
+
+@dataclass
 class RolloutConfig:
     """How episodes are sampled."""
 
-    engine: str = "jax"
+    engine: str = "jax"  # jax: in this process | vllm: see sidecar | openai: any server, for evaluation only
+    sidecar: SidecarConfig = field(default_factory=SidecarConfig)
+    max_staleness: int = 0  # versions between sampling and update; > 0: sampling overlaps with training
+    mismatch_limit: float = 0.0  # stop when |log sampler / trainer| of a token is larger; 0: no limit
     environment: str = "single_turn"
     slots: int = 64  # rows decoded together
     max_prompt_length: int = 256  # tokens; a longer prompt is an error (or rejected and counted, see below)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from rich.progress import Progress as RichProgress
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from jaxrl.files import write_beside
+from rollouts.episode import Group
 
 
 class MetricsLog:
@@ -38,9 +42,7 @@ class MetricsLog:
         if len(records) < keep_lines:
             raise ValueError(f"{self.path} has {len(records)} whole lines, the checkpoint was made after {keep_lines}")
         lines = self.path.read_bytes().splitlines(keepends=True)[:keep_lines] if keep_lines else []
-        partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")
-        partial.write_bytes(b"".join(lines))
-        os.replace(partial, self.path)
+        write_beside(self.path, b"".join(lines))
         self.lines = keep_lines
         self._file = open(self.path, "a")
         step = max((record["step"] for record in records[:keep_lines]), default=-1)
@@ -89,6 +91,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f"{path}:{number}: not JSON: {error}") from None
     return records
+
+
+def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) -> None:
+    """One episode a line, with its verdict."""
+    path.parent.mkdir(exist_ok=True)
+    lines = []
+    for episode in (e for g in groups for e in g.episodes):
+        problem, reward = episode.problem, episode.reward
+        record = {
+            "step": step,
+            "stage": stage,
+            "problem": problem.id,
+            "prompt": problem.prompt if problem.prompt is not None else problem.messages[-1]["content"],
+            "text": episode.text,
+            "reward": reward.value,
+            "parts": reward.parts,
+            "solved": reward.solved,
+            "status": episode.status,
+            "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
+            "tokens": episode.sampled_length,
+            **({"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}),
+        }
+        lines.append(json.dumps(record, default=str))
+    write_beside(path, "\n".join(lines) + "\n")
+
+
+def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in verdict.items() if name not in ("wall_s", "cpu_s", "memory_mb")}
 
 
 class Progress:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrl.files import write_beside
 from jaxrl.metrics import read_metrics
 
 Record = dict[str, Any]
@@ -80,9 +80,8 @@ def write_report(folder: Path) -> Path:
         f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title>"
         f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
-    path, partial = folder / "report.html", folder / f"report.html.partial-{os.getpid()}"
-    partial.write_text(page, encoding="utf-8", errors="backslashreplace")  # models write lone surrogates
-    os.replace(partial, path)
+    path = folder / "report.html"
+    write_beside(path, page)
     return path
 
 

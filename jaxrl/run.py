@@ -19,16 +19,20 @@ from jax.sharding import Mesh
 
 from jaxrl.command_line import UserError
 from jaxrl.config import Config, PolicyConfig, RolloutConfig
+from jaxrl.files import write_beside
 from jaxrl.tasks import Task
 from jaxrl.tokenizer import chat_prompt, load_tokenizer, stop_tokens, train_tokenizer
 from models.config import ModelConfig, from_hf
-from models.convert import describe_model, load_model
+from models.convert import describe_hf, describe_model, load_model
 from models.decoder import Compute, Decoder, initialize
 from models.sharding import make_mesh, param_shardings
-from rollouts.engine import PromptTooLongError, SamplingParams
+from rollouts.engine import Engine, PromptTooLongError, SamplingParams
 from rollouts.environments.single_turn import SingleTurn
 from rollouts.episode import Problem
 from rollouts.jax_engine import JaxEngine
+from rollouts.sidecar import Sidecar, SidecarSettings, new_key
+from rollouts.vllm_engine import ClientSettings, VllmEngine
+from rollouts.vllm_extension import KEY_VARIABLE
 from sandbox.isolation import LEAST, IsolationError
 from sandbox.pool import Pool
 from sandbox.verdict import Limits
@@ -54,7 +58,7 @@ def open_run(config: Config) -> Path:
     folder = Path(config.runs_dir) / config.name
     path, settings = folder / "config.json", json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
-        difference = _first_difference(json.loads(path.read_text()), settings)
+        difference = _first_difference(_lasting(json.loads(path.read_text())), _lasting(settings))
         if difference:
             raise UserError(
                 f"{folder} was made by other settings ({difference}); choose another --config.name, or delete it"
@@ -65,14 +69,10 @@ def open_run(config: Config) -> Path:
     return folder
 
 
-def write_beside(path: Path, text: str) -> None:
-    """Writes the file beside its place and renames it, so that it is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that must not change in the life of a run: not where its servers are."""
+    rollout = {name: value for name, value in settings.get("rollout", {}).items() if name != "sidecar"}
+    return settings | {"rollout": rollout}
 
 
 def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:
@@ -135,21 +135,60 @@ def _tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
     return tokenizer
 
 
-def make_engine(config: Config, policy: Policy) -> JaxEngine:
-    """The sampler of config.rollout, holding the policy's current parameters."""
+def make_engine(config: Config, policy: Policy, folder: Path) -> Engine:
+    """The sampler of config.rollout. One in this process holds the policy's current parameters, others need them sent.
+
+    Raises UserError for a wrong setting, SidecarError when vLLM cannot be had.
+    """
     rollout = config.rollout
+    max_length = rollout.max_prompt_length + rollout.max_new_tokens
+    if rollout.engine == "vllm":
+        return _make_vllm_engine(config, policy, folder, max_length)
     if rollout.engine != "jax":
-        raise UserError(f"rollout.engine = {rollout.engine!r} must be one of: jax")
+        raise UserError(f"rollout.engine = {rollout.engine!r} must be one of: jax, vllm")
     return JaxEngine(
         policy.graphdef,
         policy.params,
         slots=rollout.slots,
-        max_length=rollout.max_prompt_length + rollout.max_new_tokens,
+        max_length=max_length,
         max_new_tokens=rollout.max_new_tokens,
         dtype=policy.compute.dtype,
         unroll=policy.compute.unroll,
         tokenizer=policy.tokenizer,
     )
+
+
+def _make_vllm_engine(config: Config, policy: Policy, folder: Path, max_length: int) -> VllmEngine:
+    """A client of running servers, or of its own, which start without weights and log to FOLDER/sidecar."""
+    rollout, s = config.rollout, config.rollout.sidecar
+    if rollout.top_p < 1 or rollout.top_k or rollout.min_p:
+        raise UserError(
+            "rollout.top_p, top_k and min_p cannot be used with rollout.engine = 'vllm': its logprobs are those of the "
+            "cut distribution, which the trainer does not know"
+        )
+    key, sidecar = os.environ.get(KEY_VARIABLE, ""), None
+    if not s.addresses:
+        key = key or new_key()
+        model = folder / "sidecar" / "model"
+        describe_hf(policy.config, model, folder / "model")
+        settings = SidecarSettings(
+            model=model,
+            python=Path(s.environment) / "bin/python",
+            replicas=s.replicas,
+            tensor_parallel=s.tensor_parallel,
+            devices=s.devices,
+            dtype=policy.compute.dtype.name if s.dtype == "auto" else s.dtype,
+            max_length=max_length,
+            max_sequences=s.concurrency,
+            dummy_weights=True,
+            tokenizer=bool(rollout.stop_strings),
+            arguments=s.arguments,
+            start_timeout_s=s.start_timeout_s,
+            key=key,
+        )
+        sidecar = Sidecar(settings, folder / "sidecar")
+    client = ClientSettings(key, Path(s.sync_folder), s.in_flight, s.concurrency, s.request_timeout_s, s.wait_s)
+    return VllmEngine(policy.config, addresses=s.addresses, sidecar=sidecar, max_length=max_length, settings=client)
 
 
 def make_environment(config: Config, task: Task, policy: Policy, pool: Pool, temperature: float) -> SingleTurn:

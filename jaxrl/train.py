@@ -14,14 +14,16 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxrl.ahead import SamplingAhead
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
@@ -31,8 +33,9 @@ from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, OptimizerConfig
 from jaxrl.cost import update_flops
 from jaxrl.evaluate import evaluate
+from jaxrl.files import write_beside
 from jaxrl.learner import Learner, TrainState, make_optimizer
-from jaxrl.metrics import MetricsLog, Progress
+from jaxrl.metrics import MetricsLog, Progress, write_samples
 from jaxrl.report import write_report
 from jaxrl.run import (
     Policy,
@@ -44,13 +47,13 @@ from jaxrl.run import (
     prepare_process,
     prompt_tokens,
     without_long_prompts,
-    write_beside,
 )
 from jaxrl.tasks import Task, load_task, shuffled
 from jaxrl.tokenizer import answer_tokens
 from rollouts.collect import Environment, collect
+from rollouts.engine import Engine
 from rollouts.episode import Group
-from rollouts.jax_engine import JaxEngine
+from rollouts.sidecar import SidecarError
 from sandbox.pool import Pool
 
 ROLLOUTS, EVALUATION, SFT = 1, 2, 3  # streams of random numbers
@@ -70,6 +73,14 @@ class Stage:
     optimizer: OptimizerConfig
 
 
+class Draw(NamedTuple):
+    """What was sampled for one step."""
+
+    groups: list[Group]  # to train on
+    drawn: list[Group]  # all of them: more, with dynamic sampling
+    seconds: float  # that the sampler was busy
+
+
 @dataclass
 class Trainer:
     """The parts of a run, made once."""
@@ -78,7 +89,7 @@ class Trainer:
     folder: Path
     task: Task
     policy: Policy
-    engine: JaxEngine
+    engine: Engine
     environment: Environment
     evaluator: Environment
     pool: Pool
@@ -118,13 +129,13 @@ def train(config: Config) -> Path:
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
     done = checkpoints.latest() or 0
     place = checkpoints.place(done) if done else {"lines": 0}
-    with make_pool(config) as pool, Progress() as progress:
+    with make_pool(config) as pool, Progress() as progress, closing(make_engine(config, policy, folder)) as engine:
         trainer = Trainer(
             config=config,
             folder=folder,
             task=task,
             policy=policy,
-            engine=make_engine(config, policy),
+            engine=engine,
             environment=make_environment(config, task, policy, pool, config.rollout.temperature),
             evaluator=make_environment(config, task, policy, pool, config.evaluation.temperature),
             pool=pool,
@@ -172,27 +183,47 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     elif done:
         state = learner.init(t.checkpoints.restore_params(done, policy.params))
     reference = _reference_params(t, stage, state, done)
-    t.engine.load_weights(state.params, done)
     t.progress.stage(stage.name, total=stage.end - stage.start, done=done - stage.start)
-    for step in range(done + 1, stage.end + 1):
-        start = time.perf_counter()
-        stage_step = step - stage.start
-        take = sft_step if stage.name == "sft" else partial(grpo_step, reference=reference)
-        state, metrics = take(t, learner, state, stage_step, step)
-        metrics["learning_rate"] = float(np.asarray(schedule(stage_step - 1)))
-        metrics["time/step_s"] = time.perf_counter() - start
-        t.log.write({"step": step, "stage": stage.name, "stage_step": stage_step, **metrics})
-        _show(t, stage, stage_step, metrics)
-        if step == stage.end or (config.evaluation.every and stage_step % config.evaluation.every == 0):
-            run_evaluation(t, state.params, step, stage.name)
-        if step == stage.end or step % config.checkpoint.every == 0 or t.stop_requested:
-            t.log.sync()
-            t.checkpoints.save(step, state, {"lines": t.log.lines, "stage": stage.name, "stage_step": stage_step})
-        if t.stop_requested:
-            t.progress.print(f"stopped after step {step}; the same command goes on from there")
-            break
+    with closing(_sampling(t, stage, state, done)) as sampling:
+        for step in range(done + 1, stage.end + 1):
+            start = time.perf_counter()
+            stage_step = step - stage.start
+            if stage.name == "sft":
+                state, metrics = sft_step(t, learner, state, stage_step, step)
+            else:
+                state, metrics = grpo_step(t, learner, state, sampling, step, stage_step, reference)
+            metrics["learning_rate"] = float(np.asarray(schedule(stage_step - 1)))
+            metrics["time/step_s"] = time.perf_counter() - start
+            t.log.write({"step": step, "stage": stage.name, "stage_step": stage_step, **metrics})
+            _show(t, stage, stage_step, metrics)
+            if step == stage.end or (config.evaluation.every and stage_step % config.evaluation.every == 0):
+                sampling.wait()
+                run_evaluation(t, state.params, step, stage.name)
+            if step == stage.end or step % config.checkpoint.every == 0 or t.stop_requested:
+                t.log.sync()
+                sampling.save(step)
+                t.checkpoints.save(step, state, {"lines": t.log.lines, "stage": stage.name, "stage_step": stage_step})
+            if t.stop_requested:
+                t.progress.print(f"stopped after step {step}; the same command goes on from there")
+                break
     t.checkpoints.wait()
     return state.params
+
+
+def _sampling(t: Trainer, stage: Stage, state: TrainState, done: int) -> SamplingAhead[Draw]:
+    """Where the stage's batches come from, with what was drawn before the run was stopped."""
+    sampling = SamplingAhead(
+        lambda step: draw(t, step - stage.start),
+        t.engine.load_weights,
+        staleness=t.config.rollout.max_staleness,
+        last=stage.end,
+        folder=t.folder / "pending",
+        keep=t.config.checkpoint.keep + 1,
+    )
+    if stage.name == "grpo":
+        sampling.publish(state.params, done)
+        sampling.restore(done)
+    return sampling
 
 
 def sft_step(t: Trainer, learner: Learner, state: TrainState, stage_step: int, step: int) -> tuple[TrainState, dict]:
@@ -207,25 +238,30 @@ def sft_step(t: Trainer, learner: Learner, state: TrainState, stage_step: int, s
     ]
     batch = sft_batch(pairs, row_length=row_length(config), microbatch_rows=config.batch.microbatch_rows)
     state, metrics = learner.update(state, batch)
-    check_finite(t, metrics, batch, step)
-    t.engine.load_weights(state.params, step)
+    check_update(t, metrics, batch, step)
     metrics["flops"] = update_flops(t.policy.config, *token_counts(batch))
     return state, metrics
 
 
 def grpo_step(
-    t: Trainer, learner: Learner, state: TrainState, stage_step: int, step: int, reference: Any
+    t: Trainer,
+    learner: Learner,
+    state: TrainState,
+    sampling: SamplingAhead[Draw],
+    step: int,
+    stage_step: int,
+    reference: Any,
 ) -> tuple[TrainState, dict]:
     """Problems, groups, batch, update, weights: one round of the loop."""
     config, loss, times = t.config, t.config.grpo.loss, {}
     clock = time.perf_counter()
-    groups, drawn = draw_groups(t, stage_step)
-    sampled = max(e.timings["sample"] for g in drawn for e in g.episodes)
-    times["time/sample_s"] = sampled
-    times["time/score_s"] = max(time.perf_counter() - clock - sampled, 0.0)
+    groups, drawn, sampled = sampling.take(step)
+    waited = time.perf_counter() - clock
+    times["time/sample_s"] = min(sampled, waited)
+    times["time/score_s"] = waited - times["time/sample_s"]
 
     clock = time.perf_counter()
-    metrics = episode_metrics(drawn)
+    metrics = episode_metrics(drawn) | staleness(drawn, step, config.rollout.max_staleness)
     make = partial(
         make_batch,
         loss=loss,
@@ -242,36 +278,62 @@ def grpo_step(
     updates = []
     for batch in ready:
         state, measured = learner.update(state, batch)
-        check_finite(t, measured, batch, step)
+        check_update(t, measured, batch, step)
         flops += update_flops(t.policy.config, *token_counts(batch))
         updates.append(measured)
     if updates:
         metrics |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0] if name != "tokens"}
+        metrics["mismatch/max"] = max(u["mismatch/max"] for u in updates)
         metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
     metrics["flops"] = flops
     times["time/train_s"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    t.engine.load_weights(state.params, step)
+    sampling.publish(state.params, step)
     if config.log_samples_every and stage_step % config.log_samples_every == 0:
         write_samples(t.folder / "samples" / f"{step:08d}.jsonl", drawn, step, "grpo")
     times["time/sync_s"] = time.perf_counter() - clock
-    return state, metrics | times
+    for event in t.engine.new_events():
+        t.progress.print(f"sampler: {event}")
+    busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / t.pool.workers, "trainer": times["time/train_s"]}
+    return state, metrics | times | {f"time/busy_{part}_s": seconds for part, seconds in busy.items()}
 
 
-def draw_groups(t: Trainer, stage_step: int) -> tuple[list[Group], list[Group]]:
-    """The groups to train on, and all that were drawn (more, with dynamic sampling)."""
+def draw(t: Trainer, stage_step: int) -> Draw:
+    """What the engine samples for a step, with its current weights."""
     config, size = t.config, t.config.grpo.problems_per_step
     dynamic = config.grpo.loss.dynamic_sampling
     draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
     drawn: list[Group] = []
-    for draw in range(draws):
-        problems = t.task.batch(config.seed, (stage_step - 1) * draws + draw, size)
-        seed = (config.seed, ROLLOUTS, stage_step, draw)
-        drawn += collect(t.engine, t.environment, problems, config.grpo.group_size, seed)
+    seconds = 0.0
+    for attempt in range(draws):
+        problems = t.task.batch(config.seed, (stage_step - 1) * draws + attempt, size)
+        seed = (config.seed, ROLLOUTS, stage_step, attempt)
+        groups = collect(t.engine, t.environment, problems, config.grpo.group_size, seed)
+        seconds += max(e.timings["sample"] for g in groups for e in g.episodes)
+        drawn += groups
         if dynamic and sum(map(has_signal, drawn)) >= size:
             break
-    return (select_groups(drawn, size) if dynamic else drawn), drawn
+    return Draw(select_groups(drawn, size) if dynamic else drawn, drawn, seconds)
+
+
+def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float]:
+    """How many versions older than the policy the weights were that sampled the episodes.
+
+    Raises TrainingError if an episode is older than `limit`: such an episode must never be trained on.
+    """
+    ages = [step - 1 - version for g in groups for e in g.episodes for version in e.weight_versions]
+    if max(ages, default=0) > limit:
+        raise TrainingError(
+            f"step {step}: an episode was sampled {max(ages)} versions ago, rollout.max_staleness is {limit}"
+        )
+    return {"staleness": float(np.mean(ages))} if limit else {}
+
+
+def sandbox_seconds(groups: Sequence[Group]) -> float:
+    """Wall time that the programs of these episodes took in the sandbox, one after another."""
+    verdicts = [e.reward.verdict for g in groups for e in g.episodes]
+    return sum(v.wall_s for v in verdicts if v is not None)
 
 
 def with_logprobs(learner: Learner, state: TrainState, batch: Batch, loss: Any, reference: Any) -> Batch:
@@ -333,46 +395,30 @@ def row_length(config: Config) -> int:
     return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens
 
 
-def check_finite(t: Trainer, metrics: dict[str, float], batch: Batch, step: int) -> None:
-    """Raises TrainingError, with the batch saved, when the loss or its gradient is not finite."""
-    if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
+def check_update(t: Trainer, metrics: dict[str, float], batch: Batch, step: int) -> None:
+    """Raises TrainingError, with the batch saved, for an update that says that something is broken.
+
+    That is a loss or gradient that is not finite, or a sampler that disagrees with the trainer about the probability
+    of a token by more than rollout.mismatch_limit (in nats; it includes what rollout.max_staleness makes them differ).
+    """
+    limit = t.config.rollout.mismatch_limit
+    if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+        reason = f"the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}"
+    elif limit and not metrics.get("mismatch/max", 0.0) <= limit:
+        reason = (
+            f"sampler and trainer differ by {metrics['mismatch/max']:.3g} nats on a token, rollout.mismatch_limit is "
+            f"{limit} (python -m jaxrl.crosscheck compares them)"
+        )
+    else:
         return
     path = t.folder / f"bad_batch_{step:08d}.npz"
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     arrays: dict[str, Any] = {name: np.asarray(a) for name, a in fields.items() if a is not None}
     np.savez(path, **arrays)
     raise TrainingError(
-        f"step {step}: the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}; "
-        f"the batch is in {path}, the last checkpoint is of step {t.checkpoints.latest() or 'none'}"
+        f"step {step}: {reason}; the batch is in {path}, the last checkpoint is of step "
+        f"{t.checkpoints.latest() or 'none'}"
     )
-
-
-def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) -> None:
-    """One episode a line, with its verdict."""
-    path.parent.mkdir(exist_ok=True)
-    lines = []
-    for episode in (e for g in groups for e in g.episodes):
-        problem, reward = episode.problem, episode.reward
-        record = {
-            "step": step,
-            "stage": stage,
-            "problem": problem.id,
-            "prompt": problem.prompt if problem.prompt is not None else problem.messages[-1]["content"],
-            "text": episode.text,
-            "reward": reward.value,
-            "parts": reward.parts,
-            "solved": reward.solved,
-            "status": episode.status,
-            "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
-            "tokens": episode.sampled_length,
-            **({"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}),
-        }
-        lines.append(json.dumps(record, default=str))
-    write_beside(path, "\n".join(lines) + "\n")
-
-
-def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in verdict.items() if name not in ("wall_s", "cpu_s", "memory_mb")}
 
 
 def _show(t: Trainer, stage: Stage, stage_step: int, metrics: dict[str, float]) -> None:
@@ -401,7 +447,7 @@ def main(arguments: list[str]) -> int:
         print(f"report: {write_report(folder)}")
     except KeyboardInterrupt:
         return 130
-    except (OSError, UserError, TrainingError, CheckpointError, ValueError) as error:
+    except (OSError, UserError, TrainingError, CheckpointError, SidecarError, ValueError) as error:
         if os.environ.get("JAXRL_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -206,8 +206,8 @@ def save_hf(params: Any, config: ModelConfig, out: Path, source: Path | None = N
     run's model/. Raises ConversionError if `out` exists and is not empty.
     """
     with written_beside(out) as folder:
-        original = source / "hf_config.json" if source else None
-        fields = json.loads(original.read_text()) if original and original.is_file() else to_hf(config)
+        describe_hf(config, folder, source or folder)
+        fields = json.loads((folder / "config.json").read_text())
         shards: list[dict[str, np.ndarray]] = [{}]
         size, total = 0, 0
         for path, variable in nnx.to_flat_state(params):
@@ -224,9 +224,6 @@ def save_hf(params: Any, config: ModelConfig, out: Path, source: Path | None = N
         fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = str(host.dtype)
         (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         _save_shards(shards, folder, total)
-        if source:
-            for path in (source / "tokenizer").glob("*"):
-                shutil.copy(path, folder)
 
 
 def _save_shards(shards: list[dict[str, np.ndarray]], folder: Path, total: int) -> None:
@@ -271,6 +268,19 @@ def describe_model(config: ModelConfig, folder: Path, source: Path | None) -> No
         for name in _TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copy(source / name, folder / "tokenizer")
+
+
+def describe_hf(config: ModelConfig, folder: Path, source: Path) -> None:
+    """Makes `folder` a Hugging Face folder without weights: config.json, and the tokenizer of `source` if it has one.
+
+    `source` is a folder of `describe_model`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    original = source / "hf_config.json"
+    fields = json.loads(original.read_text()) if original.is_file() else to_hf(config)
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    for path in (source / "tokenizer").glob("*"):
+        shutil.copy(path, folder)
 
 
 def read_description(folder: Path) -> ModelConfig:

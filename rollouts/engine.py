@@ -58,6 +58,7 @@ class Engine(Protocol):
     """A sampler. `sample` may be awaited by many episodes at once; the engine batches them."""
 
     max_length: int  # prompt and new tokens together
+    version: int  # of the weights that it samples from
 
     async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
         """`params.n` completions of the prompt i32[n].
@@ -67,5 +68,13 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, params: Any, version: int) -> None:
-        """Samples from these parameters from now on; completions carry `version`."""
+        """Samples from these parameters from now on; completions carry `version`, which stands for one set of them."""
+        ...
+
+    def new_events(self) -> list[str]:
+        """What went wrong and was put right since the last call, for people."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything it holds."""
         ...

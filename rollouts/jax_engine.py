@@ -109,6 +109,13 @@ class JaxEngine:
             raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
         self.params, self.version = params, version
 
+    def new_events(self) -> list[str]:
+        """None: what goes wrong in this process is raised."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
     async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
         """`params.n` completions of prompt i32[n]; see Engine.sample for the errors."""
         self._check(prompt, params)

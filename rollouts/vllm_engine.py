@@ -111,7 +111,7 @@ class VllmEngine:
         self.session = secrets.token_hex(4)  # tells this trainer's weights from those of others
         self.version, self.dtype = -1, ""
         self.restarts = 0  # of owned servers; for the report
-        self.events: list[str] = []  # what went wrong and was put right, newest last
+        self._events: deque[str] = deque(maxlen=100)
         self._weights: Weights | None = None
         self._folder = settings.sync_folder / f"jaxrl-{os.getpid()}-{self.session}"
         self._waiting: deque[asyncio.Future[Replica]] = deque()
@@ -146,6 +146,8 @@ class VllmEngine:
         What happens to running requests is settings.in_flight. Raises SidecarError as `sample` does, OSError when
         the files cannot be written.
         """
+        if version == self.version:
+            return
         folder = self._version_folder(version)
         shutil.rmtree(folder, ignore_errors=True)
         written = write_weights(named_tensors(params, self.config, self.dtype), self.dtype, folder)
@@ -153,6 +155,10 @@ class VllmEngine:
         for old in self._folder.iterdir():
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def new_events(self) -> list[str]:
+        """The failures of servers since the last call, oldest first."""
+        return [self._events.popleft() for _ in range(len(self._events))]
 
     def close(self) -> None:
         """Ends the client, and the servers that it owns."""
@@ -361,7 +367,7 @@ class VllmEngine:
 
     def _note(self, replica: Replica, event: str) -> None:
         replica.last_error = event[:400]
-        self.events.append(f"{replica.address}: {replica.last_error}")
+        self._events.append(f"{replica.address}: {replica.last_error}")
 
     async def _wait_for_server(self, replica: Replica, restart: bool) -> None:
         """Returns when the server answers. An owned one is (re)started first if `restart`."""

@@ -1,0 +1,116 @@
+"""Sampling of the next steps' batches while the current one is trained on."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+
+from jaxrl.files import write_beside
+
+T = TypeVar("T")
+
+
+class Published(NamedTuple):
+    """Parameters that the trainer will not use up, and their version."""
+
+    params: Any
+    version: int
+
+
+class SamplingAhead(Generic[T]):
+    """Draws the batches of steps k + 1 .. k + staleness in a thread while step k trains; with staleness 0, none.
+
+    The batch of step k is sampled from weights of version k - 1 - staleness or newer (version v: after step v). With
+    a staleness of 0 or 1 the version does not depend on timing, so that such a run is repeatable. What is drawn but
+    not used yet is part of a checkpoint: see `save` and `restore`.
+
+    Args:
+        draw: the batch of a step, sampled from the weights loaded before.
+        load_weights: (params, version) into the sampler.
+        staleness: the most versions between sampling and update.
+        last: the last step to draw for.
+        folder: where `save` writes; it keeps the newest `keep` files.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int], T],
+        load_weights: Callable[[Any, int], None],
+        *,
+        staleness: int,
+        last: int,
+        folder: Path,
+        keep: int = 2,
+    ):
+        self._draw, self._load_weights, self._staleness, self._last = draw, load_weights, staleness, last
+        self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling-ahead")
+        self._drawn: dict[int, Future[T]] = {}
+        self._published: Published | None = None
+
+    def publish(self, params: Any, version: int) -> None:
+        """From now on new batches are sampled from these parameters."""
+        if self._staleness == 0:
+            self._load_weights(params, version)
+        else:  # the trainer's own buffers are used up by its next update
+            self._published = Published(jax.tree.map(lambda x: x.copy(), params), version)
+
+    def take(self, step: int) -> T:
+        """The batch of `step`; those of the next steps are on their way then. Raises what `draw` raised."""
+        if self._staleness == 0:
+            return self._draw(step)
+        if step not in self._drawn:
+            self._submit(step)
+        batch = self._drawn[step].result()
+        del self._drawn[step]
+        for following in range(step + 1, min(step + self._staleness, self._last) + 1):
+            if following not in self._drawn:
+                self._submit(following)
+        return batch
+
+    def _submit(self, step: int) -> None:
+        # A thread that is idle would start with these weights anyway; said here, it does not depend on timing.
+        idle = all(future.done() for future in self._drawn.values())
+        weights = self._published if idle else None
+
+        def sample() -> T:
+            newest = weights or self._published
+            assert newest is not None, "publish() comes first"
+            self._load_weights(*newest)
+            return self._draw(step)
+
+        self._drawn[step] = self._thread.submit(sample)
+
+    def wait(self) -> None:
+        """Returns when the sampler is idle."""
+        for future in self._drawn.values():
+            future.exception()
+
+    def save(self, step: int) -> None:
+        """Keeps the batches that are drawn but not used after `step`; waits for those on their way."""
+        if not self._drawn:
+            return
+        batches = {following: future.result() for following, future in self._drawn.items()}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_beside(self._path(step), pickle.dumps(batches))
+        for old in sorted(self._folder.glob("*.pickle"))[: -self._keep]:
+            old.unlink()
+
+    def restore(self, step: int) -> None:
+        """Goes on from what `save` kept after `step`, if it kept anything."""
+        if self._staleness and self._path(step).exists():
+            for following, batch in pickle.loads(self._path(step).read_bytes()).items():
+                self._drawn[following] = Future()
+                self._drawn[following].set_result(batch)
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"{step:08d}.pickle"
+
+    def close(self) -> None:
+        """Drops what was not begun and waits for the rest."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
