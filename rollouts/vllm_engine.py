@@ -140,6 +140,24 @@ class VllmEngine:
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(all_of_them(), self._loop))
 
+    async def score(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """f32[n]: the logprobs, at temperature 1, of tokens i32[n] after a prompt, from one pass over both."""
+        whole = [int(t) for t in np.concatenate([prompt, tokens])]
+        sampling = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False, "temperature": 1.0}
+        body = {"model": MODEL_NAME, "token_ids": whole, "sampling_params": sampling}
+
+        async def ask() -> np.ndarray:
+            replica = await self._acquire()
+            try:
+                reply = await self._call(replica, "/inference/v1/generate", body)
+            finally:
+                replica.load -= 1
+                self._wake()
+            entries = reply.json()["prompt_logprobs"][len(prompt) :]
+            return np.array([e[str(t)]["logprob"] for e, t in zip(entries, whole[len(prompt) :])], np.float32)
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ask(), self._loop))
+
     def load_weights(self, params: Any, version: int) -> None:
         """Gives all replicas these parameters; returns when one at least has them.
 

@@ -1,0 +1,255 @@
+"""A server that speaks as much of vLLM's protocol as the client uses, samples by the JAX engine, and fails on request.
+
+Run as a program it takes vLLM's command line (see `fake_environment`), and its faults from the file that FAKE_FAULTS
+names: one word a line, taken by one request each. Because the JAX engine gives a request the same tokens whatever else
+happens, a run with faults must be bit by bit the run without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from models.config import read_config
+from models.convert import SafetensorsFolder, load_hf
+from rollouts.engine import SamplingParams
+from rollouts.jax_engine import JaxEngine
+from rollouts.vllm_extension import CHECKED_ROWS, KEY_VARIABLE
+
+
+class FakeServer(ThreadingHTTPServer):
+    """The server; `faults` is what the next requests will meet."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, model: Path, port: int = 0, max_length: int = 64, key: str = "", fault_file: Path | None = None):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.config = read_config(model)
+        self.max_length, self.key, self.fault_file = max_length, key, fault_file
+        self.faults: list[str] = []
+        self.version, self.checksums, self.engine = "default", {}, None
+        self.calls: list[str] = []
+        self.served = 0  # completions
+        self.running = 0  # requests now, and the most at a time
+        self.most_running = 0
+        self.paused = threading.Event()
+        self.lock = threading.Lock()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def start(self) -> FakeServer:
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def take_fault(self) -> str:
+        with self.lock:
+            if self.faults:
+                return self.faults.pop(0)
+        if self.fault_file is None or not self.fault_file.exists():
+            return ""
+        with open(self.fault_file, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            first, *rest = file.read().splitlines() or [""]
+            file.seek(0)
+            file.truncate()
+            file.write("".join(f"{line}\n" for line in rest))
+        return first
+
+    def forget(self) -> None:
+        """As after a restart: other weights, and no version."""
+        self.version, self.engine = "default", None
+
+    def load(self, folder: Path) -> dict:
+        tensors = SafetensorsFolder(folder)
+        _, graphdef, params = load_hf_with(self.config, folder)
+        self.engine = JaxEngine(graphdef, params, slots=8, max_length=self.max_length, unroll=True)
+        parameters = {
+            name: [zlib.crc32(tensors.read(name)[:CHECKED_ROWS].tobytes()), list(tensors.shape(name))]
+            for name in tensors.names()
+        }
+        return {"rank": 0, "size": 1, "parameters": parameters}
+
+    def generate(self, body: dict) -> dict:
+        p = body["sampling_params"]
+        params = SamplingParams(
+            max_new_tokens=p["max_tokens"],
+            temperature=p["temperature"],
+            stop_tokens=tuple(p["stop_token_ids"]),
+            seed=p["seed"],
+        )
+        version, engine = self.version, self.engine
+        prompt = np.array(body["token_ids"], np.int32)
+        sampling = asyncio.run_coroutine_threadsafe(engine.sample(prompt, params), self.loop)
+        (completion,) = sampling.result(timeout=60)
+        ids = completion.tokens.tolist()
+        content = [{"token_id": t, "logprob": float(l)} for t, l in zip(ids, completion.logprobs)]
+        choice = {
+            "finish_reason": completion.finish_reason,
+            "token_ids": ids,
+            "logprobs": {"content": content},
+            "weight_versions": [{"version": version, "start": 0, "end": len(ids)}],
+        }
+        return {"choices": [choice]}
+
+
+def load_hf_with(config, folder: Path):
+    """load_hf of a folder that holds weights only."""
+    from models.config import to_hf
+
+    if not (folder / "config.json").exists():
+        (folder / "config.json").write_text(json.dumps(to_hf(config)))
+    return load_hf(folder, dtype=np.float32)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: FakeServer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def reply(self, value: object, status: int = 200, raw: bytes | None = None) -> None:
+        body = json.dumps(value).encode() if raw is None else raw
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.reply({} if self.path == "/health" else {"error": "no such path"}, 200 if self.path == "/health" else 404)
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or "{}")
+        path = self.path.partition("?")[0]
+        server.calls.append(body.get("method", self.path))
+        if server.key and self.headers.get("authorization") != f"Bearer {server.key}":
+            self.reply({"error": "the key is missing or wrong"}, 401)
+        elif path == "/inference/v1/generate":
+            with server.lock:
+                server.running += 1
+                server.most_running = max(server.most_running, server.running)
+            try:
+                self.generate(body)
+            finally:
+                with server.lock:
+                    server.running -= 1
+        elif path == "/collective_rpc":
+            self.rpc(body)
+        elif path == "/update_weight_version":
+            server.version = body["new_version"]
+            self.reply({})
+        elif path in ("/pause", "/resume", "/reset_prefix_cache"):
+            self.reply({})
+        else:
+            self.reply({"error": "no such path"}, 404)
+
+    def rpc(self, body: dict) -> None:
+        server = self.server
+        if body["method"] == "jaxrl_describe":
+            facts = {"dtype": "float32", "logprobs_mode": "processed_logprobs", "max_length": server.max_length}
+            self.reply({"results": [facts | {"vocab_size": server.config.vocab_size}]})
+        elif body["method"] == "jaxrl_load":
+            report = server.load(Path(body["args"][0]))
+            if "corrupt" in server.faults:
+                server.faults.remove("corrupt")
+                name = next(iter(report["parameters"]))
+                report["parameters"][name][0] ^= 1
+            self.reply({"results": [report]})
+
+    def generate(self, body: dict) -> None:
+        server, fault = self.server, self.server.take_fault()
+        if fault == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "oom":
+            print("MemoryError: out of memory", file=sys.stderr, flush=True)
+            os._exit(137)
+        elif fault == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif fault == "old":
+            server.forget()
+        elif fault.startswith("slow"):
+            time.sleep(float(fault.partition(" ")[2] or 1))
+        if fault == "500":
+            return self.reply({"error": {"message": "EngineDeadError"}}, 500)
+        if fault == "garbage":
+            return self.reply(None, raw=b"<html>not what you asked for</html>")
+        if fault == "drop":
+            self.close_connection = True
+            return self.connection.shutdown(2)
+        if fault == "abort":
+            return self.reply({"choices": [{"finish_reason": "abort"}]})
+        if server.engine is None:
+            content = [{"token_id": 1, "logprob": -1.0}]
+            choice = {"finish_reason": "length", "token_ids": [1], "logprobs": {"content": content}}
+            choice["weight_versions"] = [{"version": "default", "start": 0, "end": 1}]
+            return self.reply({"choices": [choice]})
+        answer = server.generate(body)
+        choice = answer["choices"][0]
+        if fault == "nan":
+            choice["logprobs"]["content"][0]["logprob"] = float("nan")
+        elif fault == "long":
+            choice["token_ids"] += [1] * 100
+        elif fault == "vocabulary":
+            choice["token_ids"][0] = choice["logprobs"]["content"][0]["token_id"] = 10**6
+        elif fault == "stale":
+            session, version = choice["weight_versions"][0]["version"].split("/")
+            choice["weight_versions"][0]["version"] = f"{session}/{int(version) - 1}"
+        elif fault == "wrong":
+            for entry in choice["logprobs"]["content"]:
+                entry["logprob"] -= 0.5
+        server.served += 1
+        self.reply(answer)
+
+
+def fake_environment(folder: Path) -> Path:
+    """A folder like vLLM's environment, whose Python runs this program."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    root = Path(__file__).parent.parent
+    python.write_text(
+        f'#!/bin/sh\nexport PYTHONPATH={root} JAX_PLATFORMS=cpu\nexec {sys.executable} {Path(__file__)} "$@"\n'
+    )
+    python.chmod(0o755)
+    return folder
+
+
+def main(arguments: list[str]) -> None:
+    """vLLM's command line, as far as it matters."""
+    options = dict(zip(arguments, arguments[1:]))
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("FAKE_CACHE") or None)
+    fault_file = os.environ.get("FAKE_FAULTS")
+    server = FakeServer(
+        Path(options["--model"]),
+        int(options["--port"]),
+        int(options["--max-model-len"]),
+        os.environ.get(KEY_VARIABLE, ""),
+        Path(fault_file) if fault_file else None,
+    )
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
