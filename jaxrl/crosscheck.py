@@ -97,7 +97,7 @@ class Pair:
         beyond = np.flatnonzero(~(np.abs(b - a) <= tolerance))  # not <=: NaN is beyond
         if len(beyond) and self.first is None:
             i = int(beyond[0])
-            self.first = Difference(prompt, i, (int(tokens[i]),) * 2, (float(a[i]), float(b[i])))
+            self.first = Difference(prompt, i, (int(tokens[i]), int(tokens[i])), (float(a[i]), float(b[i])))
 
     def compare_choices(self, prompt: int, a: np.ndarray, b: np.ndarray, gaps: np.ndarray, tolerance: float) -> None:
         """Greedy tokens in the same contexts, and how far apart the two choices are in logprob, f32[n]."""

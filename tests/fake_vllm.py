@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -22,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from models.config import read_config
+from models.config import read_config, to_hf
 from models.convert import SafetensorsFolder, load_hf
 from rollouts.engine import SamplingParams
 from rollouts.jax_engine import JaxEngine
@@ -45,7 +46,8 @@ class FakeServer(ThreadingHTTPServer):
         self.served = 0  # completions
         self.running = 0  # requests now, and the most at a time
         self.most_running = 0
-        self.paused = threading.Event()
+        self.gate = threading.Condition()  # closed while paused
+        self.open, self.sampling = True, 0
         self.lock = threading.Lock()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -76,6 +78,17 @@ class FakeServer(ThreadingHTTPServer):
             file.write("".join(f"{line}\n" for line in rest))
         return first
 
+    def pause(self) -> None:
+        """Lets what is being sampled finish; more waits for `resume`."""
+        with self.gate:
+            self.open = False
+            self.gate.wait_for(lambda: not self.sampling)
+
+    def resume(self) -> None:
+        with self.gate:
+            self.open = True
+            self.gate.notify_all()
+
     def forget(self) -> None:
         """As after a restart: other weights, and no version."""
         self.version, self.engine = "default", None
@@ -83,7 +96,9 @@ class FakeServer(ThreadingHTTPServer):
     def load(self, folder: Path) -> dict:
         tensors = SafetensorsFolder(folder)
         _, graphdef, params = load_hf_with(self.config, folder)
-        self.engine = JaxEngine(graphdef, params, slots=8, max_length=self.max_length, unroll=True)
+        if self.engine is None:
+            self.engine = JaxEngine(graphdef, params, slots=8, max_length=self.max_length, unroll=True)
+        self.engine.load_weights(params, 0)
         parameters = {
             name: [zlib.crc32(tensors.read(name)[:CHECKED_ROWS].tobytes()), list(tensors.shape(name))]
             for name in tensors.names()
@@ -115,11 +130,10 @@ class FakeServer(ThreadingHTTPServer):
 
 def load_hf_with(config, folder: Path):
     """load_hf of a folder that holds weights only."""
-    from models.config import to_hf
-
-    if not (folder / "config.json").exists():
-        (folder / "config.json").write_text(json.dumps(to_hf(config)))
-    return load_hf(folder, dtype=np.float32)
+    with tempfile.TemporaryDirectory() as whole:
+        (Path(whole) / "config.json").write_text(json.dumps(to_hf(config)))
+        (Path(whole) / "model.safetensors").symlink_to(folder / "model.safetensors")
+        return load_hf(whole, dtype=np.float32)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -162,6 +176,7 @@ class Handler(BaseHTTPRequestHandler):
             server.version = body["new_version"]
             self.reply({})
         elif path in ("/pause", "/resume", "/reset_prefix_cache"):
+            {"/pause": server.pause, "/resume": server.resume}.get(path, lambda: None)()
             self.reply({})
         else:
             self.reply({"error": "no such path"}, 404)
@@ -206,7 +221,15 @@ class Handler(BaseHTTPRequestHandler):
             choice = {"finish_reason": "length", "token_ids": [1], "logprobs": {"content": content}}
             choice["weight_versions"] = [{"version": "default", "start": 0, "end": 1}]
             return self.reply({"choices": [choice]})
-        answer = server.generate(body)
+        with server.gate:
+            server.gate.wait_for(lambda: server.open)
+            server.sampling += 1
+        try:
+            answer = server.generate(body)
+        finally:
+            with server.gate:
+                server.sampling -= 1
+                server.gate.notify_all()
         choice = answer["choices"][0]
         if fault == "nan":
             choice["logprobs"]["content"][0]["logprob"] = float("nan")
