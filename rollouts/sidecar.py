@@ -197,7 +197,7 @@ class Sidecar:
             **({"TORCH_COMPILE_DISABLE": "1"} if self._on_cpu() else {}),  # the first request would wait 10 s for it
             **os.environ,
             "VLLM_SERVER_DEV_MODE": "1" if s.key else "0",  # the endpoints for weights; Guard closes them without a key
-            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *_given("PYTHONPATH")]),
             KEY_VARIABLE: s.key,
         }
         if s.devices:
@@ -237,6 +237,11 @@ def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def _given(variable: str) -> list[str]:
+    """The value of an environment variable, if it has one."""
+    return [os.environ[variable]] if os.environ.get(variable) else []
 
 
 def new_key() -> str:

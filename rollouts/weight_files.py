@@ -25,6 +25,7 @@ from models.config import ModelConfig
 from models.convert import hf_tensors
 
 CHECKED_ROWS = 64  # of each parameter, in the checksums; as in rollouts/vllm_extension.py
+_JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # by vLLM
 _DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16), "float16": ("F16", np.float16)}
 
 
@@ -93,19 +94,19 @@ def _pieces(tensors: dict[str, np.ndarray], size: int = 16 << 20) -> Iterator[tu
 def expected_checksum(tensors: dict[str, np.ndarray], name: str, shape: list[int], rank: int, size: int) -> int | None:
     """CRC-32 of the first CHECKED_ROWS rows of vLLM's parameter `name` of `shape` on worker `rank` of `size`.
 
-    vLLM shares rows of the embeddings, of q and of gate among the workers, columns of o and down; it joins q, k, v
-    and gate, up. None for a parameter that this table does not know.
+    vLLM shares rows of the embeddings, of q, k, v, gate and up among the workers, columns of o and down; it joins q,
+    k, v and gate, up. None for a parameter that this table does not know.
     """
-    source = name.replace("qkv_proj", "q_proj").replace("gate_up_proj", "gate_proj")
-    if source not in tensors:
+    joined = next((j for j in _JOINED if j in name), "")
+    sources = [name.replace(joined, part) for part in _JOINED[joined]] if joined else [name]
+    if any(source not in tensors for source in sources):
         return None
-    tensor = tensors[source]
-    if source.endswith(("o_proj.weight", "down_proj.weight")):
-        tensor = tensor[:, rank * shape[1] : (rank + 1) * shape[1]]
-    elif "embed_tokens" in source or "lm_head" in source:
-        tensor = tensor[rank * shape[0] : (rank + 1) * shape[0]]
-    elif source != name or source.endswith(("q_proj.weight", "q_proj.bias", "gate_proj.weight")):
-        share = len(tensor) // size
-        tensor = tensor[rank * share : (rank + 1) * share]
-    rows = min(CHECKED_ROWS, len(tensor), shape[0])
-    return zlib.crc32(tensor[:rows].tobytes())
+    rows = []
+    for tensor in (tensors[source] for source in sources):
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor = tensor[:, rank * shape[1] : (rank + 1) * shape[1]]
+        elif "norm" not in name and not name.endswith("o_proj.bias"):
+            share = len(tensor) // size if joined else shape[0]  # embeddings may be padded
+            tensor = tensor[rank * share : (rank + 1) * share]
+        rows.append(tensor[:CHECKED_ROWS])
+    return zlib.crc32(np.concatenate(rows)[:CHECKED_ROWS].tobytes())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -261,7 +262,7 @@ def fake_environment(folder: Path) -> Path:
 
 def main(arguments: list[str]) -> None:
     """vLLM's command line, as far as it matters."""
-    options = dict(zip(arguments, arguments[1:]))
+    options = dict(itertools.pairwise(arguments))
     jax.config.update("jax_compilation_cache_dir", os.environ.get("FAKE_CACHE") or None)
     fault_file = os.environ.get("FAKE_FAULTS")
     server = FakeServer(
