@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import ipaddress
 import os
+import re
 import secrets
 import signal
 import socket
@@ -161,8 +162,9 @@ class Sidecar:
     def last_error(self, replica: int) -> str:
         """The last line of the log that names an error."""
         lines = self.log(replica).read_text(errors="replace").splitlines() if self.log(replica).exists() else []
-        found = [line for line in lines if "Error" in line or "error:" in line]
-        return (found or lines or ["no output"])[-1].strip()[-300:]
+        found = [line for line in lines if re.search(r"\w(Error|Exception): ", line) and "EngineDeadError" not in line]
+        line = (found or lines or ["no output"])[-1].strip()
+        return re.sub(r"^.*?(?=\w+(Error|Exception): )", "", line)[:300]  # without vLLM's prefix
 
     def _command(self, replica: int) -> list[str]:
         s = self.settings

@@ -39,6 +39,7 @@ PAUSE_MODES = {"finish": "wait", "abort": "abort", "keep": "keep"}  # our word -
 PROBE_S = 5.0  # between two looks at a replica with work
 PROBE_TIMEOUT_S = 20.0
 STRIKES = 3  # failures in a row after which a replica is restarted, though it seems to live
+RESTARTS = 3  # of a replica, without a completion between them, after which the run gives up
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Replica:
     address: str
     http: httpx.AsyncClient
     ready: bool = False  # holds the current weights, as far as is known
-    strikes: int = 0  # failures since its last completion
+    strikes: int = 0  # failures since its last completion or start
+    starts: int = 0  # since its last completion
     load: int = 0  # requests that were given to it
     posts: set[asyncio.Task[Any]] = field(default_factory=set)  # those that run
     revival: asyncio.Task[None] | None = None
@@ -115,6 +117,7 @@ class VllmEngine:
         self._weights: Weights | None = None
         self._folder = settings.sync_folder / f"jaxrl-{os.getpid()}-{self.session}"
         self._waiting: deque[asyncio.Future[Replica]] = deque()
+        self._failure: SidecarError | None = None
         self._last_answer = time.monotonic()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine", daemon=True)
@@ -233,7 +236,7 @@ class VllmEngine:
                 replica.load -= 1
                 self._wake()
             if completion is not None:  # None: aborted, for new weights
-                replica.strikes, self._last_answer = 0, time.monotonic()
+                replica.strikes, replica.starts, self._last_answer = 0, 0, time.monotonic()
                 return completion
 
     def _read(self, reply: httpx.Response, params: SamplingParams, least: int) -> Completion | None:
@@ -324,6 +327,8 @@ class VllmEngine:
 
     async def _acquire(self) -> Replica:
         """The least loaded replica that is ready and has room, when there is one; its load is counted already."""
+        if self._failure is not None:
+            raise self._failure
         waiting: asyncio.Future[Replica] = self._loop.create_future()
         self._waiting.append(waiting)
         self._wake()
@@ -368,9 +373,11 @@ class VllmEngine:
                 replica.strikes >= STRIKES or not answers or not self.sidecar.alive(replica.index)
             )
             try:
+                if restart and replica.starts == RESTARTS:
+                    return self._give_up(f"was restarted {RESTARTS} times in vain")
                 if restart:
                     self.restarts += 1
-                    replica.strikes = 0
+                    replica.starts, replica.strikes = replica.starts + 1, 0
                 await self._wait_for_server(replica, restart)
                 if self._weights is not None:
                     await self._send(replica, self._weights)
@@ -424,19 +431,24 @@ class VllmEngine:
                 if replica.ready and replica.posts and not await self._answers(replica):
                     self._take_out(replica, f"it hangs ({replica.last_error})")
             if time.monotonic() - self._last_answer > self.settings.wait_s + self._start_time():
-                self._give_up()
+                self._give_up(f"has not answered for {self.settings.wait_s:.0f} s")
 
     def _start_time(self) -> float:
         return self.sidecar.settings.start_timeout_s if self.sidecar is not None and self.restarts else 0.0
 
-    def _give_up(self) -> None:
-        """Fails everything that waits."""
-        errors = "; ".join(f"{r.address}: {r.last_error or 'no answer'}" for r in self.replicas)
-        error = SidecarError(f"no vLLM server has answered for {self.settings.wait_s:.0f} s ({errors})")
-        while self._waiting:
+    def _give_up(self, why: str) -> None:
+        """Fails everything that waits, and all that comes later."""
+        errors = [
+            f"{r.address}: {self.sidecar.last_error(r.index) if self.sidecar else r.last_error or 'no answer'}"
+            for r in self.replicas
+        ]
+        logs = f" (logs: {self.sidecar.log_folder})" if self.sidecar else ""
+        if not any(r.ready for r in self.replicas):
+            self._failure = SidecarError(f"vLLM {why}; {'; '.join(errors)}{logs}")
+        while self._waiting and self._failure is not None:
             waiting = self._waiting.popleft()
             if not waiting.done():
-                waiting.set_exception(error)
+                waiting.set_exception(self._failure)
         self._last_answer = time.monotonic()
 
     # ------------------------------------------------------------------ weights
@@ -461,6 +473,8 @@ class VllmEngine:
         self._wake()
         deadline = time.monotonic() + self.settings.wait_s
         while not any(r.ready for r in self.replicas):
+            if self._failure is not None:
+                raise self._failure
             if time.monotonic() > deadline + self._start_time():
                 errors = "; ".join(f"{r.address}: {r.last_error}" for r in self.replicas)
                 raise SidecarError(f"no vLLM server took the weights of version {weights.version} ({errors})")

@@ -27,7 +27,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ENVIRONMENT / ".installed").exists(), reason=f"no vLLM in {ENVIRONMENT}: make sidecar"),
 ]
-VLLM = ["--config.rollout.engine=vllm", f"--config.rollout.sidecar.environment={ENVIRONMENT}"]
+HEADS_OF_32 = [
+    "--config.model.shape.num_attention_heads=1",
+    "--config.model.shape.num_key_value_heads=1",
+]  # vLLM's least
+VLLM = [*HEADS_OF_32, "--config.rollout.engine=vllm", f"--config.rollout.sidecar.environment={ENVIRONMENT}"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def model(tmp_path_factory) -> Path:
     from models.convert import save_hf
 
     folder = tmp_path_factory.mktemp("run")
-    assert run(folder, "--config.sft.steps=1", "--config.grpo.steps=0").returncode == 0
+    assert run(folder, *HEADS_OF_32, "--config.sft.steps=1", "--config.grpo.steps=0").returncode == 0
     config, _, params = load_model(folder / "scramble")
     save_hf(params, config, folder / "hf", folder / "scramble" / "model")
     return folder / "hf"

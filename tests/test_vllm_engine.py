@@ -202,7 +202,7 @@ def test_no_server_at_all_is_an_error_within_bounds(model):
         engine = connect(fake, wait_s=1.0)
         engine.load_weights(make_params(1)[1], 1)
     start = time.monotonic()
-    with pytest.raises(SidecarError, match=r"no vLLM server has answered for 1 s \(http://127"):
+    with pytest.raises(SidecarError, match=r"vLLM has not answered for 1 s; http://127"):
         generate(engine, PROMPTS, PARAMS)
     assert time.monotonic() - start < 15
     engine.close()
@@ -426,6 +426,21 @@ def test_an_owned_server_is_restarted(model, tmp_path, expected, monkeypatch, fa
     finally:
         engine.close()
     assert not sidecar.alive(0)
+
+
+def test_a_server_that_always_fails_ends_the_run(model, tmp_path, monkeypatch):
+    (tmp_path / "faults").write_text("oom\n" * 1000)
+    monkeypatch.setenv("FAKE_FAULTS", str(tmp_path / "faults"))
+    sidecar = Sidecar(settings(model, fake_environment(tmp_path / "env")), tmp_path / "log")
+    engine = VllmEngine(CONFIG, sidecar=sidecar, max_length=48, settings=ClientSettings(key="k"))
+    try:
+        engine.load_weights(make_params(1)[1], 1)
+        with pytest.raises(SidecarError, match=r"restarted 3 times in vain; http://127.*MemoryError: out of memory"):
+            generate(engine, PROMPTS, PARAMS)
+        with pytest.raises(SidecarError, match="in vain"):
+            engine.load_weights(make_params(1)[1], 2)
+    finally:
+        engine.close()
 
 
 def test_servers_die_with_their_owner(model, tmp_path):
