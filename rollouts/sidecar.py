@@ -164,7 +164,7 @@ class Sidecar:
         lines = self.log(replica).read_text(errors="replace").splitlines() if self.log(replica).exists() else []
         found = [line for line in lines if re.search(r"\w(Error|Exception): ", line) and "EngineDeadError" not in line]
         line = (found or lines or ["no output"])[-1].strip()
-        return re.sub(r"^.*?(?=\w+(Error|Exception): )", "", line)[:300]  # without vLLM's prefix
+        return re.sub(r"^.*?(?=\w+(Error|Exception): )", "", line, count=1)[:300]  # without vLLM's prefix
 
     def _command(self, replica: int) -> list[str]:
         s = self.settings

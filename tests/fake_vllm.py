@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxrl.files import write_beside
 from models.config import read_config, to_hf
 from models.convert import SafetensorsFolder, load_hf
 from rollouts.engine import SamplingParams
@@ -76,12 +77,10 @@ class FakeServer(ThreadingHTTPServer):
                 return self.faults.pop(0)
         if self.fault_file is None or not self.fault_file.exists():
             return ""
-        with open(self.fault_file, "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            first, *rest = file.read().splitlines() or [""]
-            file.seek(0)
-            file.truncate()
-            file.write("".join(f"{line}\n" for line in rest))
+        with open(f"{self.fault_file}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            first, *rest = self.fault_file.read_text().splitlines() or [""]
+            write_beside(self.fault_file, "".join(f"{line}\n" for line in rest))  # a fault may end us meanwhile
         return first
 
     def pause(self) -> None:

@@ -27,10 +27,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ENVIRONMENT / ".installed").exists(), reason=f"no vLLM in {ENVIRONMENT}: make sidecar"),
 ]
+# vLLM's CPU kernels know no narrower heads.
 HEADS_OF_32 = [
     "--config.model.shape.num_attention_heads=1",
     "--config.model.shape.num_key_value_heads=1",
-]  # vLLM's least
+]
 VLLM = [*HEADS_OF_32, "--config.rollout.engine=vllm", f"--config.rollout.sidecar.environment={ENVIRONMENT}"]
 
 
