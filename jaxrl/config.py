@@ -74,13 +74,15 @@ class TaskConfig:
 
 @dataclass
 class SidecarConfig:
-    """vLLM servers as the sampler (rollout.engine = "vllm"). Their key is the environment variable JAXRL_SIDECAR_KEY.
+    """vLLM servers as the sampler (rollout.engine = "vllm"), or another server to evaluate (rollout.engine = "openai").
 
-    These settings may differ when a run is resumed.
+    Their key is the environment variable JAXRL_SIDECAR_KEY, or OPENAI_API_KEY. These settings may differ when a run is
+    resumed.
     """
 
     addresses: tuple[str, ...] = ()  # of running servers, http://host:port; (): the run starts its own
     environment: str = ".venv-vllm"  # where vLLM is installed (make sidecar)
+    model: str = ""  # the server's name of the model, for engine = "openai"
     replicas: int = 1  # servers to start
     tensor_parallel: int = 1  # GPUs a replica
     devices: tuple[str, ...] = ()  # CUDA devices for all replicas; (): the first ones that are visible

@@ -70,6 +70,7 @@ def write_report(folder: Path) -> Path:
         stages(records),
         "<h2>Where the time went</h2>",
         wall_time(records),
+        busy(records),
         "<h2>Episodes</h2>",
         *map(_episode, choose_episodes(folder / "samples")),
         "<h2>Settings</h2>",
@@ -193,6 +194,19 @@ def wall_time(records: Sequence[Record]) -> str:
     )
     rows = [[phase, f"{s:,.1f} s", f"{s / total:.1%}"] for phase, s in seconds.items()]
     return f"<div class=bar>{bar}</div>{_table(['phase', 'time', 'share'], rows)}"
+
+
+def busy(records: Sequence[Record]) -> str:
+    """How much of the GRPO steps' time sampler, sandbox and trainer were at work; over 100% in all if they overlap."""
+    steps = [r for r in records if r["stage"] == "grpo" and "time/busy_trainer_s" in r]
+    total = sum(r["time/step_s"] for r in steps)
+    if not total:
+        return ""
+    rows = []
+    for part in ("sampler", "sandbox", "trainer"):
+        seconds = sum(r[f"time/busy_{part}_s"] for r in steps)
+        rows.append([part, f"{seconds:,.1f} s", f"{seconds / total:.1%}"])
+    return f"<p class=dim>At work during {total:,.1f} s of GRPO steps:</p>{_table(['part', 'busy', 'share'], rows)}"
 
 
 def choose_episodes(folder: Path) -> list[Record]:

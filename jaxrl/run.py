@@ -30,6 +30,7 @@ from rollouts.engine import Engine, PromptTooLongError, SamplingParams
 from rollouts.environments.single_turn import SingleTurn
 from rollouts.episode import Problem
 from rollouts.jax_engine import JaxEngine
+from rollouts.openai_engine import OpenAIEngine
 from rollouts.sidecar import Sidecar, SidecarSettings, new_key
 from rollouts.vllm_engine import ClientSettings, VllmEngine
 from rollouts.vllm_extension import KEY_VARIABLE
@@ -95,9 +96,9 @@ def make_policy(config: Config, task: Task, folder: Path) -> Policy:
     compute = Compute(jnp.dtype(compute_dtype), remat=model.remat, unroll=model.unroll_layers)
     if model.path:
         model_config, graphdef, params = load_model(model.path, mesh, dtype)
-        tokenizer = _tokenizer(model, task, folder)
+        tokenizer = make_tokenizer(model, task, folder)
     else:
-        tokenizer = _tokenizer(model, task, folder)
+        tokenizer = make_tokenizer(model, task, folder)
         model_config = _shape(model, len(tokenizer))
         graphdef, params = random_params(model_config, config.seed, mesh, dtype)
     if len(tokenizer) > model_config.vocab_size:
@@ -120,7 +121,7 @@ def _shape(model: PolicyConfig, tokens: int) -> ModelConfig:
     return from_hf(fields, "config.model.shape")
 
 
-def _tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
+def make_tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
     """The run's own copy if it has one, else the configured one, else one trained on the task's text."""
     kept = folder / "model" / "tokenizer"
     if (kept / "tokenizer.json").exists():
@@ -145,7 +146,7 @@ def make_engine(config: Config, policy: Policy, folder: Path) -> Engine:
     if rollout.engine == "vllm":
         return _make_vllm_engine(config, policy, folder, max_length)
     if rollout.engine != "jax":
-        raise UserError(f"rollout.engine = {rollout.engine!r} must be one of: jax, vllm")
+        raise UserError(f"rollout.engine = {rollout.engine!r} must be one of: jax, vllm (or openai, to evaluate)")
     return JaxEngine(
         policy.graphdef,
         policy.params,
@@ -191,9 +192,25 @@ def _make_vllm_engine(config: Config, policy: Policy, folder: Path, max_length: 
     return VllmEngine(policy.config, addresses=s.addresses, sidecar=sidecar, max_length=max_length, settings=client)
 
 
-def make_environment(config: Config, task: Task, policy: Policy, pool: Pool, temperature: float) -> SingleTurn:
+def make_openai_engine(config: Config, tokenizer: Any) -> OpenAIEngine:
+    """A client of the server at rollout.sidecar.addresses. Raises UserError when it is not given."""
+    rollout, s = config.rollout, config.rollout.sidecar
+    if len(s.addresses) != 1 or not s.model:
+        raise UserError("rollout.engine = 'openai' needs one of rollout.sidecar.addresses, and rollout.sidecar.model")
+    return OpenAIEngine(
+        s.addresses[0],
+        s.model,
+        tokenizer,
+        key=os.environ.get("OPENAI_API_KEY", ""),
+        max_length=rollout.max_prompt_length + rollout.max_new_tokens,
+        concurrency=s.concurrency,
+        timeout_s=s.request_timeout_s,
+    )
+
+
+def make_environment(config: Config, task: Task, tokenizer: Any, pool: Pool, temperature: float) -> SingleTurn:
     """The environment of config.rollout with the task's reward."""
-    rollout, tokenizer = config.rollout, policy.tokenizer
+    rollout = config.rollout
     if rollout.environment != "single_turn":
         raise UserError(f"rollout.environment = {rollout.environment!r} must be one of: single_turn")
     params = SamplingParams(

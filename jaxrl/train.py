@@ -32,7 +32,7 @@ from jaxrl.checkpoint import CheckpointError, Checkpoints
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, OptimizerConfig
 from jaxrl.cost import update_flops
-from jaxrl.evaluate import evaluate
+from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
 from jaxrl.learner import Learner, TrainState, make_optimizer
 from jaxrl.metrics import MetricsLog, Progress, write_samples
@@ -56,7 +56,7 @@ from rollouts.episode import Group
 from rollouts.sidecar import SidecarError
 from sandbox.pool import Pool
 
-ROLLOUTS, EVALUATION, SFT = 1, 2, 3  # streams of random numbers
+ROLLOUTS = 1  # stream of random numbers, beside EVALUATION
 
 
 class TrainingError(RuntimeError):
@@ -136,8 +136,8 @@ def train(config: Config) -> Path:
             task=task,
             policy=policy,
             engine=engine,
-            environment=make_environment(config, task, policy, pool, config.rollout.temperature),
-            evaluator=make_environment(config, task, policy, pool, config.evaluation.temperature),
+            environment=make_environment(config, task, policy.tokenizer, pool, config.rollout.temperature),
+            evaluator=make_environment(config, task, policy.tokenizer, pool, config.evaluation.temperature),
             pool=pool,
             log=MetricsLog(folder, keep_lines=place["lines"]),
             checkpoints=checkpoints,
