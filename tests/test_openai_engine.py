@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from rollouts.openai_engine import OpenAIEngine
 class Handler(BaseHTTPRequestHandler):
     """Knows every word of the scramble task; `statuses` are what the next requests are answered with."""
 
-    statuses: list[int] = []
-    bodies: list[dict] = []
+    statuses: ClassVar[list[int]] = []
+    bodies: ClassVar[list[dict]] = []
 
     def log_message(self, *_: object) -> None:
         pass
