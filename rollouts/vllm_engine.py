@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
-import math
 import os
 import secrets
 import shutil
@@ -24,20 +23,19 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2 as httpx
 import numpy as np
 
 from models.config import ModelConfig
 from rollouts.engine import Completion, PromptTooLongError, SamplingParams
-from rollouts.sidecar import MODEL_NAME, Sidecar, SidecarError
-from rollouts.weight_files import expected_checksum, named_tensors, write_weights
+from rollouts.sidecar import Sidecar, SidecarError
+from rollouts.vllm_server import PAUSE_MODES, BadReplyError, Server, message, read_completion, request
+from rollouts.weight_files import named_tensors, write_weights
 
 T = TypeVar("T")
-PAUSE_MODES = {"finish": "wait", "abort": "abort", "keep": "keep"}  # our word -> vLLM's
 PROBE_S = 5.0  # between two looks at a replica with work
-PROBE_TIMEOUT_S = 20.0
 STRIKES = 3  # failures in a row after which a replica is restarted, though it seems to live
 RESTARTS = 3  # of a replica, without a completion between them, after which the run gives up
 
@@ -62,31 +60,11 @@ class ClientSettings:
                 raise ValueError(f"{name} = {getattr(self, name)} must be > 0")
 
 
-class BadReplyError(RuntimeError):
-    """A replica answered with something that is no completion of the request."""
-
-
 class Weights(NamedTuple):
     """What the servers should hold."""
 
     version: int
     tensors: dict[str, np.ndarray]  # in the servers' dtype, by Hugging Face's names
-
-
-@dataclass(eq=False)
-class Replica:
-    """One server."""
-
-    index: int
-    address: str
-    http: httpx.AsyncClient
-    ready: bool = False  # holds the current weights, as far as is known
-    strikes: int = 0  # failures since its last completion or start
-    starts: int = 0  # since its last completion
-    load: int = 0  # requests that were given to it
-    posts: set[asyncio.Task[Any]] = field(default_factory=set)  # those that run
-    revival: asyncio.Task[None] | None = None
-    last_error: str = ""
 
 
 class VllmEngine:
@@ -116,7 +94,7 @@ class VllmEngine:
         self._events: deque[str] = deque(maxlen=100)
         self._weights: Weights | None = None
         self._folder = settings.sync_folder / f"jaxrl-{os.getpid()}-{self.session}"
-        self._waiting: deque[asyncio.Future[Replica]] = deque()
+        self._waiting: deque[asyncio.Future[Server]] = deque()
         self._failure: SidecarError | None = None
         self._last_answer = time.monotonic()
         self._loop = asyncio.new_event_loop()
@@ -144,20 +122,15 @@ class VllmEngine:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(all_of_them(), self._loop))
 
     async def score(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """f32[n]: the logprobs, at temperature 1, of tokens i32[n] after a prompt, from one pass over both."""
-        whole = [int(t) for t in np.concatenate([prompt, tokens])]
-        sampling = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False, "temperature": 1.0}
-        body = {"model": MODEL_NAME, "token_ids": whole, "sampling_params": sampling}
+        """f32[n]: see Server.score."""
 
         async def ask() -> np.ndarray:
             replica = await self._acquire()
             try:
-                reply = await self._call(replica, "/inference/v1/generate", body)
+                return await replica.score(prompt, tokens)
             finally:
                 replica.load -= 1
                 self._wake()
-            entries = reply.json()["prompt_logprobs"][len(prompt) :]
-            return np.array([e[str(t)]["logprob"] for e, t in zip(entries, whole[len(prompt) :])], np.float32)
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ask(), self._loop))
 
@@ -212,7 +185,7 @@ class VllmEngine:
 
     async def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Completion:
         """Asks replicas until one of them gives a right answer."""
-        body = json.dumps(_request(prompt, params, seed)).encode()
+        body = json.dumps(request(prompt, params, seed)).encode()
         while True:
             replica = await self._acquire()
             least = self.version
@@ -221,8 +194,8 @@ class VllmEngine:
             try:
                 reply = await post
                 if reply.status_code in (400, 422):
-                    raise ValueError(f"{replica.address} refused a request: {_message(reply)}")
-                completion = self._read(reply, params, least)
+                    raise ValueError(f"{replica.address} refused a request: {message(reply)}")
+                completion = read_completion(reply, params, self.config.vocab_size, self.session, least)
             except asyncio.CancelledError:
                 if post.cancelled() and not _being_cancelled():
                     continue  # the replica was taken out
@@ -239,46 +212,6 @@ class VllmEngine:
                 replica.strikes, replica.starts, self._last_answer = 0, 0, time.monotonic()
                 return completion
 
-    def _read(self, reply: httpx.Response, params: SamplingParams, least: int) -> Completion | None:
-        """The completion in a reply, None if it was aborted. Raises BadReplyError for anything that cannot be right."""
-        if reply.status_code != 200:
-            raise BadReplyError(f"status {reply.status_code}: {_message(reply)}")
-        try:
-            (choice,) = reply.json()["choices"]
-            if choice["finish_reason"] == "abort":
-                return None
-            tokens = np.array(choice["token_ids"], np.int32)
-            content = choice["logprobs"]["content"]
-            logprobs = np.array([entry["logprob"] for entry in content], np.float32)
-            versions = [self._version_of(span["version"]) for span in choice["weight_versions"]]
-            same = [entry["token_id"] for entry in content] == choice["token_ids"]
-            reason: Literal["stop", "length"] = "length" if choice["finish_reason"] == "length" else "stop"
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise BadReplyError(f"no completion ({type(error).__name__}: {error}): {reply.text[:200]!r}") from None
-        if not 1 <= len(tokens) <= params.max_new_tokens or not same:
-            raise BadReplyError(
-                f"{len(tokens)} tokens with {len(logprobs)} logprobs, asked for {params.max_new_tokens}"
-            )
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise BadReplyError(f"a token outside of the vocabulary of {self.config.vocab_size}")
-        if not np.isfinite(logprobs).all() or logprobs.max() > 1e-3:
-            raise BadReplyError("logprobs that are none")
-        if not versions or min(versions) < least:
-            raise BadReplyError(f"weights of version {min(versions, default=None)}, should be {least} or newer")
-        if params.top_p < 1 or params.top_k or params.min_p:
-            logprobs = np.full_like(logprobs, math.nan)  # vLLM's are of the cut distribution: not to be trained on
-        return Completion(tokens, logprobs, reason, min(versions))
-
-    def _label(self, version: int) -> str:
-        return f"{self.session}/{version}"
-
-    def _version_of(self, label: str) -> int:
-        """Our version behind a server's label. Raises BadReplyError for weights that are not this trainer's."""
-        session, _, version = label.partition("/")
-        if session != self.session:
-            raise BadReplyError(f"the server samples from weights {label!r}, which this run did not send")
-        return int(version)
-
     # ------------------------------------------------------------------ replicas
 
     async def _attach(self, addresses: list[str]) -> None:
@@ -288,7 +221,7 @@ class VllmEngine:
         headers = {"authorization": f"Bearer {self.settings.key}"} if self.settings.key else {}
         headers["content-type"] = "application/json"
         self.replicas = [
-            Replica(
+            Server(
                 i,
                 address.rstrip("/"),
                 httpx.AsyncClient(
@@ -302,7 +235,7 @@ class VllmEngine:
             for i, address in enumerate(addresses)
         ]
         await asyncio.gather(*(self._wait_for_server(r, restart=self.sidecar is not None) for r in self.replicas))
-        facts = [await self._describe(r) for r in self.replicas]
+        facts = [await r.describe() for r in self.replicas]
         for replica, fact in zip(self.replicas, facts):
             self._check_server(replica, fact)
         if len({f["dtype"] for f in facts}) > 1:
@@ -310,26 +243,27 @@ class VllmEngine:
         self.dtype = facts[0]["dtype"]
         self._watch = asyncio.ensure_future(self._watch_replicas())
 
-    def _check_server(self, replica: Replica, facts: dict[str, Any]) -> None:
-        for name, ours in (("vocab_size", self.config.vocab_size),):
-            if facts[name] != ours:
-                raise SidecarError(f"{replica.address} serves another model: {name} {facts[name]}, should be {ours}")
+    def _check_server(self, replica: Server, facts: dict[str, Any]) -> None:
+        if facts["vocab_size"] != self.config.vocab_size:
+            raise SidecarError(
+                f"{replica.address} serves another model: its vocabulary has {facts['vocab_size']} tokens, should have "
+                f"{self.config.vocab_size}"
+            )
         if facts["max_length"] < self.max_length:
             raise SidecarError(
                 f"{replica.address} takes {facts['max_length']} tokens (--max-length), {self.max_length} are needed"
             )
         if "processed_logprobs" not in facts["logprobs_mode"]:
-            raise SidecarError(f"{replica.address} runs with --logprobs-mode {facts['logprobs_mode']}; start it with "
-                               "python -m rollouts.sidecar")  # fmt: skip
+            raise SidecarError(
+                f"{replica.address} runs with --logprobs-mode {facts['logprobs_mode']}; start it with python -m "
+                "rollouts.sidecar"
+            )
 
-    async def _describe(self, replica: Replica) -> dict[str, Any]:
-        return (await self._rpc(replica, "jaxrl_describe", timeout=PROBE_TIMEOUT_S))[0]
-
-    async def _acquire(self) -> Replica:
+    async def _acquire(self) -> Server:
         """The least loaded replica that is ready and has room, when there is one; its load is counted already."""
         if self._failure is not None:
             raise self._failure
-        waiting: asyncio.Future[Replica] = self._loop.create_future()
+        waiting: asyncio.Future[Server] = self._loop.create_future()
         self._waiting.append(waiting)
         self._wake()
         try:
@@ -354,20 +288,20 @@ class VllmEngine:
     def _busy(self) -> bool:
         return bool(self._waiting) or any(r.posts for r in self.replicas)
 
-    def _take_out(self, replica: Replica, reason: str) -> None:
+    def _take_out(self, replica: Server, reason: str) -> None:
         """No more requests to this replica until it was revived; those that it has are sampled anew."""
-        if replica.revival is not None and not replica.revival.done():
+        if replica.reviving:
             return
         self._note(replica, reason)
         replica.ready = False
         replica.strikes += 1
         replica.revival = asyncio.ensure_future(self._revive(replica))
 
-    async def _revive(self, replica: Replica) -> None:
+    async def _revive(self, replica: Server) -> None:
         """Brings a replica back: answers, has the current weights, is ready. Goes on for as long as it takes."""
         for post in list(replica.posts):
             post.cancel()
-        delay, answers = 0.1, await self._answers(replica)
+        delay, answers = 0.1, await replica.answers()
         while True:
             restart = self.sidecar is not None and (
                 replica.strikes >= STRIKES or not answers or not self.sidecar.alive(replica.index)
@@ -390,11 +324,11 @@ class VllmEngine:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
 
-    def _note(self, replica: Replica, event: str) -> None:
+    def _note(self, replica: Server, event: str) -> None:
         replica.last_error = event[:400]
         self._events.append(f"{replica.address}: {replica.last_error}")
 
-    async def _wait_for_server(self, replica: Replica, restart: bool) -> None:
+    async def _wait_for_server(self, replica: Server, restart: bool) -> None:
         """Returns when the server answers. An owned one is (re)started first if `restart`."""
         if self.sidecar is not None:
             if restart:
@@ -403,22 +337,17 @@ class VllmEngine:
             await asyncio.to_thread(self.sidecar.wait_until_healthy, replica.index)
             return
         deadline = time.monotonic() + self.settings.wait_s
-        while not await self._answers(replica):
-            if time.monotonic() > deadline:
-                raise SidecarError(
-                    f"{replica.address} does not answer ({replica.last_error}); waited {self.settings.wait_s:.0f} s "
-                    "(rollout.sidecar.wait_s)"
-                )
+        while True:
+            try:
+                await replica.describe()  # a refusal is raised at once: waiting will not help
+                return
+            except (httpx.HTTPError, BadReplyError) as error:
+                if time.monotonic() > deadline:
+                    raise SidecarError(
+                        f"{replica.address} does not answer ({type(error).__name__}: {error}); waited "
+                        f"{self.settings.wait_s:.0f} s (rollout.sidecar.wait_s)"
+                    ) from None
             await asyncio.sleep(0.5)
-
-    async def _answers(self, replica: Replica) -> bool:
-        """Whether the server, down to its workers, answers soon."""
-        try:
-            await self._describe(replica)
-        except (httpx.HTTPError, BadReplyError) as error:
-            replica.last_error = f"{type(error).__name__}: {error}"
-            return False
-        return True
 
     async def _watch_replicas(self) -> None:
         """Notices what no request would: a server that hangs, and that nobody has answered for too long."""
@@ -428,7 +357,7 @@ class VllmEngine:
                 self._last_answer = time.monotonic()
                 continue
             for replica in self.replicas:
-                if replica.ready and replica.posts and not await self._answers(replica):
+                if replica.ready and replica.posts and not await replica.answers():
                     self._take_out(replica, f"it hangs ({replica.last_error})")
             if time.monotonic() - self._last_answer > self.settings.wait_s + self._start_time():
                 self._give_up(f"has not answered for {self.settings.wait_s:.0f} s")
@@ -459,8 +388,8 @@ class VllmEngine:
     async def _load_everywhere(self, weights: Weights) -> None:
         self._weights, self.version = weights, weights.version
 
-        async def load(replica: Replica) -> None:
-            if replica.revival is not None and not replica.revival.done():
+        async def load(replica: Server) -> None:
+            if replica.reviving:
                 return  # it will get the newest weights when it is back
             replica.ready = False
             try:
@@ -480,44 +409,15 @@ class VllmEngine:
                 raise SidecarError(f"no vLLM server took the weights of version {weights.version} ({errors})")
             await asyncio.sleep(0.05)
 
-    async def _send(self, replica: Replica, weights: Weights) -> None:
-        """Weights into one server, checked. Newer ones may have come meanwhile: then those follow."""
+    async def _send(self, replica: Server, weights: Weights) -> None:
+        """Weights into one server. Newer ones may have come meanwhile: then those follow."""
         while True:
-            await self._call(replica, f"/pause?mode={PAUSE_MODES[self.settings.in_flight]}")
-            try:
-                folder = str(self._version_folder(weights.version).absolute())
-                reports = await self._rpc(replica, "jaxrl_load", folder)
-                for report in reports:
-                    _compare(weights.tensors, report, replica.address)
-                await self._call(replica, "/reset_prefix_cache")
-                await self._call(replica, "/update_weight_version", {"new_version": self._label(weights.version)})
-            finally:
-                await self._call(replica, "/resume")
+            label = f"{self.session}/{weights.version}"
+            folder = self._version_folder(weights.version)
+            await replica.load_files(folder, weights.tensors, label, self.settings.in_flight)
             if self._weights is None or self._weights.version == weights.version:
                 return
             weights = self._weights
-
-    async def _rpc(self, replica: Replica, method: str, *arguments: str, timeout: float | None = None) -> list[Any]:
-        body = {"method": method, "args": list(arguments)}
-        reply = await self._call(replica, "/collective_rpc", body, timeout)
-        try:
-            return reply.json()["results"]
-        except (ValueError, KeyError, TypeError):
-            raise BadReplyError(f"{method}: {reply.text[:200]!r}") from None
-
-    async def _call(
-        self, replica: Replica, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
-    ) -> httpx.Response:
-        content = json.dumps(body).encode() if body is not None else None
-        reply = await replica.http.post(path, content=content, timeout=timeout or self.settings.request_timeout_s)
-        if reply.status_code in (401, 403, 404):
-            raise SidecarError(
-                f"{replica.address}{path.partition('?')[0]}: status {reply.status_code}: {_message(reply)}; it must be "
-                "started by python -m rollouts.sidecar, with the same JAXRL_SIDECAR_KEY here and there"
-            )
-        if reply.status_code != 200:
-            raise BadReplyError(f"{path.partition('?')[0]}: status {reply.status_code}: {_message(reply)}")
-        return reply
 
     # ------------------------------------------------------------------ the loop
 
@@ -538,45 +438,9 @@ class VllmEngine:
         await asyncio.gather(*(r.http.aclose() for r in getattr(self, "replicas", ())), return_exceptions=True)
 
 
-def _request(prompt: list[int], params: SamplingParams, seed: int) -> dict[str, Any]:
-    """The body of /inference/v1/generate."""
-    sampling: dict[str, Any] = {
-        "max_tokens": params.max_new_tokens,
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": params.top_k,
-        "min_p": params.min_p,
-        "stop_token_ids": list(params.stop_tokens),
-        "ignore_eos": True,  # stop_tokens say where to stop
-        "seed": seed,
-        "logprobs": 0,  # of the sampled token
-        "detokenize": bool(params.stop_strings),
-        "skip_special_tokens": False,
-    }
-    if params.stop_strings:
-        sampling |= {"stop": list(params.stop_strings), "include_stop_str_in_output": True}
-    return {"model": MODEL_NAME, "token_ids": prompt, "sampling_params": sampling}
-
-
 def _request_seed(seed: int, index: int) -> int:
     """A 63-bit seed for the index-th completion of a request."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _compare(tensors: dict[str, np.ndarray], report: dict[str, Any], address: str) -> None:
-    """Raises BadReplyError unless the worker holds the first rows of each tensor bit by bit."""
-    for name, (crc, shape) in report["parameters"].items():
-        expected = expected_checksum(tensors, name, shape, report["rank"], report["size"])
-        if expected is not None and crc != expected:
-            raise BadReplyError(f"{address} holds other weights than were sent: {name}")
-
-
-def _message(reply: httpx.Response) -> str:
-    try:
-        error = reply.json()["error"]
-        return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return reply.text[:200]
 
 
 def _being_cancelled() -> bool:

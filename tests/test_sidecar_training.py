@@ -25,7 +25,7 @@ def served(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_FAULTS", str(faults))
     monkeypatch.setenv("FAKE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("rollouts.vllm_engine.PROBE_S", 0.5)
-    monkeypatch.setattr("rollouts.vllm_engine.PROBE_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("rollouts.vllm_server.PROBE_TIMEOUT_S", 3.0)
     arguments = [
         "--config.rollout.engine=vllm",
         f"--config.rollout.sidecar.environment={fake_environment(tmp_path / 'env')}",

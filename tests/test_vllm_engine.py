@@ -25,8 +25,9 @@ from rollouts.collect import generate
 from rollouts.engine import PromptTooLongError, SamplingParams
 from rollouts.jax_engine import JaxEngine
 from rollouts.sidecar import Sidecar, SidecarError, SidecarSettings, is_loopback, main
-from rollouts.vllm_engine import BadReplyError, ClientSettings, VllmEngine, _compare, _request_seed
+from rollouts.vllm_engine import ClientSettings, VllmEngine, _request_seed
 from rollouts.vllm_extension import CHECKED_ROWS, Guard
+from rollouts.vllm_server import BadReplyError, compare
 from rollouts.weight_files import expected_checksum, named_tensors, write_weights
 
 CONFIG = from_hf(
@@ -317,10 +318,10 @@ def test_checksums_follow_tensor_parallel_workers(size):
             first = tensor[:CHECKED_ROWS]
             assert expected_checksum(tensors, name, list(tensor.shape), rank, size) == zlib.crc32(first.tobytes()), name
             report["parameters"][name] = [zlib.crc32(first.tobytes()), list(tensor.shape)]
-        _compare(tensors, report, "here")
+        compare(tensors, report, "here")
         report["parameters"]["model.norm.weight"][0] ^= 1
         with pytest.raises(BadReplyError, match=r"other weights than were sent: model\.norm\.weight"):
-            _compare(tensors, report, "here")
+            compare(tensors, report, "here")
 
 
 # ---------------------------------------------------------------------- the server's guard
@@ -409,7 +410,7 @@ def test_a_server_that_ends_says_why(model, tmp_path):
 def test_an_owned_server_is_restarted(model, tmp_path, expected, monkeypatch, fault):
     """Killed, stopped or out of memory in the middle of sampling: it comes back with the current weights."""
     monkeypatch.setattr("rollouts.vllm_engine.PROBE_S", 0.5)
-    monkeypatch.setattr("rollouts.vllm_engine.PROBE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("rollouts.vllm_server.PROBE_TIMEOUT_S", 2.0)
     faults = tmp_path / "faults"
     monkeypatch.setenv("FAKE_FAULTS", str(faults))
     sidecar = Sidecar(settings(model, fake_environment(tmp_path / "env")), tmp_path / "log")
