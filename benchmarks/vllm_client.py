@@ -34,6 +34,15 @@ from rollouts.engine import SamplingParams
 from rollouts.sidecar import MODEL_NAME, Sidecar, SidecarSettings, new_key
 from rollouts.vllm_engine import ClientSettings, VllmEngine
 
+# `vllm bench serve`, whose console script looks for a distribution called vllm and misses that of the CPU build.
+BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -96,7 +105,7 @@ def bench_serve(options: argparse.Namespace, address: str, folder: Path, texts: 
     data = folder / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     command = [
-        str(options.environment.absolute() / "bin/python"), "-m", "vllm.entrypoints.cli.main", "bench", "serve",
+        str(options.environment.absolute() / "bin/python"), "-c", BENCH_SERVE,
         "--backend", "vllm", "--base-url", address, "--model", MODEL_NAME, "--tokenizer", str(folder / "model"),
         "--dataset-name", "custom", "--dataset-path", str(data), "--custom-output-len", str(options.new_tokens),
         "--skip-chat-template", "--num-prompts", str(len(texts)), "--max-concurrency", str(options.concurrency),

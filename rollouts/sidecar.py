@@ -30,6 +30,10 @@ from rollouts.vllm_extension import KEY_VARIABLE
 MODEL_NAME = "policy"  # how requests name the model
 MAX_SEQUENCES = 256  # decoded together by one replica
 
+# vLLM 0.32 on CPU ends with "CPU Generator does not use offset" when the prompt of a request with a seed comes in
+# chunks; and compiling takes longer than the small models of such a machine are worth.
+_CPU_ARGUMENTS = ["--enforce-eager", "--no-enable-chunked-prefill"]
+
 # Run between fork and vLLM: the server dies with the process that started it, however that ends.
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -184,7 +188,7 @@ class Sidecar:
             command += [f"--{name}", str(value)]
         command += ["--enable-scale-out"]  # /inference/v1/generate: token ids in, token ids and versions out
         command += [] if s.tokenizer else ["--skip-tokenizer-init"]
-        command += ["--enforce-eager"] if self._on_cpu() else ["--weight-transfer-config", '{"backend": "nccl"}']
+        command += _CPU_ARGUMENTS if self._on_cpu() else ["--weight-transfer-config", '{"backend": "nccl"}']
         return [*command, *s.arguments]
 
     def _environment(self, replica: int) -> dict[str, str]:

@@ -122,6 +122,15 @@ def test_the_same_request_gives_the_same_tokens(served):
     assert len({tuple(c.tokens) for c in first[0]}) == 3
 
 
+def test_more_prompts_at_once_than_a_batch_takes(served):
+    """On CPU a seeded request whose prompt came in two chunks ended the server."""
+    engine, _, _ = served
+    prompts = [np.full(60, 3 + i, np.int32) for i in range(80)]
+    drawn = generate(engine, prompts, SamplingParams(max_new_tokens=3))
+    assert len(drawn) == 80
+    assert not engine.new_events()
+
+
 @pytest.mark.parametrize("mode", ["finish", "abort", "keep"])
 def test_weights_that_arrive_while_sampling(served, mode):
     """Every completion says the oldest weights that it was sampled with, and none is lost."""
