@@ -31,6 +31,7 @@ def run(tmp_path):
     (tmp_path / "samples").mkdir()
     for step in range(21, 41):
         values = {"reward/mean": 0.01 * step, "solved": 0.5, "loss": 0.1, "time/sample_s": 0.2, "time/step_s": 0.7}
+        values |= {"time/busy_sampler_s": 0.2, "time/busy_sandbox_s": 0.07, "time/busy_trainer_s": 0.6}
         log.write({"step": step, "stage": "grpo", "stage_step": step - 20, "flops": 1e9, **values})
         episodes = [
             {
@@ -52,6 +53,8 @@ def test_report_holds_what_it_promises_and_nothing_runs(run):
     page = write_report(run).read_text()
     for text in ("made-up", "1.5%", "33.3%", "88.8%", "no tests: 3", "SFT", "GRPO", "2.00e+10", "<svg"):
         assert text in page, text
+    for row in ("sampler</td><td>4.0 s</td><td>28.6%", "sandbox</td><td>1.4 s</td><td>10.0%", "trainer</td><td>12.0 s"):
+        assert row in page, row
     assert page.count("class=episode") == 20
     assert "<script" not in page and "<b>bold" not in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://creativecommons.org", "").replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from test_sidecar_training import episodes
-from test_train import run, without_times
+from test_train import TINY, run, without_times
 
 from jaxrl.crosscheck import main as crosscheck
+from jaxrl.evaluate import main as evaluate
 from models.convert import load_model
 from rollouts.collect import generate
 from rollouts.engine import SamplingParams
@@ -153,12 +155,35 @@ def test_weights_that_arrive_while_sampling(served, mode):
     assert {c.weight_version for c in later} == {version + 1}
 
 
-def test_twenty_steps_agree_with_the_trainer(tmp_path):
-    result = run(tmp_path, *VLLM, "--config.grpo.steps=20", "--config.rollout.mismatch_limit=1e-3")
+def test_evaluation_through_the_openai_api_gives_the_same_texts(served, model, tmp_path, monkeypatch):
+    engine, _, _ = served
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    common = [*TINY, *HEADS_OF_32, f"--config.model.path={model}", "--config.evaluation.temperature=0"]
+    through_api = [
+        "--config.rollout.engine=openai",
+        f"--config.rollout.sidecar.addresses=('{engine.replicas[0].address}',)",
+        "--config.rollout.sidecar.model=policy",
+    ]
+    texts = []
+    for name, more in (("jax", []), ("api", through_api)):
+        assert evaluate([*common, *more, f"--config.runs_dir={tmp_path}", f"--config.name={name}"]) == 0
+        lines = (tmp_path / name / "samples" / "evaluation.jsonl").read_text().splitlines()
+        texts.append([json.loads(line)["text"] for line in lines])
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 16
+
+
+def test_twenty_steps_agree_with_the_trainer(served, tmp_path, monkeypatch):
+    """With a running server, which held other weights before."""
+    engine, _, _ = served
+    monkeypatch.setenv("JAXRL_SIDECAR_KEY", "k")
+    addresses = f"--config.rollout.sidecar.addresses=('{engine.replicas[0].address}',)"
+    result = run(tmp_path, *VLLM, addresses, "--config.grpo.steps=20", "--config.rollout.mismatch_limit=1e-3")
     assert result.returncode == 0, result.stderr
     steps = [r for r in without_times(tmp_path) if r["stage"] == "grpo"]
     assert len(steps) == 20
     assert all(0 < r["mismatch/max"] <= 1e-3 for r in steps)
+    assert engine.sidecar.alive(0)  # whose end is not the run's business
 
 
 def test_killed_in_the_middle_of_sampling(tmp_path):
@@ -189,10 +214,11 @@ def test_killed_in_the_middle_of_sampling(tmp_path):
     assert len(episodes(tmp_path)) == 12 * 2 * 4
 
 
-def test_crosscheck_agrees(model, capsys):
-    assert crosscheck(["--model", str(model), "--environment", str(ENVIRONMENT), *FEW]) == 0
-    out = capsys.readouterr().out
-    assert out.count("agrees") == 6
+def test_crosscheck_agrees(served, model, capsys, monkeypatch):
+    engine, _, _ = served
+    monkeypatch.setenv("JAXRL_SIDECAR_KEY", "k")
+    assert crosscheck(["--model", str(model), "--sidecar", engine.replicas[0].address, *FEW]) == 0
+    assert capsys.readouterr().out.count("agrees") == 6
 
 
 FEW = ["--dtypes", "float32", "--prompts", "8", "--prompt-length", "12", "--new-tokens", "16"]
