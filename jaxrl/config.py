@@ -116,6 +116,12 @@ class RolloutConfig:
     min_p: float = 0.0
     stop_strings: tuple[str, ...] = ()
 
+    def check(self) -> None:
+        """Raises ValueError naming the field that is out of bounds."""
+        for name in ("max_staleness", "mismatch_limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rollout.{name} = {getattr(self, name)} must be >= 0")
+
 
 @dataclass
 class OptimizerConfig:

@@ -80,6 +80,13 @@ class Difference(NamedTuple):
     tokens: tuple[int, int]
     logprobs: tuple[float, float]
 
+    def in_words(self) -> str:
+        where = f"at prompt {self.prompt}, new token {self.place}"
+        (a, b), (x, y) = self.tokens, self.logprobs
+        if a == b:
+            return f"the first difference is {where}: token {a}, logprobs {x:.5f} and {y:.5f}"
+        return f"the first different greedy choice is {where}: tokens {a} and {b}, {abs(y - x):.5f} nats apart"
+
 
 @dataclass
 class Pair:
@@ -317,15 +324,7 @@ def _show(console: Console, title: str, pairs: Sequence[Pair], limit: float) -> 
     console.print(table)
     for p in pairs:
         if p.first is not None:
-            (a, b), (x, y) = p.first.tokens, p.first.logprobs
-            what = f"token {a}" if a == b else f"tokens {a} and {b}"
-            console.print(
-                f"{p.names[0]} / {p.names[1]}: the first difference is at prompt {p.first.prompt}, new token "
-                f"{p.first.place}: {what}, logprobs {x:.5f} and {y:.5f}"
-                if a == b
-                else f"{p.names[0]} / {p.names[1]}: the first different greedy choice is at prompt {p.first.prompt}, "
-                f"new token {p.first.place}: {what}, {abs(y):.5f} nats apart"
-            )
+            console.print(f"{p.names[0]} / {p.names[1]}: {p.first.in_words()}")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -118,6 +118,7 @@ def train(config: Config) -> Path:
     Raises UserError, TrainingError, and KeyboardInterrupt after it was stopped and has saved.
     """
     config.grpo.loss.check()
+    config.rollout.check()
     stages, folder = stages_of(config), open_run(config)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")

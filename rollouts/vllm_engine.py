@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
-import os
 import secrets
 import shutil
 import threading
@@ -34,7 +33,7 @@ from rollouts.engine import Completion, PromptTooLongError, SamplingParams
 from rollouts.nccl import NcclTransfer, check_available
 from rollouts.sidecar import Sidecar, SidecarError
 from rollouts.vllm_server import PAUSE_MODES, BadReplyError, Server, message, read_completion, request
-from rollouts.weight_files import named_tensors, write_weights
+from rollouts.weight_files import claim_folder, named_tensors, write_weights
 
 T = TypeVar("T")
 PROBE_S = 5.0  # between two looks at a replica with work
@@ -57,12 +56,12 @@ class ClientSettings:
     def check(self) -> None:
         """Raises ValueError naming the field that is wrong."""
         if self.in_flight not in PAUSE_MODES:
-            raise ValueError(f"in_flight = {self.in_flight!r} must be one of: {', '.join(PAUSE_MODES)}")
+            raise ValueError(f"rollout.sidecar.in_flight = {self.in_flight!r} must be one of: {', '.join(PAUSE_MODES)}")
         if self.sync not in ("files", "nccl"):
-            raise ValueError(f"sync = {self.sync!r} must be one of: files, nccl")
+            raise ValueError(f"rollout.sidecar.sync = {self.sync!r} must be one of: files, nccl")
         for name in ("concurrency", "request_timeout_s", "wait_s"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} = {getattr(self, name)} must be > 0")
+                raise ValueError(f"rollout.sidecar.{name} = {getattr(self, name)} must be > 0")
 
 
 @dataclass
@@ -104,7 +103,8 @@ class VllmEngine:
         self._weights: Weights | None = None
         self._transfer: NcclTransfer | None = None
         self._writing = asyncio.Lock()
-        self._folder = settings.sync_folder / f"jaxrl-{os.getpid()}-{self.session}"
+        self._folder = settings.sync_folder / f"jaxrl-{self.session}"
+        self._lock = claim_folder(self._folder)
         self._waiting: deque[asyncio.Future[Server]] = deque()
         self._failure: SidecarError | None = None
         self._last_answer = time.monotonic()
@@ -180,6 +180,7 @@ class VllmEngine:
         if self.sidecar is not None:
             self.sidecar.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
 
     # ------------------------------------------------------------------ one completion
 

@@ -6,6 +6,8 @@ the kernel's work for fresh pages of /dev/shm.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -14,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import ml_dtypes
@@ -27,6 +29,23 @@ from models.convert import hf_tensors
 CHECKED_ROWS = 64  # of each parameter, in the checksums; as in rollouts/vllm_extension.py
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # by vLLM
 _DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16), "float16": ("F16", np.float16)}
+
+
+def claim_folder(folder: Path) -> IO[str]:
+    """Makes the folder for this process's weights; keep the file that is returned open for as long as they are wanted.
+
+    Folders beside it that nobody holds, of processes that were killed, are removed: they fill the machine's memory.
+    """
+    unclaimed = folder.with_name(f"claiming-{folder.name}")
+    unclaimed.mkdir(parents=True)
+    lock = open(unclaimed / "lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.replace(unclaimed, folder)
+    for path in folder.parent.glob("jaxrl-*/lock"):
+        with contextlib.suppress(OSError), open(path) as other:  # OSError: somebody holds it, or it is gone
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
+    return lock
 
 
 def named_tensors(params: Any, config: ModelConfig, dtype: str) -> dict[str, np.ndarray]:

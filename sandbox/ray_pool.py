@@ -47,6 +47,7 @@ class RayPool:
             ray.init(address, log_to_driver=False)
         self._actor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(_NodePool)
         self._arguments = (workers, limits, least)
+        self._node_workers: dict[str, int] = {}
         self._waiting: collections.deque[Item] = collections.deque()
         self._changed = threading.Condition()
         self._nodes: dict[str, threading.Thread] = {}
@@ -76,6 +77,11 @@ class RayPool:
             self._waiting.append((program, future))
             self._changed.notify()
         return future
+
+    @property
+    def workers(self) -> int:
+        """Programs at a time on all nodes that have joined so far, at least 1."""
+        return max(1, sum(self._node_workers.values()))
 
     def close(self) -> None:
         """Ends the nodes' pools; programs that are waiting are not run."""
@@ -125,6 +131,7 @@ class RayPool:
             place = NodeAffinitySchedulingStrategy(node, soft=False)
             actor = self._actor.options(scheduling_strategy=place).remote(*self._arguments)
             workers: Any = ray.get(actor.workers.remote())
+            self._node_workers[node] = workers
             chunk = CHUNK_PER_WORKER * workers
             while True:
                 while len(running) < CHUNKS_IN_FLIGHT and (items := self._take(chunk, wait=not running)):

@@ -70,6 +70,8 @@ def test_a_key_and_settings_are_checked_before_the_run(tmp_path):
     result = run(tmp_path, vllm, "--config.rollout.sidecar.environment=/nowhere")
     assert result.returncode == 1
     assert "error: vLLM's environment has no /nowhere/bin/python; run `make sidecar`" in result.stderr
+    result = run(tmp_path, "--config.rollout.max_staleness=-1")
+    assert "error: rollout.max_staleness = -1 must be >= 0" in result.stderr
     result = run(tmp_path, vllm, "--config.rollout.top_k=5", "--config.name=other")
     assert "rollout.top_p, top_k and min_p cannot be used with rollout.engine = 'vllm'" in result.stderr
 

@@ -230,5 +230,5 @@ def test_crosscheck_notices_an_output_head_that_kept_its_old_weights(model, caps
     broken = ["--vllm-argument=--worker-extension-cls", "--vllm-argument=vllm_without_repacking.WorkerExtension"]
     assert crosscheck(["--model", str(model), "--environment", str(ENVIRONMENT), *FEW, *broken]) == 1
     out = capsys.readouterr().out
-    assert "vllm / decoder: the first difference is at prompt 0" in out
+    assert "vllm / decoder: the first difference is at prompt 0, new token 0: token" in out
     assert "jax engine / decoder" in out and out.count("agrees") == 3  # the other three pairs

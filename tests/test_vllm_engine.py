@@ -151,9 +151,20 @@ def test_only_the_newest_files_are_kept(server, tmp_path):
     for version in (1, 2, 3):
         engine.load_weights(make_params(version)[1], version)
     (folder,) = tmp_path.iterdir()
-    assert [f.name for f in folder.iterdir()] == ["version_3"]
+    assert sorted(f.name for f in folder.iterdir()) == ["lock", "version_3"]
     engine.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_trainer_left_is_removed(server, tmp_path):
+    (tmp_path / "jaxrl-0" / "version_7").mkdir(parents=True)
+    (tmp_path / "jaxrl-0" / "lock").touch()
+    (tmp_path / "other").mkdir()
+    first, second = connect(server, sync_folder=tmp_path), connect(server, sync_folder=tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"other", f"jaxrl-{first.session}", f"jaxrl-{second.session}"}
+    first.close()
+    second.close()
 
 
 def test_a_corrupt_transfer_is_noticed_and_repeated(server, expected):
@@ -246,7 +257,7 @@ def test_wrong_requests(server, engine):
     with pytest.raises(PromptTooLongError, match="max_length 48"):
         sample([1] * 40, max_new_tokens=9)
     assert np.isnan(sample([1], max_new_tokens=2, top_k=5)[0].logprobs).all()
-    with pytest.raises(ValueError, match="in_flight = 'drop' must be one of"):
+    with pytest.raises(ValueError, match=r"rollout\.sidecar\.in_flight = 'drop' must be one of"):
         ClientSettings(in_flight="drop").check()
     with pytest.raises(SidecarError, match="another model"):
         VllmEngine(from_hf({**vars_of(CONFIG), "vocab_size": 65}, "x"), addresses=[server.address], max_length=8)
