@@ -111,6 +111,7 @@ def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) ->
             "status": episode.status,
             "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
             "tokens": episode.sampled_length,
+            "weight_versions": list(episode.weight_versions),
             **({"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}),
         }
         lines.append(json.dumps(record, default=str))

@@ -38,7 +38,7 @@ def episodes(folder: Path) -> list[tuple]:
     lines = []
     for path in sorted((folder / "scramble" / "samples").glob("[0-9]*.jsonl")):
         lines += [json.loads(line) for line in path.read_text().splitlines()]
-    return [(e["step"], e["problem"], e["text"], e["reward"]) for e in lines]
+    return [(e["step"], e["problem"], e["text"], e["reward"], e["weight_versions"]) for e in lines]
 
 
 def test_a_run_with_servers_agrees_with_them(tmp_path, served):
@@ -49,6 +49,7 @@ def test_a_run_with_servers_agrees_with_them(tmp_path, served):
     assert len(steps) == 6
     assert all(0 < r["mismatch/max"] < 1e-4 for r in steps)
     assert len(episodes(tmp_path)) == 6 * 2 * 4
+    assert all(versions == [step - 1] for step, *_, versions in episodes(tmp_path))
 
 
 def test_a_sampler_that_disagrees_stops_the_run(tmp_path, served):
