@@ -291,7 +291,8 @@ def crosscheck(folder: Path, dtype: str, options: argparse.Namespace, console: C
 def _vllm(folder: Path, config: ModelConfig, dtype: str, length: int, options: argparse.Namespace) -> VllmEngine:
     key = os.environ.get(KEY_VARIABLE, "")
     if options.sidecar:
-        return VllmEngine(config, addresses=[options.sidecar], max_length=length, settings=ClientSettings(key))
+        client = ClientSettings(key, wait_s=60.0)
+        return VllmEngine(config, addresses=[options.sidecar], max_length=length, settings=client, say=print)
     key = key or new_key()
     settings = SidecarSettings(
         model=folder,
@@ -304,7 +305,7 @@ def _vllm(folder: Path, config: ModelConfig, dtype: str, length: int, options: a
         key=key,
     )
     sidecar = Sidecar(settings, options.log_folder)
-    return VllmEngine(config, sidecar=sidecar, max_length=length, settings=ClientSettings(key))
+    return VllmEngine(config, sidecar=sidecar, max_length=length, settings=ClientSettings(key), say=print)
 
 
 def _show(console: Console, title: str, pairs: Sequence[Pair], limit: float) -> None:

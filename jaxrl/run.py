@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -136,15 +136,16 @@ def make_tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
     return tokenizer
 
 
-def make_engine(config: Config, policy: Policy, folder: Path) -> Engine:
+def make_engine(config: Config, policy: Policy, folder: Path, say: Callable[[str], None] = print) -> Engine:
     """The sampler of config.rollout. One in this process holds the policy's current parameters, others need them sent.
 
+    `say` gets a line for whatever fails and is put right.
     Raises UserError for a wrong setting, SidecarError when vLLM cannot be had.
     """
     rollout = config.rollout
     max_length = rollout.max_prompt_length + rollout.max_new_tokens
     if rollout.engine == "vllm":
-        return _make_vllm_engine(config, policy, folder, max_length)
+        return _make_vllm_engine(config, policy, folder, max_length, say)
     if rollout.engine != "jax":
         raise UserError(f"rollout.engine = {rollout.engine!r} must be one of: jax, vllm (or openai, to evaluate)")
     return JaxEngine(
@@ -159,7 +160,9 @@ def make_engine(config: Config, policy: Policy, folder: Path) -> Engine:
     )
 
 
-def _make_vllm_engine(config: Config, policy: Policy, folder: Path, max_length: int) -> VllmEngine:
+def _make_vllm_engine(
+    config: Config, policy: Policy, folder: Path, max_length: int, say: Callable[[str], None]
+) -> VllmEngine:
     """A client of running servers, or of its own, which start without weights and log to FOLDER/sidecar."""
     rollout, s = config.rollout, config.rollout.sidecar
     if rollout.top_p < 1 or rollout.top_k or rollout.min_p:
@@ -189,7 +192,9 @@ def _make_vllm_engine(config: Config, policy: Policy, folder: Path, max_length: 
         )
         sidecar = Sidecar(settings, folder / "sidecar")
     client = ClientSettings(key, s.sync, Path(s.sync_folder), s.in_flight, s.concurrency, s.request_timeout_s, s.wait_s)
-    return VllmEngine(policy.config, addresses=s.addresses, sidecar=sidecar, max_length=max_length, settings=client)
+    return VllmEngine(
+        policy.config, addresses=s.addresses, sidecar=sidecar, max_length=max_length, settings=client, say=say
+    )
 
 
 def make_openai_engine(config: Config, tokenizer: Any) -> OpenAIEngine:

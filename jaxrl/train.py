@@ -130,7 +130,11 @@ def train(config: Config) -> Path:
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
     done = checkpoints.latest() or 0
     place = checkpoints.place(done) if done else {"lines": 0}
-    with make_pool(config) as pool, Progress() as progress, closing(make_engine(config, policy, folder)) as engine:
+    with (
+        make_pool(config) as pool,
+        Progress() as progress,
+        closing(make_engine(config, policy, folder, progress.print)) as engine,
+    ):
         trainer = Trainer(
             config=config,
             folder=folder,
@@ -294,8 +298,6 @@ def grpo_step(
     if config.log_samples_every and stage_step % config.log_samples_every == 0:
         write_samples(t.folder / "samples" / f"{step:08d}.jsonl", drawn, step, "grpo")
     times["time/sync_s"] = time.perf_counter() - clock
-    for event in t.engine.new_events():
-        t.progress.print(f"sampler: {event}")
     busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / t.pool.workers, "trainer": times["time/train_s"]}
     return state, metrics | times | {f"time/busy_{part}_s": seconds for part, seconds in busy.items()}
 

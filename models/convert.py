@@ -324,7 +324,7 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) ->
     Raises FileNotFoundError for a folder that does not exist or holds no model, and what `load_hf` raises.
     """
     folder = Path(path).expanduser()
-    if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~")):
+    if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~", "/")):
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))

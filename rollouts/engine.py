@@ -71,10 +71,6 @@ class Engine(Protocol):
         """Samples from these parameters from now on; completions carry `version`, which stands for one set of them."""
         ...
 
-    def new_events(self) -> list[str]:
-        """What went wrong and was put right since the last call, for people."""
-        ...
-
     def close(self) -> None:
         """Lets go of everything it holds."""
         ...

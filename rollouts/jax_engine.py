@@ -109,10 +109,6 @@ class JaxEngine:
             raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
         self.params, self.version = params, version
 
-    def new_events(self) -> list[str]:
-        """None: what goes wrong in this process is raised."""
-        return []
-
     def close(self) -> None:
         """Nothing to let go of."""
 

@@ -51,10 +51,6 @@ class OpenAIEngine:
         """Raises RuntimeError: the server has its own."""
         raise RuntimeError("rollout.engine = 'openai' cannot be given weights; it is for evaluation only")
 
-    def new_events(self) -> list[str]:
-        """None: what goes wrong is raised."""
-        return []
-
     def close(self) -> None:
         """Nothing to let go of."""
 

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,7 @@ class VllmEngine:
     Args:
         sidecar: servers to start and own; None: those of `addresses` are used as they are.
         max_length: tokens of a prompt and its completion together, at most.
+        say: gets a line for each failure of a server, for people, from the engine's own thread.
     """
 
     def __init__(
@@ -91,15 +92,16 @@ class VllmEngine:
         sidecar: Sidecar | None = None,
         max_length: int,
         settings: ClientSettings = ClientSettings(),
+        say: Callable[[str], None] = lambda _: None,
     ):
         settings.check()
         if settings.sync == "nccl":
             check_available()
         self.config, self.settings, self.sidecar, self.max_length = config, settings, sidecar, max_length
+        self._say = say
         self.session = secrets.token_hex(4)  # tells this trainer's weights from those of others
         self.version, self.dtype = -1, ""
         self.restarts = 0  # of owned servers; for the report
-        self._events: deque[str] = deque(maxlen=100)
         self._weights: Weights | None = None
         self._transfer: NcclTransfer | None = None
         self._writing = asyncio.Lock()
@@ -160,10 +162,6 @@ class VllmEngine:
         for old in self._folder.glob("version_*"):
             if old != self._version_folder(version):
                 shutil.rmtree(old, ignore_errors=True)
-
-    def new_events(self) -> list[str]:
-        """The failures of servers since the last call, oldest first."""
-        return [self._events.popleft() for _ in range(len(self._events))]
 
     def close(self) -> None:
         """Ends the client, and the servers that it owns."""
@@ -343,7 +341,7 @@ class VllmEngine:
 
     def _note(self, replica: Server, event: str) -> None:
         replica.last_error = event[:400]
-        self._events.append(f"{replica.address}: {replica.last_error}")
+        self._say(f"sampler: {replica.address}: {replica.last_error}")
 
     async def _wait_for_server(self, replica: Server, restart: bool) -> None:
         """Returns when the server answers. An owned one is (re)started first if `restart`."""
@@ -353,12 +351,16 @@ class VllmEngine:
                 self.sidecar.start(replica.index)  # here: the server must not die with a thread of a pool
             await asyncio.to_thread(self.sidecar.wait_until_healthy, replica.index)
             return
-        deadline = time.monotonic() + self.settings.wait_s
+        deadline, said = time.monotonic() + self.settings.wait_s, False
         while True:
             try:
                 await replica.describe()  # a refusal is raised at once: waiting will not help
                 return
             except (httpx.HTTPError, BadReplyError) as error:
+                if not said:
+                    wait = f"waiting for it, {self.settings.wait_s:.0f} s at most"
+                    self._say(f"sampler: {replica.address}: {type(error).__name__}: {error}; {wait}")
+                    said = True
                 if time.monotonic() > deadline:
                     raise SidecarError(
                         f"{replica.address} does not answer ({type(error).__name__}: {error}); waited "

@@ -61,11 +61,20 @@ def server(model):
         yield fake
 
 
+EVENTS: list[str] = []  # what engines have said
+
+
 def connect(*servers: FakeServer, **settings) -> VllmEngine:
-    defaults = {"wait_s": 20.0, "request_timeout_s": 30.0}
-    return VllmEngine(
-        CONFIG, addresses=[s.address for s in servers], max_length=48, settings=ClientSettings(**defaults | settings)
-    )
+    client = ClientSettings(**{"wait_s": 20.0, "request_timeout_s": 30.0} | settings)
+    EVENTS.clear()
+    addresses = [s.address for s in servers]
+    return VllmEngine(CONFIG, addresses=addresses, max_length=48, settings=client, say=EVENTS.append)
+
+
+def new_events() -> list[str]:
+    events = EVENTS[:]
+    EVENTS.clear()
+    return events
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +136,7 @@ def test_a_fault_changes_nothing(server, engine, expected, fault):
     assert_same(generate(engine, PROMPTS, PARAMS), expected)
     assert not server.faults
     assert server.served >= served + len(PROMPTS)
-    assert bool(engine.new_events()) == (fault not in ("abort", "slow 0.3"))
+    assert bool(new_events()) == (fault not in ("abort", "slow 0.3"))
 
 
 def test_each_of_n_completions_has_its_own_seed(engine):
@@ -171,7 +180,7 @@ def test_a_corrupt_transfer_is_noticed_and_repeated(server, expected):
     engine = connect(server)
     server.faults.append("corrupt")
     engine.load_weights(make_params(1)[1], 1)
-    assert any("other weights than were sent" in e for e in engine.new_events())
+    assert any("other weights than were sent" in e for e in new_events())
     assert_same(generate(engine, PROMPTS, PARAMS), expected)
     engine.close()
 
@@ -220,8 +229,11 @@ def test_no_server_at_all_is_an_error_within_bounds(model):
         generate(engine, PROMPTS, PARAMS)
     assert time.monotonic() - start < 15
     engine.close()
+    said: list[str] = []
+    client = ClientSettings(wait_s=0.5)
     with pytest.raises(SidecarError, match="does not answer"):
-        VllmEngine(CONFIG, addresses=["http://127.0.0.1:9"], max_length=8, settings=ClientSettings(wait_s=0.5))
+        VllmEngine(CONFIG, addresses=["http://127.0.0.1:9"], max_length=8, settings=client, say=said.append)
+    assert len(said) == 1 and said[0].endswith("waiting for it, 0 s at most")
 
 
 def test_a_cancelled_request_leaves_no_trace(server, engine):
@@ -382,7 +394,7 @@ def test_weights_by_nccl(monkeypatch, model, expected):
         assert base64.b64decode(first.infos[0]["nccl_unique_id_b64"]) == bytes(range(128))
         assert first.infos[1:] == ["/start_weight_update", "/finish_weight_update"]
         assert_same(generate(engine, PROMPTS, PARAMS), expected)
-        assert not engine.new_events()
+        assert not new_events()
 
         fake.sent.clear()
         engine.load_weights(make_params(2)[1], 2)  # the group stays
@@ -392,7 +404,7 @@ def test_weights_by_nccl(monkeypatch, model, expected):
         first.faults.append("broken link")
         engine.load_weights(make_params(1)[1], 3)  # files take over
         assert_same(generate(engine, PROMPTS, PARAMS), expected)
-        assert any("by NCCL" in event for event in engine.new_events())
+        assert any("by NCCL" in event for event in new_events())
         assert fake.calls[-1] == ("abort",)
 
         fake.sent.clear()
