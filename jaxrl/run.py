@@ -127,7 +127,9 @@ def make_tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
     if (kept / "tokenizer.json").exists():
         return load_tokenizer(str(kept))
     if model.tokenizer or model.path:
-        tokenizer = load_tokenizer(model.tokenizer or model.path)
+        source = Path(model.tokenizer or model.path)
+        inside = [source / "tokenizer", source / "model" / "tokenizer"]  # of an imported model, of a run
+        tokenizer = load_tokenizer(str(next((p for p in inside if p.is_dir()), source)))
     elif task.corpus is None:
         raise UserError(f"task {task.name} has no text to train a tokenizer on; set config.model.tokenizer")
     else:

@@ -113,9 +113,12 @@ def test_evaluation_with_it(address, tmp_path, capsys):
     assert len((tmp_path / "scramble" / "samples" / "evaluation.jsonl").read_text().splitlines()) == 16
 
 
-def test_evaluation_of_a_model(tmp_path, capsys):
-    assert evaluate([*TINY, f"--config.runs_dir={tmp_path}"]) == 0
+def test_evaluation_of_a_run(tmp_path, capsys):
+    assert run(tmp_path, "--config.sft.steps=1", "--config.grpo.steps=0").returncode == 0
+    of_the_run = [f"--config.model.path={tmp_path}/scramble", "--config.name=score"]
+    assert evaluate([*TINY, f"--config.runs_dir={tmp_path}", *of_the_run]) == 0
     assert "held_out/pass@1  0\n" in capsys.readouterr().out  # it knows nothing yet
+    assert (tmp_path / "score" / "evaluation.json").exists()
 
 
 def test_training_with_it_is_refused(address, tmp_path):
