@@ -54,6 +54,20 @@ class Completion:
     weight_version: int
 
 
+def check_prompt(prompt: np.ndarray, params: SamplingParams, vocab_size: int, max_length: int) -> None:
+    """Raises ValueError for a prompt i32[n] that no model with this vocabulary reads, PromptTooLongError for one that
+    leaves no room for the tokens asked for."""
+    if len(prompt) == 0:
+        raise ValueError("the prompt is empty; give at least one token")
+    if np.min(prompt) < 0 or np.max(prompt) >= vocab_size:
+        raise ValueError(f"a prompt token is outside of the vocabulary of {vocab_size}")
+    if len(prompt) + params.max_new_tokens > max_length:
+        raise PromptTooLongError(
+            f"a prompt of {len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the engine's max_length "
+            f"{max_length}"
+        )
+
+
 class Engine(Protocol):
     """A sampler. `sample` may be awaited by many episodes at once; the engine batches them."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from models.decoder import Cache, Compute, Decoder, insert, make_cache
-from rollouts.engine import Completion, PromptTooLongError, SamplingParams
+from rollouts.engine import Completion, SamplingParams, check_prompt
 from rollouts.sampling import sample_tokens
 
 MAX_STOP_TOKENS = 8
@@ -126,17 +126,9 @@ class JaxEngine:
         return list(await asyncio.gather(*(r.done for r in requests)))
 
     def _check(self, prompt: np.ndarray, params: SamplingParams) -> None:
-        if len(prompt) == 0:
-            raise ValueError("the prompt is empty; give at least one token")
-        if np.min(prompt) < 0 or np.max(prompt) >= self.vocab_size:
-            raise ValueError(f"a prompt token is outside of the vocabulary of {self.vocab_size}")
+        check_prompt(prompt, params, self.vocab_size, self.max_length)
         if params.max_new_tokens > self.max_new_tokens:
             raise ValueError(f"max_new_tokens {params.max_new_tokens} exceeds the engine's {self.max_new_tokens}")
-        if len(prompt) + params.max_new_tokens > self.max_length:
-            raise PromptTooLongError(
-                f"a prompt of {len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the engine's "
-                f"max_length {self.max_length}"
-            )
         if len(params.stop_tokens) > MAX_STOP_TOKENS:
             raise ValueError(f"{len(params.stop_tokens)} stop tokens; the engine takes at most {MAX_STOP_TOKENS}")
         if params.stop_strings and self.tokenizer is None:

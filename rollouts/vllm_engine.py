@@ -29,7 +29,7 @@ import httpx2 as httpx
 import numpy as np
 
 from models.config import ModelConfig
-from rollouts.engine import Completion, PromptTooLongError, SamplingParams
+from rollouts.engine import Completion, SamplingParams, check_prompt
 from rollouts.nccl import NcclTransfer, check_available
 from rollouts.sidecar import Sidecar, SidecarError
 from rollouts.vllm_server import PAUSE_MODES, BadReplyError, Server, message, read_completion, request
@@ -125,7 +125,7 @@ class VllmEngine:
 
     async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
         """`params.n` completions of prompt i32[n]. Raises SidecarError when no replica answers for settings.wait_s."""
-        self._check(prompt, params)
+        check_prompt(prompt, params, self.config.vocab_size, self.max_length)
         ids = [int(t) for t in prompt]
         seeds = [_request_seed(params.seed, i) for i in range(params.n)]
 
@@ -181,17 +181,6 @@ class VllmEngine:
         self._lock.close()
 
     # ------------------------------------------------------------------ one completion
-
-    def _check(self, prompt: np.ndarray, params: SamplingParams) -> None:
-        if len(prompt) == 0:
-            raise ValueError("the prompt is empty; give at least one token")
-        if np.min(prompt) < 0 or np.max(prompt) >= self.config.vocab_size:
-            raise ValueError(f"a prompt token is outside of the vocabulary of {self.config.vocab_size}")
-        if len(prompt) + params.max_new_tokens > self.max_length:
-            raise PromptTooLongError(
-                f"a prompt of {len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the engine's "
-                f"max_length {self.max_length}"
-            )
 
     async def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Completion:
         """Asks replicas until one of them gives a right answer."""
