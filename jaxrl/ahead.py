@@ -98,7 +98,9 @@ class SamplingAhead(Generic[T]):
         batches = {following: future.result() for following, future in self._drawn.items()}
         self._folder.mkdir(parents=True, exist_ok=True)
         write_beside(self._path(step), pickle.dumps(batches))
-        for old in sorted(self._folder.glob("*.pickle"))[: -self._keep]:
+        # Later ones are of a run that went on from an earlier checkpoint: they do not push this one out.
+        until_now = sorted(path for path in self._folder.glob("*.pickle") if path <= self._path(step))
+        for old in until_now[: -self._keep]:
             old.unlink()
 
     def restore(self, step: int) -> None:

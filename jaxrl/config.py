@@ -117,10 +117,15 @@ class RolloutConfig:
     stop_strings: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises ValueError naming the field that is out of bounds."""
+        """Raises ValueError naming the field with which there can be no training."""
         for name in ("max_staleness", "mismatch_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)} must be >= 0")
+        if self.engine == "vllm" and (self.top_p < 1 or self.top_k or self.min_p):
+            raise ValueError(
+                "rollout.top_p, top_k and min_p cannot be used to train with rollout.engine = 'vllm': its logprobs are "
+                "those of the cut distribution, which the trainer does not know"
+            )
 
 
 @dataclass

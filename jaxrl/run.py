@@ -167,11 +167,6 @@ def _make_vllm_engine(
 ) -> VllmEngine:
     """A client of running servers, or of its own, which start without weights and log to FOLDER/sidecar."""
     rollout, s = config.rollout, config.rollout.sidecar
-    if rollout.top_p < 1 or rollout.top_k or rollout.min_p:
-        raise UserError(
-            "rollout.top_p, top_k and min_p cannot be used with rollout.engine = 'vllm': its logprobs are those of the "
-            "cut distribution, which the trainer does not know"
-        )
     key, sidecar = os.environ.get(KEY_VARIABLE, ""), None
     if not s.addresses:
         key = key or new_key()

@@ -74,7 +74,7 @@ def test_a_key_and_settings_are_checked_before_the_run(tmp_path):
     result = run(tmp_path, "--config.rollout.max_staleness=-1")
     assert "error: rollout.max_staleness = -1 must be >= 0" in result.stderr
     result = run(tmp_path, vllm, "--config.rollout.top_k=5", "--config.name=other")
-    assert "rollout.top_p, top_k and min_p cannot be used with rollout.engine = 'vllm'" in result.stderr
+    assert "rollout.top_p, top_k and min_p cannot be used to train with rollout.engine = 'vllm'" in result.stderr
 
 
 @pytest.mark.slow
@@ -187,6 +187,11 @@ def test_sampling_goes_on_while_the_trainer_is_busy(tmp_path):
     assert again.take(2) == (2, 0)
     assert again.take(3) == (3, 0)
     assert again.take(4) == (4, 1)
+    for later in (8, 9):  # left by a run that was further, and then resumed from an earlier checkpoint
+        (tmp_path / f"{later:08d}.pickle").touch()
+    for step in (4, 5, 6):
+        again.save(step)
+    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == [5, 6, 8, 9]
     sampling.close()
     again.close()
 
