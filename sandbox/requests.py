@@ -66,7 +66,7 @@ def _program(data: dict[str, Any], limits: Limits) -> Program:
         raise RequestError(f"tests: must be a list with at least one test, not {_said(tests)}")
     files = _checked(data.get("files", {}), dict, "files")
     for name, text in files.items():
-        _checked(text, str, f"files.{name}")
+        _checked(text, str, f"files.{_key(name)}")
     command = _checked(data.get("command", []), tuple, "command")
     for i, part in enumerate(command):
         _checked(part, str, f"command[{i}]")
@@ -136,7 +136,12 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
 def _known(data: dict[str, Any], names: tuple[str, ...], where: str) -> None:
     for name in data:
         if name not in names:
-            raise RequestError(f"{where}{name}: unknown; there are {', '.join(names)}")
+            raise RequestError(f"{where}{_key(name)}: unknown; there are {', '.join(names)}")
+
+
+def _key(name: str) -> str:
+    """A field's name as it stands in an error of one line: quoted if it is long or has line ends and the like."""
+    return name if name.isprintable() and len(name) <= 60 else _said(name)
 
 
 def _said(value: Any) -> str:

@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Drawn cases are the same in every run: a failure is of the change at hand, and repeats. For a wider search:
+# pytest --hypothesis-profile=default
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("JAXRL_DATA", ROOT.parent / "shared" / "data"))
