@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from jaxrl.files import write_beside
-from rollouts.episode import Group
+from rollouts.episode import Group, Turn
 
 
 class MetricsLog:
@@ -112,10 +112,22 @@ def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) ->
             "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
             "tokens": episode.sampled_length,
             "weight_versions": list(episode.weight_versions),
+            "turns": [_turn(t) for t in episode.turns],
+            "attempts": [list(a) for a in episode.attempts],
             **({"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}),
         }
         lines.append(json.dumps(record, default=str))
     write_beside(path, "\n".join(lines) + "\n")
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    record: dict[str, Any] = {"role": turn.role, "text": turn.text, "tokens": turn.tokens.tolist()}
+    record |= {"sampled": turn.sampled, "learned": turn.learned}
+    if turn.sampled:
+        record["cached"] = turn.cached
+    if turn.logprobs is not None:
+        record["logprobs"] = [round(float(p), 4) for p in turn.logprobs]
+    return record | ({"status": turn.status} if turn.status else {})
 
 
 def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
     n: int = 1  # completions of this prompt; the i-th is drawn with seed (seed, i)
     seed: int = 0
+    sequence: int = 0  # requests with the same one (0: none) continue one another, until Engine.release; n must be 1
 
     def __post_init__(self) -> None:
         for name, ok, rule in (
@@ -39,6 +40,7 @@ class SamplingParams:
             ("top_k", self.top_k >= 0, ">= 0"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
             ("n", self.n >= 1, ">= 1"),
+            ("sequence", not self.sequence or self.n == 1, "0 where n is not 1"),
         ):
             if not ok:
                 raise ValueError(f"SamplingParams.{name} = {getattr(self, name)} must be {rule}")
@@ -52,6 +54,7 @@ class Completion:
     logprobs: np.ndarray  # f32[n], of the temperature-scaled distribution
     finish_reason: Literal["stop", "length"]
     weight_version: int
+    cached: int = 0  # tokens of the prompt that were known from the request before in its sequence, and not computed
 
 
 def check_prompt(prompt: np.ndarray, params: SamplingParams, vocab_size: int, max_length: int) -> None:
@@ -79,6 +82,10 @@ class Engine(Protocol):
 
         Raises PromptTooLongError when prompt and max_new_tokens do not fit: nothing is truncated.
         """
+        ...
+
+    def release(self, sequence: int) -> None:
+        """No request will continue this sequence: what was kept for it may go."""
         ...
 
     def load_weights(self, params: Any, version: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,17 +38,41 @@ class Reward:
     verdict: Verdict | None = None
 
 
+Role = Literal["assistant", "user", "tool"]
+
+
 @dataclass
 class Turn:
-    """A stretch of an episode: sampled by the model (logprobs given) or inserted by the environment."""
+    """A stretch of an episode: sampled by the model (logprobs given) or inserted by the environment.
 
-    role: Literal["assistant", "user", "tool"]
+    `learned` turns are in the loss: those that were sampled, and by a setting of the environment what a tool printed.
+    `text` is for people and the samples file; `status` is that of the tool call whose output an inserted turn is, ""
+    for other turns. `cached` counts the tokens before a sampled turn that the engine did not have to compute.
+    """
+
+    role: Role
     tokens: np.ndarray  # i32[n]
     sampled: bool
     logprobs: np.ndarray | None = None  # f32[n], only if sampled
+    learned: bool | None = None  # None: as `sampled`
+    text: str = ""
+    status: str = ""
+    cached: int = 0
+
+    def __post_init__(self) -> None:
+        self.learned = self.sampled if self.learned is None else self.learned
 
 
-EpisodeStatus = Literal["finished", "truncated", "sandbox_error"]
+class Attempt(NamedTuple):
+    """A program that the model submitted in a turn: did it pass the tests that it may see, and all of them?"""
+
+    public: bool
+    solved: bool
+
+
+# finished: the model ended it. The others are budgets that were used up (tokens, turns, wall time), and a sandbox that
+# could not judge.
+EpisodeStatus = Literal["finished", "truncated", "out_of_turns", "out_of_time", "sandbox_error"]
 
 
 @dataclass
@@ -63,11 +87,17 @@ class Episode:
     text: str  # the sampled text, for people and the samples file
     weight_versions: tuple[int, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # seconds
+    attempts: list[Attempt] = field(default_factory=list)  # of environments that score the program of each turn
 
     @property
     def sampled_length(self) -> int:
         """Number of sampled tokens."""
         return sum(len(t.tokens) for t in self.turns if t.sampled)
+
+    @property
+    def calls(self) -> list[str]:
+        """The status of each tool call."""
+        return [t.status for t in self.turns if t.role == "tool" and t.status]
 
 
 @dataclass
