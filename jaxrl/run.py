@@ -21,11 +21,12 @@ from jaxrl.command_line import UserError
 from jaxrl.config import Config, PolicyConfig, RolloutConfig
 from jaxrl.files import write_beside
 from jaxrl.tasks import Task
-from jaxrl.tokenizer import chat_prompt, load_tokenizer, stop_tokens, train_tokenizer
+from jaxrl.tokenizer import load_tokenizer, train_tokenizer
 from models.config import ModelConfig, from_hf
 from models.convert import describe_hf, describe_model, load_model
 from models.decoder import Compute, Decoder, initialize
 from models.sharding import make_mesh, param_shardings
+from rollouts.chat import chat_prompt, stop_tokens
 from rollouts.engine import Engine, PromptTooLongError, SamplingParams
 from rollouts.environments.single_turn import SingleTurn
 from rollouts.episode import Problem

@@ -1,21 +1,18 @@
-"""Tokenizers: the one of a model, or a small one trained on a task's own text; prompts and answers as tokens."""
+"""Tokenizers: the one of a model, or a small one trained on a task's own text."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rollouts.episode import Problem
+from rollouts.chat import END_OF_TEXT, TURN_END, TURN_START
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _SPECIAL = [END_OF_TEXT, TURN_START, TURN_END]
 
 # ChatML without line breaks between messages: a few tokens, which count in a small model.
@@ -76,59 +73,3 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     tokenizer.add_special_tokens({"additional_special_tokens": [TURN_START]})
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
-
-
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> np.ndarray:
-    """i32[n]: the problem's messages by the chat template, with the header of the answer; or its plain prompt.
-
-    Special tokens that are written in a message or prompt stay text. Raises ValueError for a problem with neither
-    messages nor a prompt, and for messages where the tokenizer has no chat template.
-    """
-    if problem.messages:
-        if tokenizer.chat_template is None:
-            raise ValueError(f"problem {problem.id} has chat messages, but the tokenizer has no chat template")
-        tokens = _encode_messages(tokenizer, problem.messages)
-    elif problem.prompt:
-        start = [t for t in tokenizer.encode("") if t == tokenizer.bos_token_id]  # for models that begin with one
-        tokens = start + _encode_text(tokenizer, problem.prompt)
-    else:
-        raise ValueError(f"problem {problem.id} has neither messages nor a prompt")
-    return np.asarray(tokens, np.int32)
-
-
-def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
-    if not any(token in m["content"] for m in messages for token in tokenizer.all_special_tokens):
-        return tokenizer.encode(_rendered(tokenizer, messages), add_special_tokens=False)
-    # A special token written in a message must not end its turn: the template is encoded around the contents.
-    text = _rendered(tokenizer, [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)])
-    tokens: list[int] = []
-    for i, piece in enumerate(re.split("\ue000(\\d+)\ue001", text)):
-        if i % 2:
-            tokens += _encode_text(tokenizer, messages[int(piece)]["content"])
-        else:
-            tokens += tokenizer.encode(piece, add_special_tokens=False)
-    return tokens
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
-    text: Any = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    return text
-
-
-def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """i32[n]: an answer as the model should give it, with the token that ends it."""
-    return np.asarray([*_encode_text(tokenizer, text), stop_tokens(tokenizer)[0]], np.int32)
-
-
-def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end an answer; the first is the one to train on. Raises ValueError if there is none."""
-    vocabulary = tokenizer.get_vocab()
-    names = [TURN_END, tokenizer.eos_token, END_OF_TEXT]
-    tokens = tuple(dict.fromkeys(vocabulary[name] for name in names if name in vocabulary))
-    if not tokens:
-        raise ValueError("the tokenizer has no end-of-sequence token")
-    return tokens

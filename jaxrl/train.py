@@ -49,7 +49,7 @@ from jaxrl.run import (
     without_long_prompts,
 )
 from jaxrl.tasks import Task, load_task, shuffled
-from jaxrl.tokenizer import answer_tokens
+from rollouts.chat import answer_tokens
 from rollouts.collect import Environment, collect
 from rollouts.engine import Engine
 from rollouts.episode import Group

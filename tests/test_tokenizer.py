@@ -16,7 +16,8 @@ import pytest
 
 from jaxrl.config import TaskConfig
 from jaxrl.tasks import load_task
-from jaxrl.tokenizer import answer_tokens, chat_prompt, load_tokenizer, stop_tokens, train_tokenizer
+from jaxrl.tokenizer import load_tokenizer, train_tokenizer
+from rollouts.chat import answer_tokens, chat_prompt, stop_tokens
 from rollouts.episode import Problem
 
 SIZE = 576
@@ -125,7 +126,7 @@ def test_a_problem_without_text_is_an_error(tokenizer):
 def test_messages_need_a_chat_template(task):
     plain = train_tokenizer(["a"], 300)
     plain.chat_template = None
-    with pytest.raises(ValueError, match="problem p has chat messages, but the tokenizer has no chat template"):
+    with pytest.raises(ValueError, match="problem p: there are chat messages, but the tokenizer has no chat template"):
         chat_prompt(plain, message("hello"))
 
 
