@@ -21,13 +21,21 @@ from models.config import from_hf
 from models.decoder import Compute, Decoder, initialize
 from rollouts.collect import collect
 from rollouts.engine import SamplingParams
+from rollouts.environments.dialogue import Budget
 from rollouts.environments.single_turn import SingleTurn
 from rollouts.episode import Problem, Reward
 from rollouts.jax_engine import JaxEngine
 
 
-async def score(problem: Problem, tokens: np.ndarray) -> Reward:
-    return Reward(w.reward(tokens.tolist()), False)
+class Numbers:
+    """A tokenizer whose text is the token ids."""
+
+    def decode(self, tokens: np.ndarray, **_: object) -> str:
+        return " ".join(map(str, tokens.tolist()))
+
+
+async def score(problem: Problem, text: str) -> Reward:
+    return Reward(w.reward([int(token) for token in text.split()]), False)
 
 
 def matmul_gflops(dtype: jnp.dtype, n: int = 2048) -> float:
@@ -57,8 +65,8 @@ def main() -> None:
         graphdef, params, slots=w.PROMPTS * w.SAMPLES, max_length=length, max_new_tokens=w.NEW_TOKENS,
         dtype=compute.dtype, unroll=True,
     )  # fmt: skip
-    sampling = SamplingParams(max_new_tokens=w.NEW_TOKENS)
-    environment = SingleTurn(lambda p: np.asarray(p.answer, np.int32), lambda tokens: tokens, score, sampling)
+    sampling, budget = SamplingParams(max_new_tokens=w.NEW_TOKENS), Budget(w.NEW_TOKENS)
+    environment = SingleTurn(Numbers(), lambda p: np.asarray(p.answer, np.int32), score, sampling, budget)
     loss = PolicyGradientConfig()
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-4), options.steps)
     learner = Learner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -96,19 +97,24 @@ def make_batch(
 
 
 def sft_batch(examples: Sequence[tuple[np.ndarray, np.ndarray]], *, row_length: int, microbatch_rows: int) -> Batch:
-    """A batch of (prompt i32[n], answer i32[m]) pairs; the loss is the mean over all answer tokens.
+    """A batch of demonstrations, tokens i32[n] and learned bool[n]; the loss is the mean over all learned tokens.
 
-    Raises ValueError for an empty prompt or answer and for a pair longer than row_length, naming its index.
+    Raises ValueError for one that begins with a learned token, has none, or is longer than row_length, naming its
+    index.
     """
     sequences = []
-    for index, (prompt, answer) in enumerate(examples):
-        if len(prompt) == 0 or len(answer) == 0:
-            raise ValueError(f"demonstration {index}: the {'answer' if len(prompt) else 'prompt'} has no tokens")
-        learned = np.arange(len(prompt) + len(answer)) >= len(prompt)
-        zeros = np.zeros(len(learned), np.float32)
-        sequences.append(Example(f"demonstration {index}", np.concatenate([prompt, answer]), learned, zeros, 1.0))
+    for index, (tokens, learned) in enumerate(examples):
+        if not learned.any() or learned[0]:
+            raise ValueError(f"demonstration {index}: the {'prompt' if learned.any() else 'answer'} has no tokens")
+        sequences.append(Example(f"demonstration {index}", tokens, learned, np.zeros(len(tokens), np.float32), 1.0))
     total = sum(int(e.learned.sum()) for e in sequences)
     return pack(sequences, np.full(len(sequences), 1 / max(total, 1)), row_length, microbatch_rows)
+
+
+def fill_behaviour(batch: Batch, logprobs: Array) -> Batch:
+    """The batch with the trainer's logprobs f32[B, T] where nobody sampled a token that is learned all the same."""
+    given = np.asarray(batch.behaviour_logprobs)
+    return dataclasses.replace(batch, behaviour_logprobs=np.where(np.isnan(given), np.asarray(logprobs), given))
 
 
 def token_weights(lengths: Sequence[int], loss: PolicyGradientConfig, max_new_tokens: int) -> np.ndarray:
@@ -187,10 +193,12 @@ def _episode_example(episode: Episode, advantage: float) -> Example:
         raise ValueError(f"{name}: an episode without sampled tokens")
     learned, logprobs = [np.zeros(len(episode.prompt), bool)], [np.zeros(len(episode.prompt), np.float32)]
     for turn in episode.turns:
-        given = turn.logprobs if turn.sampled else np.zeros(len(turn.tokens), np.float32)
-        if given is None or len(given) != len(turn.tokens) or not np.isfinite(given).all():
+        # The sampler's logprobs of inserted tokens are not known; NaN where they are learned: see fill_behaviour.
+        unknown = np.full(len(turn.tokens), np.nan if turn.learned else 0.0, np.float32)
+        given = turn.logprobs if turn.sampled else unknown
+        if given is None or len(given) != len(turn.tokens) or not (np.isfinite(given).all() or not turn.sampled):
             raise ValueError(f"{name}: a sampled turn of {len(turn.tokens)} tokens needs as many finite logprobs")
-        learned.append(np.full(len(turn.tokens), turn.sampled))
+        learned.append(np.full(len(turn.tokens), turn.learned))
         logprobs.append(given)
     tokens = np.concatenate([episode.prompt, *(t.tokens for t in episode.turns)])
     return Example(name, tokens, np.concatenate(learned), np.concatenate(logprobs), advantage)

@@ -98,6 +98,34 @@ class SidecarConfig:
 
 
 @dataclass
+class InterpreterConfig:
+    """rollout.environment = "interpreter": see rollouts/environments/interpreter.py."""
+
+    max_calls: int = 4  # of an episode; code after those is not run
+    output_to: str = "answer"  # answer (ToRL) | user | tool (a message of that role brings the output)
+    code_end: str = "```\n"  # where an answer stops for its code to be run; ToRL: "```output"
+    stateful: bool = True  # a call finds the variables of those before it
+    output_characters: int = 256  # longer output is cut in its middle
+    failed_call_penalty: float = 0.0  # off the reward, for each call that failed
+    wall_s: float = 10.0  # of a call
+    cpu_s: float = 10.0
+
+
+@dataclass
+class FeedbackConfig:
+    """rollout.environment = "feedback": see rollouts/environments/feedback.py."""
+
+    max_turns: int = 3  # programs of an episode
+    invalid_penalty: float = 0.2  # off the reward, for each program but the last that is none
+    penalize_last: bool = False  # for the last one too
+    feedback: str = "tests"  # tests | binary | random (of another problem)
+    failures: int = 3  # told at most
+    characters: int = 300  # of each of them
+    header: str = "Your program is wrong:"
+    request: str = "Write the whole program again."
+
+
+@dataclass
 class RolloutConfig:
     """How episodes are sampled."""
 
@@ -105,10 +133,17 @@ class RolloutConfig:
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     max_staleness: int = 0  # versions between sampling and update; > 0: sampling overlaps with training
     mismatch_limit: float = 0.0  # stop when |log sampler / trainer| of a token is larger; 0: no limit
-    environment: str = "single_turn"
+    environment: str = "single_turn"  # a module of rollouts.environments: single_turn | interpreter | feedback
+    interpreter: InterpreterConfig = field(default_factory=InterpreterConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    instruction: str = "auto"  # put after every problem; auto: the environment's own
+    max_turns: int = 1_000  # of the model in an episode
+    max_turn_tokens: int = 0  # of one turn, which is cut there; 0: max_new_tokens
+    wall_s: float = 600.0  # of an episode, until its last turn; 0: no limit
+    learn_inserted: bool = False  # the loss is on tool output and feedback too (an ablation)
     slots: int = 64  # rows decoded together
     max_prompt_length: int = 256  # tokens; a longer prompt is an error (or rejected and counted, see below)
-    max_new_tokens: int = 96  # tokens of an episode
+    max_new_tokens: int = 96  # tokens of an episode after its prompt, inserted ones included
     reject_long_prompts: bool = False  # drop and count such problems instead of stopping
     temperature: float = 1.0
     top_p: float = 1.0
@@ -121,6 +156,12 @@ class RolloutConfig:
         for name in ("max_staleness", "mismatch_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)} must be >= 0")
+        for name, value, allowed in (
+            ("interpreter.output_to", self.interpreter.output_to, ("answer", "user", "tool")),
+            ("feedback.feedback", self.feedback.feedback, ("tests", "binary", "random")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"rollout.{name} = {value!r} must be one of: {', '.join(allowed)}")
         if self.engine == "vllm" and (self.top_p < 1 or self.top_k or self.min_p):
             raise ValueError(
                 "rollout.top_p, top_k and min_p cannot be used to train with rollout.engine = 'vllm': its logprobs are "

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +31,10 @@ from models.config import ModelConfig, from_hf
 from models.convert import describe_hf, describe_model, load_model
 from models.decoder import Compute, Decoder, initialize
 from models.sharding import make_mesh, param_shardings
-from rollouts.chat import chat_prompt, stop_tokens
+from rollouts import environments
+from rollouts.chat import chat_prompt, conversation, stop_tokens
 from rollouts.engine import Engine, PromptTooLongError, SamplingParams
-from rollouts.environments.single_turn import SingleTurn
+from rollouts.environments.dialogue import Budget, DialogueEnvironment
 from rollouts.episode import Problem
 from rollouts.jax_engine import JaxEngine
 from rollouts.openai_engine import OpenAIEngine
@@ -37,6 +43,7 @@ from rollouts.vllm_engine import ClientSettings, VllmEngine
 from rollouts.vllm_extension import KEY_VARIABLE
 from sandbox.isolation import LEAST, IsolationError
 from sandbox.pool import Pool
+from sandbox.session import Sessions
 from sandbox.verdict import Limits
 
 
@@ -211,11 +218,16 @@ def make_openai_engine(config: Config, tokenizer: Any) -> OpenAIEngine:
     )
 
 
-def make_environment(config: Config, task: Task, tokenizer: Any, pool: Pool, temperature: float) -> SingleTurn:
-    """The environment of config.rollout with the task's reward."""
-    rollout = config.rollout
-    if rollout.environment != "single_turn":
-        raise UserError(f"rollout.environment = {rollout.environment!r} must be one of: single_turn")
+def make_environment(
+    config: Config, task: Task, tokenizer: Any, pool: Pool, temperature: float, sessions: Sessions | None = None
+) -> DialogueEnvironment:
+    """The environment of config.rollout with the task's reward.
+
+    It is the class of module rollouts.environments.NAME, with the settings of config.rollout.NAME where there are any.
+    Raises UserError naming the nearest environment.
+    """
+    rollout, name = config.rollout, config.rollout.environment
+    kind = _environment_class(name)
     params = SamplingParams(
         max_new_tokens=rollout.max_new_tokens,
         temperature=temperature,
@@ -225,17 +237,57 @@ def make_environment(config: Config, task: Task, tokenizer: Any, pool: Pool, tem
         stop_tokens=stop_tokens(tokenizer),
         stop_strings=tuple(rollout.stop_strings),
     )
-    return SingleTurn(
-        encode=lambda problem: prompt_tokens(tokenizer, problem, rollout),
-        decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
+    settings = dataclasses.asdict(getattr(rollout, name)) if hasattr(rollout, name) else {}
+    # What some environments need beside their settings.
+    settings |= {"others": task.train, "open_session": sessions.open if sessions else None}
+    fields = {f.name for f in dataclasses.fields(kind)}
+    return kind(
+        tokenizer=tokenizer,
         score=lambda problem, text: task.score(problem, text, pool),
         params=params,
+        budget=Budget(rollout.max_new_tokens, rollout.max_turns, rollout.max_turn_tokens, rollout.wall_s),
+        encode=lambda problem: prompt_tokens(tokenizer, problem, rollout),
+        learn_inserted=rollout.learn_inserted,
+        **{name: value for name, value in settings.items() if name in fields},
     )
 
 
+def _environment_class(name: str) -> type[DialogueEnvironment]:
+    names = [m.name for m in pkgutil.iter_modules(environments.__path__) if m.name != "dialogue"]
+    if name not in names:
+        near = get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        raise UserError(f"rollout.environment = {name!r} is no environment; {hint}")
+    module = importlib.import_module(f"rollouts.environments.{name}")
+    return getattr(module, "".join(part.capitalize() for part in name.split("_")))
+
+
+def instruction(rollout: RolloutConfig) -> str:
+    """What is put after every problem."""
+    if rollout.instruction != "auto":
+        return rollout.instruction
+    return getattr(sys.modules[_environment_class(rollout.environment).__module__], "INSTRUCTION", "")
+
+
+@contextmanager
+def make_sessions(config: Config) -> Iterator[Sessions | None]:
+    """The interpreters of the sandbox, where the environment needs them."""
+    if config.rollout.environment != "interpreter":
+        yield None
+        return
+    s, call = config.sandbox, config.rollout.interpreter
+    limits = Limits(call.wall_s, call.cpu_s, s.memory_mb, s.output_kb, s.processes)
+    try:
+        sessions = Sessions(limits, least=s.least or LEAST)
+    except (IsolationError, ValueError) as error:
+        raise UserError(f"config.sandbox.least: {error}") from None
+    with sessions:
+        yield sessions
+
+
 def prompt_tokens(tokenizer: Any, problem: Problem, rollout: RolloutConfig) -> np.ndarray:
-    """i32[n]. Raises PromptTooLongError naming the problem if n > rollout.max_prompt_length."""
-    tokens = chat_prompt(tokenizer, problem)
+    """i32[n], with the instruction of rollout. Raises PromptTooLongError if n > rollout.max_prompt_length."""
+    tokens = chat_prompt(tokenizer, instructed(problem, instruction(rollout)))
     if len(tokens) > rollout.max_prompt_length:
         raise PromptTooLongError(
             f"problem {problem.id}: its prompt has {len(tokens)} tokens, more than rollout.max_prompt_length = "
@@ -244,11 +296,32 @@ def prompt_tokens(tokenizer: Any, problem: Problem, rollout: RolloutConfig) -> n
     return tokens
 
 
+def instructed(problem: Problem, text: str) -> Problem:
+    """The problem with an instruction after its last message, or after its plain prompt."""
+    if not text:
+        return problem
+    if not problem.messages:
+        return dataclasses.replace(problem, prompt=f"{problem.prompt}\n{text}\n")
+    *before, last = problem.messages
+    return dataclasses.replace(problem, messages=(*before, last | {"content": f"{last['content']}\n{text}"}))
+
+
+def demonstration_tokens(tokenizer: Any, problem: Problem, rollout: RolloutConfig) -> tuple[np.ndarray, np.ndarray]:
+    """tokens i32[n] and learned bool[n] of a problem's demonstration, as its episode would have them."""
+    said = problem.demonstration or ""
+    answer = ({"role": "assistant", "content": said},) if isinstance(said, str) else said
+    asked = instructed(problem, instruction(rollout))
+    tokens, learned = conversation(tokenizer, [*asked.messages, *answer], asked.prompt or "")
+    if rollout.learn_inserted:
+        learned = np.maximum.accumulate(learned)
+    return tokens, learned
+
+
 def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> Task:
     """The task without the problems whose prompts are too long, counted in `rejected`."""
 
     def fits(problem: Problem) -> bool:
-        return len(chat_prompt(tokenizer, problem)) <= rollout.max_prompt_length
+        return len(chat_prompt(tokenizer, instructed(problem, instruction(rollout)))) <= rollout.max_prompt_length
 
     def kept(problems: Sequence[Problem]) -> list[Problem]:
         return [p for p in problems if fits(p)]

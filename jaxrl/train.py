@@ -27,7 +27,7 @@ from jaxrl.ahead import SamplingAhead
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
-from jaxrl.batch import Batch, make_batch, sft_batch
+from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch
 from jaxrl.checkpoint import CheckpointError, Checkpoints
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, OptimizerConfig
@@ -39,17 +39,17 @@ from jaxrl.metrics import MetricsLog, Progress, write_samples
 from jaxrl.report import write_report
 from jaxrl.run import (
     Policy,
+    demonstration_tokens,
     make_engine,
     make_environment,
     make_policy,
     make_pool,
+    make_sessions,
     open_run,
     prepare_process,
-    prompt_tokens,
     without_long_prompts,
 )
 from jaxrl.tasks import Task, load_task, shuffled
-from rollouts.chat import answer_tokens
 from rollouts.collect import Environment, collect
 from rollouts.engine import Engine
 from rollouts.episode import Group
@@ -132,6 +132,7 @@ def train(config: Config) -> Path:
     place = checkpoints.place(done) if done else {"lines": 0}
     with (
         make_pool(config) as pool,
+        make_sessions(config) as sessions,
         Progress() as progress,
         closing(make_engine(config, policy, folder, progress.print)) as engine,
     ):
@@ -141,8 +142,8 @@ def train(config: Config) -> Path:
             task=task,
             policy=policy,
             engine=engine,
-            environment=make_environment(config, task, policy.tokenizer, pool, config.rollout.temperature),
-            evaluator=make_environment(config, task, policy.tokenizer, pool, config.evaluation.temperature),
+            environment=make_environment(config, task, policy.tokenizer, pool, config.rollout.temperature, sessions),
+            evaluator=make_environment(config, task, policy.tokenizer, pool, config.evaluation.temperature, sessions),
             pool=pool,
             log=MetricsLog(folder, keep_lines=place["lines"]),
             checkpoints=checkpoints,
@@ -237,11 +238,8 @@ def sft_step(t: Trainer, learner: Learner, state: TrainState, stage_step: int, s
         raise UserError(f"task {t.task.name} has no demonstrations; set sft.steps to 0")
     config = t.config
     problems = shuffled(t.task.demonstrations, config.seed, stage_step - 1, config.sft.batch_size)
-    pairs = [
-        (prompt_tokens(t.policy.tokenizer, p, config.rollout), answer_tokens(t.policy.tokenizer, p.demonstration or ""))
-        for p in problems
-    ]
-    batch = sft_batch(pairs, row_length=row_length(config), microbatch_rows=config.batch.microbatch_rows)
+    examples = [demonstration_tokens(t.policy.tokenizer, p, config.rollout) for p in problems]
+    batch = sft_batch(examples, row_length=row_length(config), microbatch_rows=config.batch.microbatch_rows)
     state, metrics = learner.update(state, batch)
     check_update(t, metrics, batch, step)
     metrics["flops"] = update_flops(t.policy.config, *token_counts(batch))
@@ -341,6 +339,8 @@ def sandbox_seconds(groups: Sequence[Group]) -> float:
 
 def with_logprobs(learner: Learner, state: TrainState, batch: Batch, loss: Any, reference: Any) -> Batch:
     """The batch with the logprobs that must be known before the first update."""
+    if np.isnan(np.asarray(batch.behaviour_logprobs)).any():
+        batch = fill_behaviour(batch, learner.logprobs(state.params, batch))
     if loss.minibatches > 1 and loss.old_logprobs == "trainer":
         batch = dataclasses.replace(batch, old_logprobs=learner.logprobs(state.params, batch))
     if reference is not None:

@@ -157,17 +157,47 @@ class Decoder(nnx.Module):
         compute: Compute = Compute(),
     ) -> tuple[jax.Array, Cache]:  # hidden [B, D] after the final norm
         """One step of decoding: the new tokens' keys and values go into the cache at their positions."""
-        config, rows = self.config, jnp.arange(tokens.shape[0])
-        rotation = rotary(positions[:, None], config)
+
+        def attend(q, k_cache, v_cache, window):
+            return decode_attention(q[:, 0], k_cache, v_cache, positions, window)[:, None]
+
+        place = (jnp.arange(tokens.shape[0]), positions)
+        hidden, cache = self._with_cache(tokens[:, None], positions[:, None], place, attend, cache, layers, compute)
+        return hidden[:, 0], cache
+
+    def extend(
+        self,
+        tokens: jax.Array,  # i32[b, T], new tokens
+        positions: jax.Array,  # i32[b, T], their places in their rows; S for padding
+        rows: jax.Array,  # i32[b], of the cache
+        cache: Cache,
+        layers: list[Block] | None = None,
+        compute: Compute = Compute(),
+    ) -> tuple[jax.Array, Cache]:  # hidden [b, T, D] after the final norm
+        """Many new tokens of some rows at once, after those that the cache has of them."""
+        S = cache[0][0].shape[-1]
+        distance = positions[:, :, None] - jnp.arange(S)
+
+        def attend(q, k_cache, v_cache, window):
+            k, v = k_cache[rows].transpose(0, 3, 1, 2), v_cache[rows].transpose(0, 2, 1, 3)
+            return attention(q, k, v, (distance >= 0) & ((window == 0) | (distance < window)))
+
+        place = (rows[:, None], positions)
+        return self._with_cache(tokens, positions, place, attend, cache, layers, compute)
+
+    def _with_cache(self, tokens, positions, place, attend, cache, layers, compute) -> tuple[jax.Array, Cache]:
+        """The forward pass that reads and writes the cache: at `place` (rows, positions), broadcast over [b, T]."""
+        config, (rows, columns) = self.config, place
+        rotation = rotary(positions, config)
         windows = config.windows or (0,) * config.num_layers
-        x = self.embed[...][tokens][:, None].astype(compute.dtype)
+        x = self.embed[...][tokens].astype(compute.dtype)
 
         def layer(block, x, window, write):
-            def attend(q, k, v):
-                k_cache, v_cache = write(k[:, 0], v[:, 0])
-                return decode_attention(q[:, 0], k_cache, v_cache, positions, window)[:, None]
+            def attend_and_write(q, k, v):
+                new = (k[:, 0], v[:, 0]) if columns.ndim == 1 else (k, v)
+                return attend(q, *write(*new), window)
 
-            return block(x, rotation, attend)
+            return block(x, rotation, attend_and_write)
 
         if layers is not None:
             caches = list(cache)
@@ -175,11 +205,11 @@ class Decoder(nnx.Module):
 
                 def write(k, v, l=l):
                     k_layer, v_layer = caches[l]
-                    caches[l] = k_layer.at[rows, :, :, positions].set(k), v_layer.at[rows, :, positions].set(v)
+                    caches[l] = k_layer.at[rows, :, :, columns].set(k), v_layer.at[rows, :, columns].set(v)
                     return caches[l]
 
                 x = layer(block, x, windows[l], write)
-            return rms_norm(x[:, 0], self.final_norm[...], config.norm_epsilon), tuple(caches)
+            return rms_norm(x, self.final_norm[...], config.norm_epsilon), tuple(caches)
 
         graphdef, stacked = nnx.split(self.blocks)
 
@@ -189,7 +219,7 @@ class Decoder(nnx.Module):
 
             def write(k, v):
                 nonlocal k_all, v_all
-                k_all, v_all = k_all.at[l, rows, :, :, positions].set(k), v_all.at[l, rows, :, positions].set(v)
+                k_all, v_all = k_all.at[l, rows, :, :, columns].set(k), v_all.at[l, rows, :, columns].set(v)
                 return k_all[l], v_all[l]
 
             x = layer(nnx.merge(graphdef, params), x, window, write)
@@ -197,7 +227,7 @@ class Decoder(nnx.Module):
 
         inputs = (stacked, jnp.array(windows, jnp.int32), jnp.arange(config.num_layers))
         (x, *kv), _ = jax.lax.scan(body, (x, *cache[0]), inputs)
-        return rms_norm(x[:, 0], self.final_norm[...], config.norm_epsilon), (tuple(kv),)
+        return rms_norm(x, self.final_norm[...], config.norm_epsilon), (tuple(kv),)
 
     def unstack(self) -> list[Block]:
         """One Block a layer, for `decode` to unroll; make it outside of the decoding loop."""

@@ -15,16 +15,19 @@ class Problem:
     """One problem of a task.
 
     `messages` are chat messages ({"role", "content"}); a task for base models gives a plain `prompt` instead.
-    `tests` or `answer` say what is right; `meta` is for the report and for filters (difficulty, kind, ...).
-    `demonstration` is a right answer for SFT, where the task has one.
+    `tests` or `answer` say what is right; `public_tests` are those of `tests` whose failures the model may be told.
+    `meta` is for the report and for filters (difficulty, kind, ...).
+    `demonstration` is a right answer for SFT, where the task has one: a text, or the messages of several turns (see
+    rollouts.chat.conversation).
     """
 
     id: str
     messages: tuple[dict[str, str], ...] = ()
     prompt: str | None = None
     tests: tuple[Test, ...] = ()
+    public_tests: tuple[Test, ...] = ()
     answer: Any = None
-    demonstration: str | None = None
+    demonstration: str | tuple[dict[str, str], ...] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
 

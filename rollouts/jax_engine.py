@@ -3,7 +3,8 @@
 A fixed number of rows ("slots") is decoded together. A waiting request takes over a slot as soon as enough of them
 are free; requests for the same prompt share one prefill. The shapes of all programs depend on the engine's settings
 and on the request itself only, and every row draws with its own key, so a request gets the same tokens whatever else
-is in the batch.
+is in the batch. A request that continues a sequence finds the keys and values of what came before in its slot, which
+nobody else gets until the sequence is released.
 
 Axes: B slots, N new tokens, P prompts of a prefill, T their padded length, V vocabulary.
 """
@@ -11,7 +12,7 @@ Axes: B slots, N new tokens, P prompts of a prefill, T their padded length, V vo
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -26,7 +27,7 @@ from rollouts.engine import Completion, SamplingParams, check_prompt
 from rollouts.sampling import sample_tokens
 
 MAX_STOP_TOKENS = 8
-STOP_STRING_STEPS = 8  # decoding steps between two looks for stop strings, which only the host can see
+LOOK_STEPS = 8  # decoding steps between two looks of the host, for stop strings and for turns that have ended
 
 
 class Rows(NamedTuple):
@@ -52,7 +53,7 @@ class State(NamedTuple):
     logprobs: jax.Array  # f32[B, N]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     """One row's worth of work."""
 
@@ -60,6 +61,14 @@ class _Request:
     params: SamplingParams
     key: np.ndarray  # u32[2]
     done: asyncio.Future[Completion]
+    cached: int = 0  # tokens of the prompt that the slot had already
+
+
+class _Kept(NamedTuple):
+    """A slot whose sequence may be continued."""
+
+    slot: int
+    known: np.ndarray  # i32[n], the tokens whose keys and values it has
 
 
 class JaxEngine:
@@ -98,9 +107,12 @@ class JaxEngine:
         compute = Compute(dtype, unroll=unroll)
         self._state = _empty_state(model.config, slots, max_length, self.max_new_tokens, compute)
         self._prefill = jax.jit(partial(_prefill, graphdef, compute), donate_argnums=1)
+        self._extend = jax.jit(partial(_extend, graphdef, compute), donate_argnums=1)
         self._decode = jax.jit(partial(_decode, graphdef, compute), donate_argnums=1, static_argnames="filtered")
         self._waiting: deque[_Request] = deque()
         self._running: dict[int, _Request] = {}  # by slot
+        self._kept: dict[int, _Kept] = {}  # by sequence
+        self._changed = asyncio.Event()  # a request or a free slot has come
         self._driver: asyncio.Task[None] | None = None
 
     def load_weights(self, params: Any, version: int) -> None:
@@ -108,6 +120,12 @@ class JaxEngine:
         if self._running:
             raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
         self.params, self.version = params, version
+        self._kept.clear()  # keys and values of other weights
+
+    def release(self, sequence: int) -> None:
+        """Gives its slot to others."""
+        self._kept.pop(sequence, None)
+        self._changed.set()
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -121,7 +139,9 @@ class JaxEngine:
             for i in range(params.n)
         ]
         self._waiting.extend(requests)
+        self._changed.set()
         if self._driver is None or self._driver.done():
+            self._changed = asyncio.Event()
             self._driver = loop.create_task(self._drive())
         return list(await asyncio.gather(*(r.done for r in requests)))
 
@@ -139,6 +159,11 @@ class JaxEngine:
         try:
             while self._waiting or self._running:
                 await asyncio.sleep(0)  # requests of coroutines that are ready join this round
+                self._changed.clear()
+                ready = self._running or self._free() or any(r.params.sequence in self._kept for r in self._waiting)
+                if not ready:
+                    await self._changed.wait()  # all slots are kept for sequences whose tools are at work
+                    continue
                 await asyncio.to_thread(self._advance)
                 self._deliver()
         except BaseException as error:
@@ -149,13 +174,18 @@ class JaxEngine:
             self._running.clear()
             raise
 
+    def _free(self) -> list[int]:
+        """The slots that a new sequence may have."""
+        taken = {*self._running, *(kept.slot for kept in list(self._kept.values()))}
+        return [b for b in range(self.slots) if b not in taken]
+
     def _advance(self) -> None:
         """Fills the free slots, then decodes until enough rows are finished."""
         self._admit()
         running = self._running.values()
         params = [r.params for r in running]
-        stop_strings = any(p.stop_strings for p in params)
-        steps = STOP_STRING_STEPS if stop_strings else self.max_new_tokens
+        look = any(p.stop_strings or p.sequence for p in params)
+        steps = LOOK_STEPS if look else self.max_new_tokens
         # With requests waiting, a quarter of the slots is worth a refill; else go on to the end.
         spare = len(running) - max(1, self.slots // 4) if self._waiting else 0
         filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
@@ -163,64 +193,101 @@ class JaxEngine:
         jax.block_until_ready(self._state.rows.count)
 
     def _admit(self) -> None:
-        """Prefills waiting requests into free slots, those with the same prompt together."""
-        free = [b for b in range(self.slots) if b not in self._running]
-        while free and self._waiting:
-            bucket = self._bucket(self._waiting[0].prompt)
+        """Puts the waiting requests into slots: first those that have one, then as many others as there are free."""
+        continuing: list[tuple[_Request, _Kept]] = []
+        fresh: deque[_Request] = deque()
+        for _ in range(len(self._waiting)):
+            request = self._waiting.popleft()
+            kept = self._kept.pop(request.params.sequence, None)
+            if request.done.done():
+                continue
+            if kept is not None and np.array_equal(request.prompt[: len(kept.known)], kept.known):
+                continuing.append((request, kept))
+            else:
+                fresh.append(request)
+        self._admit_continuing(continuing)
+        free = self._free()
+        while free and fresh:
+            bucket = self._bucket(len(fresh[0].prompt))
             prompts: dict[bytes, int] = {}
             taken: list[tuple[int, int, _Request]] = []  # slot, prompt, request
-            while free and self._waiting and self._bucket(self._waiting[0].prompt) == bucket:
-                name = self._waiting[0].prompt.tobytes()
+            while free and fresh and self._bucket(len(fresh[0].prompt)) == bucket:
+                name = fresh[0].prompt.tobytes()
                 if name not in prompts and len(prompts) == self.prefill_rows:
                     break
-                request = self._waiting.popleft()
+                request = fresh.popleft()
                 taken.append((free.pop(0), prompts.setdefault(name, len(prompts)), request))
             self._state = self._prefill(self.params, self._state, *self._prefill_inputs(bucket, taken))
             self._running.update({slot: request for slot, _, request in taken})
+        self._waiting.extendleft(reversed(fresh))
 
-    def _bucket(self, prompt: np.ndarray) -> int:
-        """Padded length of a prompt: the next power of two, from 16, at most max_length."""
-        return min(max(16, 1 << (len(prompt) - 1).bit_length()), self.max_length)
+    def _admit_continuing(self, requests: list[tuple[_Request, _Kept]]) -> None:
+        """Computes what is new of requests whose slots have the rest, some of like length at a time."""
+        by_bucket: dict[int, list[tuple[_Request, _Kept]]] = defaultdict(list)
+        for request, kept in requests:
+            by_bucket[self._bucket(len(request.prompt) - len(kept.known))].append((request, kept))
+        for bucket, same in by_bucket.items():
+            for first in range(0, len(same), self.prefill_rows):
+                inputs = self._extend_inputs(bucket, same[first : first + self.prefill_rows])
+                self._state = self._extend(self.params, self._state, *inputs)
+
+    def _extend_inputs(self, length: int, part: list[tuple[_Request, _Kept]]) -> tuple[Any, ...]:
+        tokens = np.zeros((self.prefill_rows, length), np.int32)
+        positions = np.full((self.prefill_rows, length), self.max_length, np.int32)  # padding is written nowhere
+        slots = np.zeros(self.prefill_rows, np.int32)
+        rows, fresh = self._no_rows()
+        for i, (request, (slot, known)) in enumerate(part):
+            n = len(request.prompt) - len(known)
+            tokens[i, :n] = request.prompt[len(known) :]
+            positions[i, :n] = np.arange(len(known), len(request.prompt))
+            slots[i], fresh[slot], request.cached = slot, True, len(known)
+            _set_row(rows, slot, request)
+            self._running[slot] = request
+        return tokens, positions, slots, fresh, rows
+
+    def _bucket(self, tokens: int) -> int:
+        """Padded length of so many tokens: the next power of two, from 16, at most max_length."""
+        return min(max(16, 1 << (tokens - 1).bit_length()), self.max_length)
+
+    def _no_rows(self) -> tuple[Rows, np.ndarray]:
+        """Settings of all slots, to be filled in for the fresh ones bool[B]."""
+        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._state.rows), np.zeros(self.slots, bool)
 
     def _prefill_inputs(self, length: int, taken: list[tuple[int, int, _Request]]) -> tuple[Any, ...]:
         tokens = np.zeros((self.prefill_rows, length), np.int32)
         lengths = np.zeros(self.prefill_rows, np.int32)
-        source, fresh = np.zeros(self.slots, np.int32), np.zeros(self.slots, bool)
-        rows = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._state.rows)
+        source = np.zeros(self.slots, np.int32)
+        rows, fresh = self._no_rows()
         for slot, prompt, request in taken:
-            n, p = len(request.prompt), request.params
+            n = len(request.prompt)
             tokens[prompt, :n], lengths[prompt] = request.prompt, n
             source[slot], fresh[slot] = prompt, True
-            stop = np.full(MAX_STOP_TOKENS, -1, np.int32)
-            stop[: len(p.stop_tokens)] = p.stop_tokens
-            # The last prompt token is fed by the first decoding step, so that every logit comes from one program.
-            values = {
-                "token": request.prompt[-1], "position": n - 1, "active": True, "count": 0, "limit": p.max_new_tokens,
-                "stop_tokens": stop, "key": request.key, "temperature": p.temperature, "top_p": p.top_p,
-                "top_k": p.top_k, "min_p": p.min_p,
-            }  # fmt: skip
-            for name, value in values.items():
-                getattr(rows, name)[slot] = value
+            _set_row(rows, slot, request)
         return tokens, lengths, source, fresh, rows
 
     def _deliver(self) -> None:
         """Completes the requests whose rows are finished."""
         counts, active = jax.device_get((self._state.rows.count, self._state.rows.active))
         cut = self._stop_string_cuts(counts)
-        finished = [slot for slot in self._running if not active[slot] or slot in cut]
+        given_up = [slot for slot, request in self._running.items() if request.done.done()]
+        finished = [slot for slot in self._running if not active[slot] or slot in cut or slot in given_up]
         if not finished:
             return
         tokens, logprobs = jax.device_get((self._state.tokens, self._state.logprobs))
         for slot in finished:
             request = self._running.pop(slot)
+            if slot in given_up:
+                continue
             n = cut.get(slot, int(counts[slot]))
             stopped = slot in cut or tokens[slot, n - 1] in request.params.stop_tokens
             reason: Literal["stop", "length"] = "stop" if stopped else "length"
-            if not request.done.done():  # cancelled meanwhile
-                completion = Completion(tokens[slot, :n].copy(), logprobs[slot, :n].copy(), reason, self.version)
-                request.done.set_result(completion)
-        if cut:
-            still = np.array([active[b] and b not in cut for b in range(self.slots)])
+            if request.params.sequence:  # the last token's keys may not be there yet
+                known = np.concatenate([request.prompt, tokens[slot, : n - 1]])
+                self._kept[request.params.sequence] = _Kept(slot, known)
+            sampled = tokens[slot, :n].copy(), logprobs[slot, :n].copy()
+            request.done.set_result(Completion(*sampled, reason, self.version, request.cached))
+        if cut or given_up:
+            still = np.array([active[b] and b in self._running for b in range(self.slots)])
             self._state = self._state._replace(rows=self._state.rows._replace(active=jnp.asarray(still)))
 
     def _stop_string_cuts(self, counts: np.ndarray) -> dict[int, int]:
@@ -230,13 +297,37 @@ class JaxEngine:
             return {}
         tokens, cuts = jax.device_get(self._state.tokens), {}
         for slot in slots:
-            strings = self._running[slot].params.stop_strings
-            sampled = tokens[slot, : counts[slot]]
-            has_stop = lambda n, s=sampled, strings=strings: any(x in self.tokenizer.decode(s[:n]) for x in strings)  # noqa: E731
-            if has_stop(len(sampled)):
-                first = max(1, len(sampled) - STOP_STRING_STEPS + 1)  # earlier ends were looked at before
-                cuts[slot] = next(n for n in range(first, len(sampled) + 1) if has_stop(n))
+            n = self._first_stop(tokens[slot, : counts[slot]], self._running[slot].params.stop_strings)
+            if n is not None:
+                cuts[slot] = n
         return cuts
+
+    def _first_stop(self, tokens: np.ndarray, strings: tuple[str, ...]) -> int | None:
+        """The fewest tokens with one of the strings, if all of them have one; ends seen earlier had none."""
+        unseen = max(1, len(tokens) - LOOK_STEPS + 1)
+        # Each token that a string needs has a byte of it at least; a few more, for characters of several tokens.
+        start = max(0, unseen - max(map(len, strings)) - 4)
+
+        def stops(n: int) -> bool:
+            text = self.tokenizer.decode(tokens[start:n])
+            return any(string in text for string in strings)
+
+        return next(n for n in range(unseen, len(tokens) + 1) if stops(n)) if stops(len(tokens)) else None
+
+
+def _set_row(rows: Rows, slot: int, request: _Request) -> None:
+    """The request's settings, for the slot that it gets."""
+    p, n = request.params, len(request.prompt)
+    stop = np.full(MAX_STOP_TOKENS, -1, np.int32)
+    stop[: len(p.stop_tokens)] = p.stop_tokens
+    # The last prompt token is fed by the first decoding step, so that every logit comes from one program.
+    values = {
+        "token": request.prompt[-1], "position": n - 1, "active": True, "count": 0, "limit": p.max_new_tokens,
+        "stop_tokens": stop, "key": request.key, "temperature": p.temperature, "top_p": p.top_p,
+        "top_k": p.top_k, "min_p": p.min_p,
+    }  # fmt: skip
+    for name, value in values.items():
+        getattr(rows, name)[slot] = value
 
 
 def _row_key(seed: int, index: int) -> np.ndarray:
@@ -279,8 +370,30 @@ def _prefill(
     _, k, v = model.prefill(tokens, positions, segments, compute)
     B = fresh.shape[0]
     cache = insert(state.cache, jnp.where(fresh, jnp.arange(B), B), k[:, source], v[:, source])
-    choose = lambda new, old: jnp.where(fresh.reshape(B, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
-    return state._replace(rows=jax.tree.map(choose, rows, state.rows), cache=cache)
+    return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
+
+
+def _chosen(fresh: jax.Array, new: Rows, old: Rows) -> Rows:
+    choose = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
+    return jax.tree.map(choose, new, old)
+
+
+def _extend(
+    graphdef: nnx.GraphDef,
+    compute: Compute,
+    params: Any,
+    state: State,
+    tokens: jax.Array,  # i32[P, T], new tokens of P slots
+    positions: jax.Array,  # i32[P, T]
+    slots: jax.Array,  # i32[P]
+    fresh: jax.Array,  # bool[B], the same slots
+    rows: Rows,  # of the fresh slots; anything elsewhere
+) -> State:
+    """Adds keys and values of new tokens to what the slots have, and puts in the rows' settings."""
+    model: Decoder = nnx.merge(graphdef, params)
+    layers = model.unstack() if compute.unroll else None
+    _, cache = model.extend(tokens, positions, slots, state.cache, layers, compute)
+    return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
 
 
 def _decode(

@@ -51,6 +51,9 @@ class OpenAIEngine:
         """Raises RuntimeError: the server has its own."""
         raise RuntimeError("rollout.engine = 'openai' cannot be given weights; it is for evaluation only")
 
+    def release(self, sequence: int) -> None:
+        """Nothing: the server keeps what it likes."""
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -58,6 +61,8 @@ class OpenAIEngine:
         """`params.n` completions. Raises ValueError for what the API lacks or the server refuses."""
         if params.top_k or params.min_p:
             raise ValueError("top_k and min_p are not part of OpenAI's API; use rollout.engine = 'vllm' or 'jax'")
+        if params.sequence and params.stop_strings:
+            raise ValueError("an answer cannot go on after a stop string that OpenAI's API leaves out of it")
         if len(prompt) + params.max_new_tokens > self.max_length:
             raise PromptTooLongError(f"a prompt of {len(prompt)} tokens does not fit max_length {self.max_length}")
         stops = [self.tokenizer.decode([t], skip_special_tokens=False) for t in params.stop_tokens]

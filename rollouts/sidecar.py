@@ -187,6 +187,7 @@ class Sidecar:
         for name, value in options.items():
             command += [f"--{name}", str(value)]
         command += ["--enable-scale-out"]  # /inference/v1/generate: token ids in, token ids and versions out
+        command += ["--enable-prompt-tokens-details"]  # how much of a prompt was cached
         command += [] if s.tokenizer else ["--skip-tokenizer-init"]
         command += _CPU_ARGUMENTS if self._on_cpu() else ["--weight-transfer-config", '{"backend": "nccl"}']
         return [*command, *s.arguments]

@@ -107,7 +107,8 @@ class VllmEngine:
         self._writing = asyncio.Lock()
         self._folder = settings.sync_folder / f"jaxrl-{self.session}"
         self._lock = claim_folder(self._folder)
-        self._waiting: deque[asyncio.Future[Server]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Server], int]] = deque()  # with the request's sequence
+        self._servers_of: dict[int, Server] = {}  # by sequence: where its beginning is cached
         self._failure: SidecarError | None = None
         self._last_answer = time.monotonic()
         self._loop = asyncio.new_event_loop()
@@ -163,6 +164,10 @@ class VllmEngine:
             if old != self._version_folder(version):
                 shutil.rmtree(old, ignore_errors=True)
 
+    def release(self, sequence: int) -> None:
+        """Its next request, if there is one after all, may go to any server."""
+        self._loop.call_soon_threadsafe(self._servers_of.pop, sequence, None)
+
     def close(self) -> None:
         """Ends the client, and the servers that it owns."""
         if self._closed:
@@ -186,7 +191,7 @@ class VllmEngine:
         """Asks replicas until one of them gives a right answer."""
         body = json.dumps(request(prompt, params, seed)).encode()
         while True:
-            replica = await self._acquire()
+            replica = await self._acquire(params.sequence)
             least = self.version
             post = asyncio.ensure_future(replica.http.post("/inference/v1/generate", content=body))
             replica.posts.add(post)
@@ -263,12 +268,15 @@ class VllmEngine:
                 "rollouts.sidecar"
             )
 
-    async def _acquire(self) -> Server:
-        """The least loaded replica that is ready and has room, when there is one; its load is counted already."""
+    async def _acquire(self, sequence: int = 0) -> Server:
+        """A replica that is ready and has room, when there is one; its load is counted already.
+
+        The one that has the sequence's beginning, else the least loaded.
+        """
         if self._failure is not None:
             raise self._failure
         waiting: asyncio.Future[Server] = self._loop.create_future()
-        self._waiting.append(waiting)
+        self._waiting.append((waiting, sequence))
         self._wake()
         try:
             return await waiting
@@ -283,9 +291,12 @@ class VllmEngine:
             free = [r for r in self.replicas if r.ready and r.load < self.settings.concurrency]
             if not free:
                 return
-            waiting = self._waiting.popleft()
+            waiting, sequence = self._waiting.popleft()
             if not waiting.done():
-                replica = min(free, key=lambda r: r.load)
+                known = self._servers_of.get(sequence)
+                replica = known if known in free else min(free, key=lambda r: r.load)
+                if sequence:
+                    self._servers_of[sequence] = replica
                 replica.load += 1
                 waiting.set_result(replica)
 
@@ -383,7 +394,7 @@ class VllmEngine:
         if not any(r.ready for r in self.replicas):
             self._failure = SidecarError(f"vLLM {why}; {'; '.join(errors)}{logs}")
         while self._waiting and self._failure is not None:
-            waiting = self._waiting.popleft()
+            waiting, _ = self._waiting.popleft()
             if not waiting.done():
                 waiting.set_exception(self._failure)
         self._last_answer = time.monotonic()

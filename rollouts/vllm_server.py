@@ -130,13 +130,15 @@ def read_completion(
     if reply.status_code != 200:
         raise BadReplyError(f"status {reply.status_code}: {message(reply)}")
     try:
-        (choice,) = reply.json()["choices"]
+        data = reply.json()
+        (choice,) = data["choices"]
         if choice["finish_reason"] == "abort":
             return None
         tokens = np.array(choice["token_ids"], np.int32)
         content = choice["logprobs"]["content"]
         logprobs = np.array([entry["logprob"] for entry in content], np.float32)
         labels = [span["version"].partition("/") for span in choice["weight_versions"]]
+        cached = int(((data.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         same = [entry["token_id"] for entry in content] == choice["token_ids"]
         reason: Literal["stop", "length"] = "length" if choice["finish_reason"] == "length" else "stop"
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -155,7 +157,7 @@ def read_completion(
         raise BadReplyError(f"weights of version {version}, should be {least} or newer")
     if params.top_p < 1 or params.top_k or params.min_p:
         logprobs = np.full_like(logprobs, math.nan)  # vLLM's are of the cut distribution: not to be trained on
-    return Completion(tokens, logprobs, reason, version)
+    return Completion(tokens, logprobs, reason, version, cached)
 
 
 def compare(tensors: dict[str, np.ndarray], report: dict[str, Any], address: str) -> None:

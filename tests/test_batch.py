@@ -204,7 +204,7 @@ def test_an_episode_longer_than_a_row_names_its_problem():
 
 
 def test_sft_batch():
-    examples = [(np.array([5, 6]), np.array([7, 8, 9])), (np.array([15]), np.array([16]))]
+    examples = [(np.array([5, 6, 7, 8, 9]), np.arange(5) >= 2), (np.array([15, 16]), np.arange(2) >= 1)]
     batch = sft_batch(examples, row_length=8, microbatch_rows=2)
     chex.assert_shape(batch.tokens, (2, 8))
     a, b = episodes_of(batch)
@@ -214,6 +214,6 @@ def test_sft_batch():
     np.testing.assert_array_equal(b["loss_weights"], np.array([0, 0.25], np.float32))
     np.testing.assert_array_equal(b["advantages"], [0, 1])
     with pytest.raises(ValueError, match="demonstration 1: the answer has no tokens"):
-        sft_batch([examples[0], (np.array([1]), np.array([], np.int32))], row_length=8, microbatch_rows=1)
+        sft_batch([examples[0], (np.array([1]), np.array([False]))], row_length=8, microbatch_rows=1)
     with pytest.raises(ValueError, match="demonstration 0: 5 tokens do not fit a row of 4"):
         sft_batch(examples, row_length=4, microbatch_rows=1)

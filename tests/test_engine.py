@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,78 @@ def test_same_request_same_bits_whatever_else_runs(engine):
         other = asyncio.run(among(prompts(before, seed=before), prompts(after, seed=after + 50)))
         np.testing.assert_array_equal(alone.tokens, other.tokens)
         assert alone.logprobs.tobytes() == other.logprobs.tobytes()
+
+
+def converse(engine, prompt, inserted, seed, release=True, waits=()):
+    """Turns of a few tokens with inserted ones between them; what was sampled and the tokens found in the cache."""
+
+    async def play():
+        tokens, completions = prompt, []
+        for turn, new in enumerate([*inserted, None]):
+            settings = SamplingParams(max_new_tokens=5, seed=seed + turn, sequence=seed)
+            (completion,) = await engine.sample(tokens, settings)
+            completions.append(completion)
+            if new is not None:
+                tokens = np.concatenate([tokens, completion.tokens, new])
+                await asyncio.sleep(0.001 * (seed % 3))
+        if release:
+            engine.release(seed)
+        return completions
+
+    return play()
+
+
+def test_a_continued_sequence_computes_only_what_is_new(policy, engine):
+    """More conversations than slots, alone and among others: the same tokens, with the trainer's logprobs."""
+    model, (start, *new) = nnx.merge(*policy), prompts(3, seed=4, low=4, high=12)
+    alone = asyncio.run(converse(engine, start, new, 1))
+    length, known = len(start), 0
+    for turn, completion in enumerate(alone):
+        assert completion.cached == known
+        known = length + len(completion.tokens) - 1
+        length += len(completion.tokens) + (len(new[turn]) if turn < len(new) else 0)
+
+    async def among():
+        others = [converse(engine, p, new, 100 + i) for i, p in enumerate(prompts(17, seed=8))]
+        single = [engine.sample(p, SamplingParams(max_new_tokens=9)) for p in prompts(9)]
+        return (await asyncio.gather(*others[:9], converse(engine, start, new, 1), *others[9:], *single))[9]
+
+    for mine, other in zip(alone, asyncio.run(among())):
+        np.testing.assert_array_equal(mine.tokens, other.tokens)
+        assert mine.logprobs.tobytes() == other.logprobs.tobytes() and mine.cached == other.cached
+    tokens = start
+    for completion, inserted in zip(alone, [*new, []]):
+        whole = jnp.asarray(np.concatenate([tokens, completion.tokens]))
+        hidden = model(whole[None], jnp.arange(len(whole))[None])[0, len(tokens) - 1 : -1]
+        logprobs, _ = token_logprobs(hidden, whole[len(tokens) :], model.unembedding(), 1.0)
+        np.testing.assert_allclose(completion.logprobs, logprobs, atol=2e-5)
+        tokens = np.concatenate([whole, inserted]).astype(np.int32)
+
+
+def test_new_weights_and_other_beginnings_are_computed_anew(policy):
+    engine = JaxEngine(*policy, slots=2, max_length=64, max_new_tokens=24)
+    first, second = prompts(2, low=8)
+    settings = SamplingParams(max_new_tokens=4, sequence=5)
+    (whole,) = asyncio.run(engine.sample(first, settings))
+    (other,) = asyncio.run(engine.sample(second, settings))  # does not begin as the first one did
+    (plain,) = asyncio.run(engine.sample(second, SamplingParams(max_new_tokens=4)))
+    np.testing.assert_array_equal(other.tokens, plain.tokens)
+    engine.load_weights(policy[1], 1)
+    (again,) = asyncio.run(engine.sample(np.concatenate([second, other.tokens]), settings))
+    assert (whole.cached, other.cached, again.cached, again.weight_version) == (0, 0, 0, 1)
+
+
+def test_a_request_that_is_given_up_frees_its_slot(policy):
+    engine = JaxEngine(*policy, slots=1, max_length=64, max_new_tokens=60)
+
+    async def play():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await engine.sample(prompts(1)[0][:4], SamplingParams(max_new_tokens=60, sequence=3))
+        engine.release(3)
+        return await engine.sample(prompts(1)[0], SamplingParams(max_new_tokens=4))
+
+    assert len(asyncio.run(play())[0].tokens) == 4
 
 
 def test_seeds_and_n_give_different_completions(engine):

@@ -500,7 +500,8 @@ def test_a_kl_term_needs_reference_logprobs():
 def test_sft_loss_is_the_mean_cross_entropy_of_all_answer_tokens():
     rng = np.random.default_rng(0)
     V = 11
-    examples = [(rng.integers(1, V, n), rng.integers(1, V, m)) for n, m in ((3, 5), (1, 2), (4, 1), (2, 7))]
+    sizes = ((3, 5), (1, 2), (4, 1), (2, 7))  # of prompt and answer
+    examples = [(rng.integers(1, V, n + m), np.arange(n + m) >= n) for n, m in sizes]
     batch = sft_batch(examples, row_length=14, microbatch_rows=2)
     logits = jnp.asarray(rng.normal(size=(*batch.tokens.shape, V)), jnp.float32)  # at t: the model's output at t - 1
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(batch.tokens)[..., None], -1)[..., 0]

@@ -41,8 +41,9 @@ def overlong_penalty(length: int, max_length: int, buffer: int) -> float:
 
 
 def usable(group: Group) -> list[Episode]:
-    """The episodes that say something about the policy: not those in which the sandbox failed."""
-    return [e for e in group.episodes if e.status != "sandbox_error"]
+    """The episodes that say something about the policy: not if the sandbox failed, or time was up before any token."""
+    failed = lambda e: e.status == "sandbox_error" or (e.status == "out_of_time" and not e.sampled_length)  # noqa: E731
+    return [e for e in group.episodes if not failed(e)]
 
 
 def has_signal(group: Group) -> bool:

@@ -116,7 +116,7 @@ def _solvable(problems: list[Problem], rejected: Counter[str]) -> list[Problem]:
     with_solution = [p for p in problems if p.demonstration]
     rejected["no solution"] += len(problems) - len(with_solution)
     with Pool() as pool:
-        verdicts = pool.run([Program(code_block(p.demonstration or ""), p.tests, LIMITS) for p in with_solution])
+        verdicts = pool.run([Program(code_block(str(p.demonstration)), p.tests, LIMITS) for p in with_solution])
     rejected["its solution does not pass"] += sum(not v.passed for v in verdicts)
     return [p for p, v in zip(with_solution, verdicts) if v.passed]
 

@@ -310,7 +310,7 @@ def held_out_problems(count: int, max_difficulty: int, families: Sequence[Family
     Raises ValueError if there are not so many.
     """
     rng = random.Random(HELD_OUT_SEED)
-    problems: dict[str | None, Problem] = {}
+    problems: dict[Any, Problem] = {}
     for i in range(count):
         for _ in range(1000):
             problem = generate(rng, 2 + i % (max_difficulty - 1), True, f"functions/held_out/{i}", families)

@@ -1,0 +1,195 @@
+"""What environments are made of: an episode in the making, and how one is played within its budget."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rollouts.chat import Message, encode_text, following
+from rollouts.engine import Engine, SamplingParams
+from rollouts.episode import Attempt, Episode, EpisodeStatus, Problem, Reward, Role, Turn
+
+
+class EpisodeOverError(Exception):
+    """Ends an episode; the argument is its status."""
+
+    def __init__(self, status: EpisodeStatus):
+        super().__init__(status)
+        self.status: EpisodeStatus = status
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an episode may use. Each has its own status: truncated, out_of_turns, out_of_time."""
+
+    tokens: int  # after the prompt, inserted ones included
+    turns: int = 1_000  # of the model
+    turn_tokens: int = 0  # of one turn; a longer one is cut there and goes on as if it had ended; 0: no limit
+    wall_s: float = 0.0  # until the last turn, waiting for the engine included; 0: no limit
+
+
+@dataclass
+class Dialogue:
+    """An episode in the making: a list of tokens that only grows.
+
+    `sample` lets the model go on, `insert` puts text into its answer, `reply` ends its answer and adds messages.
+    """
+
+    problem: Problem
+    engine: Engine
+    tokenizer: Any
+    params: SamplingParams  # with the seed and the sequence of the episode
+    budget: Budget
+    prompt: np.ndarray  # i32[n]
+    learn_inserted: bool = False  # the loss is on inserted turns too
+    turns: list[Turn] = field(default_factory=list)
+    weight_versions: list[int] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)  # of the reward, beside the task's
+    ended: bool = False  # the model has ended its answer
+    timings: dict[str, float] = field(default_factory=lambda: {"sample": 0.0, "tool": 0.0})
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """i32[n]: the episode so far."""
+        return np.concatenate([self.prompt, *(t.tokens for t in self.turns)])
+
+    @property
+    def text(self) -> str:
+        """All that the model has said."""
+        return "".join(t.text for t in self.turns if t.sampled)
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be sampled or inserted."""
+        return self.budget.tokens - sum(len(t.tokens) for t in self.turns)
+
+    async def sample(self, stop_strings: Sequence[str] = ()) -> str:
+        """The model's next turn, up to one of `stop_strings` (which it includes) or the end of its answer.
+
+        Raises EpisodeOverError when turns or tokens are used up; what was sampled until then is part of the episode.
+        """
+        number = sum(t.sampled for t in self.turns)
+        if number >= self.budget.turns:
+            raise EpisodeOverError("out_of_turns")
+        if self.left < 1:
+            raise EpisodeOverError("truncated")
+        room = min(self.left, self.budget.turn_tokens or self.left)
+        seed = int(np.random.SeedSequence([self.params.seed, number]).generate_state(1, np.uint64)[0] >> 1)
+        params = dataclasses.replace(
+            self.params,
+            max_new_tokens=room,
+            seed=seed if number else self.params.seed,
+            stop_strings=tuple(dict.fromkeys([*self.params.stop_strings, *stop_strings])),
+        )
+        start = time.perf_counter()
+        (completion,) = await self.engine.sample(self.tokens, params)
+        self.timings["sample"] += time.perf_counter() - start
+        tokens, cached = completion.tokens, completion.cached
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        self.turns.append(Turn("assistant", tokens, True, completion.logprobs, text=text, cached=cached))
+        self.weight_versions.append(completion.weight_version)
+        self.ended = len(tokens) > 0 and tokens[-1] in params.stop_tokens
+        if completion.finish_reason == "length" and self.left < 1:
+            raise EpisodeOverError("truncated")
+        return text
+
+    def insert(self, text: str, role: Role = "tool", status: str = "") -> None:
+        """Puts text into the model's answer, which goes on after it. Special tokens written in it stay text.
+
+        Raises EpisodeOverError("truncated") if it does not fit.
+        """
+        self._append(role, np.asarray(encode_text(self.tokenizer, text), np.int32), text, status)
+
+    def reply(self, messages: Sequence[Message], status: str = "") -> None:
+        """Ends the model's answer and adds messages by the chat template. Raises as `insert` does."""
+        tokens = following(self.tokenizer, messages, int(self.turns[-1].tokens[-1]))
+        role: Role = "tool" if status else "user"
+        self._append(role, tokens, "\n".join(m["content"] for m in messages), status)
+
+    def _append(self, role: Role, tokens: np.ndarray, text: str, status: str) -> None:
+        if status == "sandbox_error":
+            raise EpisodeOverError("sandbox_error")
+        if len(tokens) >= self.left:  # one at least must be left for the model
+            raise EpisodeOverError("truncated")
+        self.turns.append(Turn(role, tokens, False, learned=self.learn_inserted, text=text, status=status))
+        self.ended = False
+
+    async def tool(self, result: Awaitable[Any]) -> Any:
+        """Awaits what a tool gives; the time counts as the tool's."""
+        start = time.perf_counter()
+        try:
+            return await result
+        finally:
+            self.timings["tool"] += time.perf_counter() - start
+
+
+@dataclass
+class DialogueEnvironment:
+    """An environment in which the model's turns and inserted ones alternate. A new one writes `converse`.
+
+    `encode` gives a problem's prompt tokens i32[n], `score` the reward of an answer's text, `tokenizer` is the model's;
+    `params` are the settings of every turn. With `learn_inserted` the loss is on inserted turns too.
+    """
+
+    tokenizer: Any
+    encode: Callable[[Problem], np.ndarray]
+    score: Callable[[Problem, str], Awaitable[Reward]]
+    params: SamplingParams
+    budget: Budget
+    learn_inserted: bool = False
+
+    continues = True  # an episode has several turns: the engine keeps what it computed for it
+
+    async def converse(self, dialogue: Dialogue) -> None:
+        """Plays the turns. The episode is over when this returns, or raises EpisodeOverError."""
+        raise NotImplementedError
+
+    async def judge(self, dialogue: Dialogue) -> Reward:
+        """The reward: here the task's, of all that the model has said."""
+        return await self.score(dialogue.problem, dialogue.text)
+
+    async def play(self, problem: Problem, engine: Engine, seed: int) -> Episode:
+        """One episode, drawn with this seed."""
+        start = time.perf_counter()
+        prompt = self.encode(problem)
+        params = dataclasses.replace(self.params, n=1, seed=seed, sequence=(seed or 1) if self.continues else 0)
+        dialogue = Dialogue(problem, engine, self.tokenizer, params, self.budget, prompt, self.learn_inserted)
+        status: EpisodeStatus = "finished"
+        timer = asyncio.timeout(self.budget.wall_s or None)
+        try:
+            async with timer:
+                await self.converse(dialogue)
+        except EpisodeOverError as over:
+            status = over.status
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            status = "out_of_time"
+        finally:
+            if self.continues:
+                engine.release(params.sequence)
+        played = time.perf_counter()
+        reward = Reward(0.0, False) if status == "sandbox_error" else await self.judge(dialogue)
+        if reward.verdict is not None and reward.verdict.status == "sandbox_error":
+            status = "sandbox_error"
+        parts = reward.parts | dialogue.parts
+        reward = dataclasses.replace(reward, value=reward.value + sum(dialogue.parts.values()), parts=parts)
+        now = time.perf_counter()
+        return Episode(
+            problem=problem,
+            prompt=prompt,
+            turns=dialogue.turns,
+            reward=reward,
+            status=status,
+            text=dialogue.text,
+            weight_versions=tuple(dialogue.weight_versions),
+            timings=dialogue.timings | {"score": now - played, "episode": now - start},
+            attempts=dialogue.attempts,
+        )
