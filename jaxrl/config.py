@@ -60,10 +60,11 @@ class TaskConfig:
     held_out_problems: int = 128
     prompt_style: str = "chat"  # humaneval: chat | completion (for base models; set rollout.stop_strings too)
     families: tuple[str, ...] = ("list", "text", "number")  # functions: what f may be a function of
-    max_difficulty: int = 4  # functions: steps of the longest problem
+    max_difficulty: int = 4  # functions, compute: steps of the longest problem
     demonstration_difficulty: int = 2  # functions: steps of the longest easy demonstration
     hard_demonstrations: float = 0.1  # functions: share of demonstrations that are longer, up to max_difficulty
-    lazy_demonstrations: float = 0.0  # functions: share of demonstrations that do the last step only
+    lazy_demonstrations: float = 0.0  # functions, compute: share of demonstrations that do the last step only
+    demonstration_kinds: tuple[str, ...] = ("direct", "tool", "program")  # compute: how demonstrations answer
     demonstrations: int = 20_000  # problems with a demonstration, for SFT
     min_tests: int = 1  # contest: fewer are rejected
     max_tests: int = 64  # contest: more are cut, evenly
@@ -257,11 +258,22 @@ _LOSS_CHOICES = {
 
 @dataclass
 class SFTConfig:
-    """Supervised warm-up on the task's demonstrations."""
+    """Supervised warm-up on demonstrations."""
 
     steps: int = 0  # 0: no SFT stage
+    path: str = ""  # conversations: a file with "messages" or a hub name; "": the task's demonstrations
+    split: str = "train"  # of a hub data set
     batch_size: int = 32  # demonstrations a step
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10))
+
+
+@dataclass
+class TracesConfig:
+    """Conversations to learn from, made by rejection sampling (python -m jaxrl.traces)."""
+
+    problems: int = 1000  # training problems
+    samples: int = 4  # episodes of each
+    keep: int = 2  # at most, of each
 
 
 @dataclass
@@ -325,6 +337,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the GRPO stage
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    traces: TracesConfig = field(default_factory=TracesConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)

@@ -1,12 +1,28 @@
-"""What training and sampling cost, in floating-point operations.
+"""What training and sampling cost: floating-point operations, and the share of what the device could do.
 
 A matmul of [a, b] and [b, c] is 2abc operations; norms, activations and softmax are not counted. N is the number of
 parameters without the embedding table but with the output projection (which a tied model shares with the table).
+With attention left out a token costs 2N forward and 6N in training (Kaplan et al., arXiv 2001.08361, section 2.1).
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from models.config import ModelConfig
+from rollouts.episode import Episode, Group
+
+# Dense bf16 operations a second of one device, from the makers' data sheets; by the beginning of JAX's device_kind.
+PEAK_FLOPS = {
+    "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12,
+}  # fmt: skip
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -42,3 +58,90 @@ def sampling_flops(config: ModelConfig, prompt: int, new_tokens: int, samples: i
     """`samples` completions of one prompt with a KV cache; the prompt is computed once."""
     first = forward_flops(config, prompt, (prompt + 1) / 2)
     return first + samples * forward_flops(config, new_tokens, prompt + (new_tokens + 1) / 2)
+
+
+def pretraining_flops(config: ModelConfig, tokens: float) -> float:
+    """6 N D of pretraining on D tokens, attention left out as usual: for Qwen2.5-Coder-1.5B and 5.5e12, 5.1e22."""
+    return 6.0 * matmul_parameters(config) * tokens
+
+
+def episode_flops(config: ModelConfig, episode: Episode, prompt_known: bool = False) -> float:
+    """Sampling of one episode: for each turn of the model, what its engine did not know yet, then its new tokens.
+
+    Args:
+        prompt_known: the prompt was computed for another episode of the group.
+    """
+    flops, place = 0.0, len(episode.prompt)
+    known = place if prompt_known else 0  # of the first turn; later ones say it themselves
+    for turn in episode.turns:
+        if turn.sampled:
+            flops += _span(config, max(known, turn.cached), place)
+            flops += _span(config, place, place + len(turn.tokens))
+            known = 0
+        place += len(turn.tokens)
+    return flops
+
+
+def _span(config: ModelConfig, start: int, end: int) -> float:
+    """The forward pass of the tokens start .. end - 1 of a sequence."""
+    return forward_flops(config, end - start, (start + end + 1) / 2) if end > start else 0.0
+
+
+def group_flops(config: ModelConfig, groups: Sequence[Group]) -> float:
+    """Sampling of groups whose episodes share the computation of their prompt."""
+    return sum(episode_flops(config, e, prompt_known=i > 0) for g in groups for i, e in enumerate(g.episodes))
+
+
+def step_flops(
+    config: ModelConfig, drawn: Sequence[Group], counts: Sequence[tuple[int, float]], *, old: bool, reference: bool
+) -> dict[str, float]:
+    """A step of reinforcement learning: flops/sampling, of logprobs (flops/old, flops/reference), flops/update; flops.
+
+    Args:
+        drawn: all groups that were sampled.
+        counts: tokens and mean context of each batch that was trained on.
+        old, reference: whether logprobs were computed before the first update, and of a reference policy.
+    """
+    forward = sum(forward_flops(config, *count) for count in counts)
+    parts = {
+        "flops/sampling": group_flops(config, drawn),
+        "flops/old": forward * old,
+        "flops/reference": forward * reference,
+        "flops/update": sum(update_flops(config, *count) for count in counts),
+    }
+    parts = {name: float(flops) for name, flops in parts.items()}
+    return parts | {"flops": sum(parts.values())}
+
+
+def question_cost(config: ModelConfig, episodes: Sequence[Episode], answers: int) -> dict[str, float]:
+    """What one answer cost on average, drawn alone: operations, sampled tokens, turns, tool calls and failed ones.
+
+    Args:
+        episodes: all that were drawn for `answers` answers (more of them, where some were drawn anew).
+    """
+    calls = [status for e in episodes for status in e.calls]
+    totals = {
+        "flops": sum(episode_flops(config, e) for e in episodes),
+        "tokens": sum(e.sampled_length for e in episodes),
+        "turns": sum(t.sampled for e in episodes for t in e.turns),
+        "calls": len(calls),
+        "failed_calls": sum(status != "passed" for status in calls),
+    }
+    return {name: float(total) / max(answers, 1) for name, total in totals.items()}
+
+
+def device_peak(device: jax.Device, dtype: jnp.dtype) -> tuple[float, str]:
+    """Operations a second of one device, and whether that is "published" or "measured" (a large matmul, here)."""
+    for kind, peak in PEAK_FLOPS.items():
+        if device.device_kind.startswith(kind):
+            return peak, "published"
+    n = 1024
+    a = jax.device_put(jnp.ones((n, n), dtype), device)
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    multiply(a).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / float(np.min(seconds)), "measured"

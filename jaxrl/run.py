@@ -307,11 +307,15 @@ def instructed(problem: Problem, text: str) -> Problem:
 
 
 def demonstration_tokens(tokenizer: Any, problem: Problem, rollout: RolloutConfig) -> tuple[np.ndarray, np.ndarray]:
-    """tokens i32[n] and learned bool[n] of a problem's demonstration, as its episode would have them."""
+    """tokens i32[n] and learned bool[n] of a problem's demonstration, as its episode would have them.
+
+    A demonstration of several messages comes with its own instruction.
+    """
     said = problem.demonstration or ""
-    answer = ({"role": "assistant", "content": said},) if isinstance(said, str) else said
-    asked = instructed(problem, instruction(rollout))
-    tokens, learned = conversation(tokenizer, [*asked.messages, *answer], asked.prompt or "")
+    if isinstance(said, str):
+        problem = instructed(problem, instruction(rollout))
+        said = ({"role": "assistant", "content": said},)
+    tokens, learned = conversation(tokenizer, [*problem.messages, *said], problem.prompt or "")
     if rollout.learn_inserted:
         learned = np.maximum.accumulate(learned)
     return tokens, learned

@@ -31,7 +31,7 @@ from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch
 from jaxrl.checkpoint import CheckpointError, Checkpoints
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, OptimizerConfig
-from jaxrl.cost import update_flops
+from jaxrl.cost import device_peak, step_flops, update_flops
 from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
 from jaxrl.learner import Learner, TrainState, make_optimizer
@@ -50,6 +50,7 @@ from jaxrl.run import (
     without_long_prompts,
 )
 from jaxrl.tasks import Task, load_task, shuffled
+from jaxrl.traces import read_traces
 from rollouts.collect import Environment, collect
 from rollouts.engine import Engine
 from rollouts.episode import Group
@@ -96,6 +97,7 @@ class Trainer:
     log: MetricsLog
     checkpoints: Checkpoints
     progress: Progress
+    peak_flops: float = 1.0  # of all devices, a second
     stop_requested: bool = False
 
 
@@ -123,6 +125,8 @@ def train(config: Config) -> Path:
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
     task = load_task(config.task, config.seed)
+    if config.sft.path:
+        task = dataclasses.replace(task, demonstrations=read_traces(config.sft.path, config.sft.split))
     policy = make_policy(config, task, folder)
     if config.rollout.reject_long_prompts:
         task = without_long_prompts(task, policy.tokenizer, config.rollout)
@@ -148,6 +152,7 @@ def train(config: Config) -> Path:
             log=MetricsLog(folder, keep_lines=place["lines"]),
             checkpoints=checkpoints,
             progress=progress,
+            peak_flops=describe_devices(policy, folder),
         )
         signal.signal(signal.SIGINT, lambda *_: _request_stop(trainer))
         if done:
@@ -168,6 +173,15 @@ def train(config: Config) -> Path:
     if trainer.stop_requested:
         raise KeyboardInterrupt
     return folder
+
+
+def describe_devices(policy: Policy, folder: Path) -> float:
+    """Operations a second that the devices could do at best; also into FOLDER/devices.json."""
+    devices = list(policy.mesh.devices.flat)
+    peak, source = device_peak(devices[0], policy.compute.dtype)
+    described = {"kind": devices[0].device_kind, "count": len(devices), "peak_flops": peak, "peak": source}
+    write_beside(folder / "devices.json", json.dumps(described) + "\n")
+    return peak * len(devices)
 
 
 def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
@@ -200,6 +214,7 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
                 state, metrics = grpo_step(t, learner, state, sampling, step, stage_step, reference)
             metrics["learning_rate"] = float(np.asarray(schedule(stage_step - 1)))
             metrics["time/step_s"] = time.perf_counter() - start
+            metrics |= utilization(t, metrics)
             t.log.write({"step": step, "stage": stage.name, "stage_step": stage_step, **metrics})
             _show(t, stage, stage_step, metrics)
             if step == stage.end or (config.evaluation.every and stage_step % config.evaluation.every == 0):
@@ -214,6 +229,13 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
                 break
     t.checkpoints.wait()
     return state.params
+
+
+def utilization(t: Trainer, metrics: dict[str, float]) -> dict[str, float]:
+    """Tokens a second of the whole step, and the share of the devices' peak that its updates reached (MFU)."""
+    seconds = metrics.get("time/train_s", metrics["time/step_s"])
+    mfu = metrics["flops/update"] / (seconds * t.peak_flops)
+    return {"time/mfu": mfu, "time/tokens_per_s": metrics["tokens"] / metrics["time/step_s"]}
 
 
 def _sampling(t: Trainer, stage: Stage, state: TrainState, done: int) -> SamplingAhead[Draw]:
@@ -242,7 +264,7 @@ def sft_step(t: Trainer, learner: Learner, state: TrainState, stage_step: int, s
     batch = sft_batch(examples, row_length=row_length(config), microbatch_rows=config.batch.microbatch_rows)
     state, metrics = learner.update(state, batch)
     check_update(t, metrics, batch, step)
-    metrics["flops"] = update_flops(t.policy.config, *token_counts(batch))
+    metrics["flops"] = metrics["flops/update"] = update_flops(t.policy.config, *token_counts(batch))
     return state, metrics
 
 
@@ -277,18 +299,18 @@ def grpo_step(
     )
     batches = [make(part) for part in parts] if groups else []
     ready = [with_logprobs(learner, state, batch, loss, reference) for batch, _ in batches]
-    flops = 0.0
     updates = []
     for batch in ready:
         state, measured = learner.update(state, batch)
         check_update(t, measured, batch, step)
-        flops += update_flops(t.policy.config, *token_counts(batch))
         updates.append(measured)
     if updates:
         metrics |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0] if name != "tokens"}
         metrics["mismatch/max"] = max(u["mismatch/max"] for u in updates)
         metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
-    metrics["flops"] = flops
+    old = loss.minibatches > 1 and loss.old_logprobs == "trainer"
+    counts = [token_counts(batch) for batch in ready]
+    metrics |= step_flops(t.policy.config, drawn, counts, old=old, reference=reference is not None)
     times["time/train_s"] = time.perf_counter() - clock
 
     clock = time.perf_counter()

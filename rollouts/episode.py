@@ -41,7 +41,7 @@ class Reward:
     verdict: Verdict | None = None
 
 
-Role = Literal["assistant", "user", "tool"]
+Role = Literal["assistant", "user", "tool", "output"]  # output: put into the assistant's own message
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Episode:
     @property
     def calls(self) -> list[str]:
         """The status of each tool call."""
-        return [t.status for t in self.turns if t.role == "tool" and t.status]
+        return [t.status for t in self.turns if t.status]
 
 
 @dataclass

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from jaxrl import cost
 from models.config import ModelConfig
-from models.decoder import Compute, Decoder, initialize
+from models.decoder import Compute, Decoder, initialize, make_cache
+from rollouts.episode import Episode, Group, Problem, Reward, Turn
 
 QWEN_1P5B = ModelConfig("qwen2", 151_936, 1536, 8960, 28, 12, 2, 128, 32_768, qkv_bias=True, tied_embeddings=True)
 
@@ -46,3 +48,56 @@ def test_sampling_pays_the_prompt_once():
     one, eight = (cost.sampling_flops(QWEN_1P5B, 1000, 100, n) for n in (1, 8))
     prompt = cost.forward_flops(QWEN_1P5B, 1000, 500.5)
     assert eight - prompt == pytest.approx(8 * (one - prompt))
+
+
+def test_extending_a_cache_against_xla():
+    """What a turn of a conversation costs: its new tokens, each attending to the cache (all S of it in XLA's count)."""
+    config = ModelConfig("qwen2", 512, 256, 640, 2, 4, 2, 64, 256, tied_embeddings=True)
+    model = initialize(Decoder(config), jax.random.key(0))
+    graphdef, params = nnx.split(model)
+    S, T = 96, 16
+    cache = make_cache(config, 1, S, jnp.dtype(jnp.float32), True)
+
+    def extend(params, cache):
+        model = nnx.merge(graphdef, params)
+        tokens, positions = jnp.zeros((1, T), jnp.int32), jnp.arange(32, 32 + T)[None]
+        hidden, cache = model.extend(tokens, positions, jnp.zeros(1, jnp.int32), cache, model.unstack())
+        return hidden @ model.unembedding().T, cache
+
+    measured = jax.jit(extend).lower(params, cache).compile().cost_analysis()["flops"]
+    assert cost.forward_flops(config, T, S) == pytest.approx(measured, rel=0.05)
+
+
+def test_an_episode_pays_for_what_was_not_known():
+    def turn(n, sampled=True, cached=0):
+        role = "assistant" if sampled else "output"
+        status = "" if sampled else "passed"
+        logprobs = np.zeros(n, np.float32) if sampled else None
+        return Turn(role, np.zeros(n, np.int32), sampled, logprobs, cached=cached, status=status)
+
+    def episode(*turns):
+        return Episode(Problem("p"), np.zeros(100, np.int32), list(turns), Reward(1.0, True), "finished", "")
+
+    one = cost.sampling_flops(QWEN_1P5B, 100, 50)
+    assert cost.episode_flops(QWEN_1P5B, episode(turn(50))) == pytest.approx(one)
+    whole = cost.forward_flops(QWEN_1P5B, 100 + 50 + 20 + 30, 100.5)
+    kept = episode(turn(50), turn(20, sampled=False), turn(30, cached=150))
+    anew = episode(turn(50), turn(20, sampled=False), turn(30))
+    assert cost.episode_flops(QWEN_1P5B, kept) == pytest.approx(whole)
+    again = cost.forward_flops(QWEN_1P5B, 150, 75.5)
+    assert cost.episode_flops(QWEN_1P5B, anew) == pytest.approx(whole + again)
+    group = cost.group_flops(QWEN_1P5B, [Group(Problem("p"), [episode(turn(50))] * 8)])
+    assert group == pytest.approx(cost.sampling_flops(QWEN_1P5B, 100, 50, 8))
+    spent = cost.question_cost(QWEN_1P5B, [kept, episode(turn(50))], 2)
+    assert spent["flops"] == pytest.approx((whole + one) / 2)
+    assert {k: v for k, v in spent.items() if k != "flops"} == {
+        "tokens": 65.0, "turns": 1.5, "calls": 0.5, "failed_calls": 0.0,
+    }  # fmt: skip
+
+
+def test_the_check_figures_of_the_field():
+    assert cost.pretraining_flops(QWEN_1P5B, 5.5e12) == pytest.approx(5.1e22, rel=0.01)
+    answer = cost.sampling_flops(QWEN_1P5B, 1, 1000)
+    assert answer == pytest.approx(3.1e12, rel=0.05)  # attention included
+    rate, how = cost.device_peak(jax.devices()[0], jnp.dtype(jnp.float32))
+    assert rate > 1e9 and how == "measured"

@@ -191,7 +191,7 @@ def test_code_is_run_and_its_output_comes_back(small, sessions):
     engine = Script(small, CALL, "So \\boxed{42}.")
     episode = play(make(Interpreter, small, open_session=sessions.open), engine)
     assert [(t.role, t.text, t.status) for t in episode.turns] == [
-        ("assistant", CALL, ""), ("tool", "```output\n42\n```\n", "passed"), ("assistant", "So \\boxed{42}.", ""),
+        ("assistant", CALL, ""), ("output", "```output\n42\n```\n", "passed"), ("assistant", "So \\boxed{42}.", ""),
     ]  # fmt: skip
     assert (episode.status, episode.reward.value, episode.calls, len(engine.released)) == (
         "finished",
@@ -231,7 +231,7 @@ def test_after_the_last_call_code_is_text(small, sessions):
 def test_variables_live_as_long_as_the_setting_says(small, sessions, stateful, seen):
     calls = ["```python\nx = 5\n```\n", "```python\nx\n```\n", "done"]
     episode = play(make(Interpreter, small, open_session=sessions.open, stateful=stateful), Script(small, *calls))
-    assert [t.text for t in episode.turns if t.role == "tool"] == ["```output\n\n```\n", f"```output\n{seen}\n```\n"]
+    assert [t.text for t in episode.turns if t.role == "output"] == ["```output\n\n```\n", f"```output\n{seen}\n```\n"]
 
 
 @pytest.mark.parametrize(

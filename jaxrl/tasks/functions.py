@@ -69,73 +69,73 @@ class Family:
 Plan = list[tuple[Step, int]]  # steps with their constants (0 where a step has none); the last one is the return
 
 
-def _step(name: str, phrases: str, expression: str, constants: range | None = None) -> Step:
+def make_step(name: str, phrases: str, expression: str, constants: range | None = None) -> Step:
     return Step(name, tuple(phrases.split(" | ")), expression, constants)
 
 
 ANY, FEW, FACTORS, REPEATS = range(1, 100), range(1, 5), range(3, 100), range(2, 5)  # constants
 
 LIST_STEPS = (
-    _step("keep_above", "keep numbers above {c} | drop numbers up to {c}", "[v for v in x if v > {c}]", ANY),
-    _step("keep_below", "keep numbers below {c} | drop numbers from {c} up", "[v for v in x if v < {c}]", ANY),
-    _step("remove", "remove every {c} | drop every {c}", "[v for v in x if v != {c}]", ANY),
-    _step("keep_even", "keep even numbers | drop odd numbers", "[v for v in x if v % 2 == 0]"),
-    _step("keep_odd", "keep odd numbers | drop even numbers", "[v for v in x if v % 2 == 1]"),
-    _step("add", "add {c} to each | increase each by {c}", "[v + {c} for v in x]", ANY),
-    _step("subtract", "subtract {c} from each | decrease each by {c}", "[v - {c} for v in x]", ANY),
-    _step("multiply", "multiply each by {c} | take each times {c}", "[v * {c} for v in x]", FACTORS),
-    _step("modulo", "take each modulo {c} | take each remainder by {c}", "[v % {c} for v in x]", FACTORS),
-    _step("square", "square each | take the square of each", "[v * v for v in x]"),
-    _step("append", "append {c} | put {c} at the end", "x + [{c}]", ANY),
-    _step("prepend", "prepend {c} | put {c} at the front", "[{c}] + x", ANY),
-    _step("skip", "skip the first {c} | drop the first {c}", "x[{c}:]", FEW),
-    _step("first", "take the first {c} | keep only the first {c}", "x[:{c}]", FEW),
-    _step("reverse", "reverse the list | reverse the order", "x[::-1]"),
-    _step("sort", "sort the list | sort from small to large", "sorted(x)"),
-    _step("unique", "remove duplicates | keep each number only once", "list(dict.fromkeys(x))"),
+    make_step("keep_above", "keep numbers above {c} | drop numbers up to {c}", "[v for v in x if v > {c}]", ANY),
+    make_step("keep_below", "keep numbers below {c} | drop numbers from {c} up", "[v for v in x if v < {c}]", ANY),
+    make_step("remove", "remove every {c} | drop every {c}", "[v for v in x if v != {c}]", ANY),
+    make_step("keep_even", "keep even numbers | drop odd numbers", "[v for v in x if v % 2 == 0]"),
+    make_step("keep_odd", "keep odd numbers | drop even numbers", "[v for v in x if v % 2 == 1]"),
+    make_step("add", "add {c} to each | increase each by {c}", "[v + {c} for v in x]", ANY),
+    make_step("subtract", "subtract {c} from each | decrease each by {c}", "[v - {c} for v in x]", ANY),
+    make_step("multiply", "multiply each by {c} | take each times {c}", "[v * {c} for v in x]", FACTORS),
+    make_step("modulo", "take each modulo {c} | take each remainder by {c}", "[v % {c} for v in x]", FACTORS),
+    make_step("square", "square each | take the square of each", "[v * v for v in x]"),
+    make_step("append", "append {c} | put {c} at the end", "x + [{c}]", ANY),
+    make_step("prepend", "prepend {c} | put {c} at the front", "[{c}] + x", ANY),
+    make_step("skip", "skip the first {c} | drop the first {c}", "x[{c}:]", FEW),
+    make_step("first", "take the first {c} | keep only the first {c}", "x[:{c}]", FEW),
+    make_step("reverse", "reverse the list | reverse the order", "x[::-1]"),
+    make_step("sort", "sort the list | sort from small to large", "sorted(x)"),
+    make_step("unique", "remove duplicates | keep each number only once", "list(dict.fromkeys(x))"),
 )
 LIST_RETURNS = (
-    _step("list", "return the list", "x"),
-    _step("sum", "return the sum", "sum(x)"),
-    _step("length", "return the length | return how many there are", "len(x)"),
-    _step("largest", "return the largest or 0 if empty", "max(x, default=0)"),
-    _step("smallest", "return the smallest or 0 if empty", "min(x, default=0)"),
-    _step("sum_plus", "return the sum plus {c} | return {c} plus the sum", "sum(x) + {c}", ANY),
-    _step("count_above", "return how many are above {c}", "sum(v > {c} for v in x)", ANY),
-    _step("joined", "return them joined by dashes", '"-".join(map(str, x))'),
+    make_step("list", "return the list", "x"),
+    make_step("sum", "return the sum", "sum(x)"),
+    make_step("length", "return the length | return how many there are", "len(x)"),
+    make_step("largest", "return the largest or 0 if empty", "max(x, default=0)"),
+    make_step("smallest", "return the smallest or 0 if empty", "min(x, default=0)"),
+    make_step("sum_plus", "return the sum plus {c} | return {c} plus the sum", "sum(x) + {c}", ANY),
+    make_step("count_above", "return how many are above {c}", "sum(v > {c} for v in x)", ANY),
+    make_step("joined", "return them joined by dashes", '"-".join(map(str, x))'),
 )
 
 TEXT_STEPS = (
-    _step("upper", "make it upper case", "s.upper()"),
-    _step("lower", "make it lower case", "s.lower()"),
-    _step("reverse", "reverse it | reverse the order", "s[::-1]"),
-    _step("skip", "skip the first {c} | drop the first {c}", "s[{c}:]", FEW),
-    _step("first", "take the first {c} | keep only the first {c}", "s[:{c}]", FEW),
-    _step("append", "append {c} | put {c} at the end", 's + "{c}"', ANY),
-    _step("prepend", "prepend {c} | put {c} at the front", '"{c}" + s', ANY),
-    _step("dashes", "replace spaces by dashes", 's.replace(" ", "-")'),
+    make_step("upper", "make it upper case", "s.upper()"),
+    make_step("lower", "make it lower case", "s.lower()"),
+    make_step("reverse", "reverse it | reverse the order", "s[::-1]"),
+    make_step("skip", "skip the first {c} | drop the first {c}", "s[{c}:]", FEW),
+    make_step("first", "take the first {c} | keep only the first {c}", "s[:{c}]", FEW),
+    make_step("append", "append {c} | put {c} at the end", 's + "{c}"', ANY),
+    make_step("prepend", "prepend {c} | put {c} at the front", '"{c}" + s', ANY),
+    make_step("dashes", "replace spaces by dashes", 's.replace(" ", "-")'),
 )
 TEXT_RETURNS = (
-    _step("text", "return it", "s"),
-    _step("repeat", "return it {c} times | return it repeated {c} times", "s * {c}", REPEATS),
-    _step("words", "return the list of words", "s.split()"),
+    make_step("text", "return it", "s"),
+    make_step("repeat", "return it {c} times | return it repeated {c} times", "s * {c}", REPEATS),
+    make_step("words", "return the list of words", "s.split()"),
 )
 
 NUMBER_STEPS = (
-    _step("add", "add {c} | increase it by {c}", "n + {c}", ANY),
-    _step("subtract", "subtract {c} | decrease it by {c}", "n - {c}", ANY),
-    _step("multiply", "multiply it by {c} | take it times {c}", "n * {c}", FACTORS),
-    _step("divide", "divide it by {c} rounding down", "n // {c}", FACTORS),
-    _step("modulo", "take it modulo {c} | take the remainder by {c}", "n % {c}", FACTORS),
-    _step("square", "square it | take the square", "n * n"),
-    _step("absolute", "take the absolute value", "abs(n)"),
-    _step("at_most", "lower it to at most {c}", "min(n, {c})", ANY),
-    _step("at_least", "raise it to at least {c}", "max(n, {c})", ANY),
+    make_step("add", "add {c} | increase it by {c}", "n + {c}", ANY),
+    make_step("subtract", "subtract {c} | decrease it by {c}", "n - {c}", ANY),
+    make_step("multiply", "multiply it by {c} | take it times {c}", "n * {c}", FACTORS),
+    make_step("divide", "divide it by {c} rounding down", "n // {c}", FACTORS),
+    make_step("modulo", "take it modulo {c} | take the remainder by {c}", "n % {c}", FACTORS),
+    make_step("square", "square it | take the square", "n * n"),
+    make_step("absolute", "take the absolute value", "abs(n)"),
+    make_step("at_most", "lower it to at most {c}", "min(n, {c})", ANY),
+    make_step("at_least", "raise it to at least {c}", "max(n, {c})", ANY),
 )
 NUMBER_RETURNS = (
-    _step("number", "return it", "n"),
-    _step("even", "return whether it is even", "n % 2 == 0"),
-    _step("text", "return it as text", "str(n)"),
+    make_step("number", "return it", "n"),
+    make_step("even", "return whether it is even", "n % 2 == 0"),
+    make_step("text", "return it as text", "str(n)"),
 )
 
 
@@ -182,7 +182,7 @@ def reserved_constant(step: Step, c: int) -> bool:
 
 
 @cache
-def _allowed(step: Step, held_out: bool) -> tuple[int, ...]:
+def allowed_constants(step: Step, held_out: bool) -> tuple[int, ...]:
     """The constants of the step; only 0 if it has none."""
     constants = step.constants or (0,)
     return tuple(c for c in constants if reserved_constant(step, c) == held_out or max(constants) < 10)
@@ -220,7 +220,7 @@ def generate(
     family = rng.choice(families)
     while True:
         plan = _draw_plan(rng, family, difficulty, held_out)
-        inputs = _telling_inputs(rng, family, plan) if plan else None
+        inputs = telling_inputs(rng, family, plan) if plan else None
         if plan and inputs:
             written = plan[-1:] if rng.random() < lazy else plan
             return _problem(rng, family, plan, written, inputs, name)
@@ -244,10 +244,10 @@ def _draw_plan(rng: random.Random, family: Family, difficulty: int, held_out: bo
     steps = [*rng.choices(family.steps, k=difficulty - 1), rng.choice(family.returns)]
     if any(reserved_pair(family, a, b) for a, b in pairwise(steps)) != held_out:
         return None
-    return [(step, rng.choice(_allowed(step, held_out))) for step in steps]
+    return [(step, rng.choice(allowed_constants(step, held_out))) for step in steps]
 
 
-def _telling_inputs(rng: random.Random, family: Family, plan: Plan) -> list[Any] | None:
+def telling_inputs(rng: random.Random, family: Family, plan: Plan) -> list[Any] | None:
     """Inputs on which no near miss of the plan does all that the plan does, or None."""
     near = [c + d for step, c in plan for d in (-1, 0, 1) if step.constants]
     inputs = [family.draw(rng, near) for _ in range(TESTS)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rollouts.chat import Message, encode_text, following
+from rollouts.chat import encode_text, following
 from rollouts.engine import Engine, SamplingParams
 from rollouts.episode import Attempt, Episode, EpisodeStatus, Problem, Reward, Role, Turn
 
@@ -38,7 +38,7 @@ class Budget:
 class Dialogue:
     """An episode in the making: a list of tokens that only grows.
 
-    `sample` lets the model go on, `insert` puts text into its answer, `reply` ends its answer and adds messages.
+    `sample` lets the model go on, `insert` puts text into its answer, `reply` ends its answer and adds a message.
     """
 
     problem: Problem
@@ -100,18 +100,17 @@ class Dialogue:
             raise EpisodeOverError("truncated")
         return text
 
-    def insert(self, text: str, role: Role = "tool", status: str = "") -> None:
+    def insert(self, text: str, status: str = "") -> None:
         """Puts text into the model's answer, which goes on after it. Special tokens written in it stay text.
 
-        Raises EpisodeOverError("truncated") if it does not fit.
+        `status` is that of the tool call whose output it is. Raises EpisodeOverError("truncated") if it does not fit.
         """
-        self._append(role, np.asarray(encode_text(self.tokenizer, text), np.int32), text, status)
+        self._append("output", np.asarray(encode_text(self.tokenizer, text), np.int32), text, status)
 
-    def reply(self, messages: Sequence[Message], status: str = "") -> None:
-        """Ends the model's answer and adds messages by the chat template. Raises as `insert` does."""
-        tokens = following(self.tokenizer, messages, int(self.turns[-1].tokens[-1]))
-        role: Role = "tool" if status else "user"
-        self._append(role, tokens, "\n".join(m["content"] for m in messages), status)
+    def reply(self, content: str, role: Role = "user", status: str = "") -> None:
+        """Ends the model's answer and adds a message by the chat template. Otherwise as `insert`."""
+        tokens = following(self.tokenizer, [{"role": role, "content": content}], int(self.turns[-1].tokens[-1]))
+        self._append(role, tokens, content, status)
 
     def _append(self, role: Role, tokens: np.ndarray, text: str, status: str) -> None:
         if status == "sandbox_error":

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from rollouts.environments.dialogue import Dialogue, DialogueEnvironment, EpisodeOverError
 from rollouts.episode import Attempt, Problem, Reward
-from sandbox.verdict import Verdict
+from sandbox.verdict import TestResult, Verdict
+
+HEADER, REQUEST = "Your program is wrong:", "Write the whole program again."
 
 
 @dataclass
@@ -32,8 +34,8 @@ class Feedback(DialogueEnvironment):
     others: Sequence[Problem] = ()
     failures: int = 3
     characters: int = 300
-    header: str = "Your program is wrong:"
-    request: str = "Write the whole program again."
+    header: str = HEADER
+    request: str = REQUEST
 
     async def converse(self, dialogue: Dialogue) -> None:
         problem = dialogue.problem
@@ -52,13 +54,13 @@ class Feedback(DialogueEnvironment):
             if not last:
                 if self.feedback == "random":
                     verdict = await self._verdict(dialogue, self._other(dialogue), answer)
-                dialogue.reply([{"role": "user", "content": self.message(verdict)}])
+                dialogue.reply(self.message(verdict))
         raise EpisodeOverError("out_of_turns")
 
     async def _verdict(self, dialogue: Dialogue, problem: Problem, answer: str) -> Verdict:
         reward = await dialogue.tool(self.score(problem, answer))
         if reward.verdict is None:
-            raise ValueError(f"problem {problem.id}: its task gives no verdict, which rollout.environment needs")
+            return Verdict("syntax_error", (TestResult("syntax_error", "there is no program in the answer"),))
         if reward.verdict.status == "sandbox_error":
             raise EpisodeOverError("sandbox_error")
         return reward.verdict
@@ -76,7 +78,7 @@ class Feedback(DialogueEnvironment):
             return f"{self.header.rstrip(':')}. {self.request}"
         failed = [t for t in verdict.tests if t.status != "passed"]
         lines = dict.fromkeys((t.message or t.status)[: self.characters] for t in failed)  # each said once
-        return "\n".join([self.header, *[*lines][: self.failures], self.request])
+        return told([*lines][: self.failures], self.header, self.request)
 
     async def judge(self, dialogue: Dialogue) -> Reward:
         """The task's, by all tests, of the last answer."""
@@ -85,3 +87,8 @@ class Feedback(DialogueEnvironment):
         if dialogue.attempts and len(dialogue.attempts) == len(answers):
             dialogue.attempts[-1] = dialogue.attempts[-1]._replace(solved=reward.solved)
         return reward
+
+
+def told(failures: Sequence[str], header: str = HEADER, request: str = REQUEST) -> str:
+    """The message on a program that failed."""
+    return "\n".join([header, *failures, request])

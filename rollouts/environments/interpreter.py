@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from rollouts.environments.dialogue import Dialogue, DialogueEnvironment
 from sandbox.session import CallResult, Session
@@ -38,7 +39,7 @@ class Interpreter(DialogueEnvironment):
 
     open_session: Callable[[], Session] | None = None
     max_calls: int = 4
-    output_to: str = "answer"  # answer | user | tool
+    output_to: Literal["answer", "user", "tool"] = "answer"
     code_end: str = "```\n"
     stateful: bool = True
     output_characters: int = 256
@@ -82,7 +83,7 @@ class Interpreter(DialogueEnvironment):
             dialogue.insert(f"{header}\n{output}\n```\n", status=result.status)
         else:
             block = f"```output\n{output}\n```"
-            dialogue.reply([{"role": self.output_to, "content": block}], status=result.status)
+            dialogue.reply(block, self.output_to, result.status)
 
 
 def last_code(said: str) -> str | None:

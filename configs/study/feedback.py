@@ -1,0 +1,14 @@
+"""GRPO with execution feedback: a program a turn, the failures of its public tests as the next message."""
+
+from configs.study.common import grpo_config
+from jaxrl.config import Config
+from jaxrl.tasks.compute import PROGRAM
+
+
+def get_config() -> Config:
+    config = grpo_config("feedback")
+    config.rollout.environment = "feedback"
+    config.rollout.instruction = PROGRAM
+    config.rollout.max_new_tokens = 208
+    config.rollout.max_turn_tokens = 64
+    return config

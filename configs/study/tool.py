@@ -1,0 +1,14 @@
+"""GRPO with an interpreter: Python in the answer, its output after it."""
+
+from configs.study.common import grpo_config
+from jaxrl.config import Config
+from jaxrl.tasks.compute import TOOL
+
+
+def get_config() -> Config:
+    config = grpo_config("tool")
+    config.rollout.environment = "interpreter"
+    config.rollout.instruction = TOOL
+    config.rollout.interpreter.max_calls = 2
+    config.rollout.max_new_tokens = 112
+    return config

@@ -1,0 +1,200 @@
+"""Multi-digit arithmetic: too much for a small model's head, a few lines of Python for its tools.
+
+    n = 582: multiply by 37, add 48, return it.
+
+Every problem may be answered in two ways: with the value, "\\boxed{21582}", or with a program that defines f and must
+return the right values for hidden inputs too. The instruction that a config puts after the problem says which:
+DIRECT and TOOL want the value (by head, or with the interpreter), PROGRAM the program (whose public tests, on smaller
+inputs, can be told to the model). Demonstrations are of all three kinds, those of a careless teacher: a share of the
+programs does the last step only.
+
+The constants of steps are other ones in held-out problems than in training and demonstrations, as in task `functions`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jaxrl.config import TaskConfig
+from jaxrl.extract import code_block
+from jaxrl.tasks import Generated, Task
+from jaxrl.tasks.functions import Family, Plan, allowed_constants, make_step, run, telling_inputs
+from rollouts.environments.feedback import told
+from rollouts.episode import Problem, Reward
+from sandbox.pool import Pool
+from sandbox.verdict import CallTest, Program
+
+DIRECT, TOOL, PROGRAM = "Answer at once.", "Use Python.", "Write f."
+PARTIAL_CREDIT = 0.2  # of a program, times the share of tests passed, when not all pass
+PUBLIC_TESTS = 2
+HELD_OUT_SEED = 30_000_001  # the same held-out problems for every run
+CORPUS_PROBLEMS = 600
+MAX_DIFFICULTY = 4
+
+CONSTANTS, FACTORS = range(10, 100), range(11, 100)
+
+FAMILIES = (
+    Family(
+        "number", "n", lambda rng, near: rng.randrange(100, 1000),
+        (
+            make_step("add", "add {c}", "n + {c}", CONSTANTS),
+            make_step("subtract", "subtract {c}", "n - {c}", CONSTANTS),
+            make_step("multiply", "multiply by {c}", "n * {c}", FACTORS),
+            make_step("square", "square it", "n * n"),
+        ),
+        (
+            make_step("number", "return it", "n"),
+            make_step("times", "return it times {c}", "n * {c}", FACTORS),
+            make_step("modulo", "return it modulo {c}", "n % {c}", range(50, 100)),
+        ),
+    ),
+    Family(
+        "list", "x", lambda rng, near: [rng.randrange(10, 100) for _ in range(rng.randrange(3, 5))],
+        (
+            make_step("add", "add {c} to each", "[v + {c} for v in x]", CONSTANTS),
+            make_step("multiply", "multiply each by {c}", "[v * {c} for v in x]", FACTORS),
+            make_step("square", "square each", "[v * v for v in x]"),
+        ),
+        (
+            make_step("sum", "return the sum", "sum(x)"),
+            make_step("sum_times", "return the sum times {c}", "sum(x) * {c}", FACTORS),
+        ),
+    ),
+)  # fmt: skip
+
+
+def generate(rng: random.Random, difficulty: int, held_out: bool, name: str) -> Problem:
+    """A problem of `difficulty` steps, the last of which returns. Its meta has the plan, for demonstrations."""
+    family = rng.choice(FAMILIES)
+    while True:
+        steps = [*rng.choices(family.steps, k=difficulty - 1), rng.choice(family.returns)]
+        plan = [(step, rng.choice(allowed_constants(step, held_out))) for step in steps]
+        inputs = telling_inputs(rng, family, plan)
+        if inputs and any(c for _, c in plan):
+            break
+    tests = tuple(CallTest("f", (x,), run(family, plan, x)) for x in inputs)
+    said = ", ".join(step.phrases[0].format(c=c) for step, c in plan)
+    return Problem(
+        id=name,
+        messages=({"role": "user", "content": f"{family.variable} = {inputs[-1]}: {said}."},),
+        tests=tests,
+        public_tests=tests[:PUBLIC_TESTS],
+        answer=str(run(family, plan, inputs[-1])),
+        meta={"difficulty": len(plan), "family": family.name, "plan": plan},
+    )
+
+
+def demonstrate(problem: Problem, rng: random.Random, kind: str, lazy: float) -> Problem:
+    """The problem with an instruction and an answer of that kind; with probability `lazy` a careless one."""
+    family = next(f for f in FAMILIES if f.name == problem.meta["family"])
+    plan: Plan = problem.meta["plan"]
+    careless = plan[-1:] if rng.random() < lazy else plan
+    messages = {DIRECT: _by_head, TOOL: _with_tool, PROGRAM: _as_program}[kind](problem, family, plan, careless, rng)
+    (question,) = problem.messages
+    asked = question | {"content": f"{question['content']}\n{kind}"}
+    meta = {name: value for name, value in problem.meta.items() if name != "plan"}
+    return Problem(problem.id, (asked,), tests=problem.tests, answer=problem.answer, demonstration=messages, meta=meta)
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _by_head(problem: Problem, *_: Any) -> tuple[dict[str, str], ...]:
+    return (_said(f"\\boxed{{{problem.answer}}}"),)
+
+
+def _with_tool(problem: Problem, family: Family, plan: Plan, careless: Plan, *_: Any) -> tuple[dict[str, str], ...]:
+    v, (value,) = family.variable, problem.tests[-1].args  # type: ignore[union-attr]
+    *steps, last = [step.expression.format(c=c) for step, c in careless]
+    code = "\n".join([f"{v} = {value}", *(f"{v} = {step}" for step in steps), f"print({last})"])
+    output = str(run(family, careless, value))
+    block = {"role": "output", "content": f"```output\n{output}\n```\n"}
+    return _said(f"```python\n{code}\n```\n"), block, _said(f"\\boxed{{{output}}}")
+
+
+def _as_program(
+    problem: Problem, family: Family, plan: Plan, careless: Plan, rng: random.Random
+) -> tuple[dict[str, str], ...]:
+    """A careless program is corrected in the next turn half of the time, else it is the last word."""
+    first = (_said(_program(family, careless)),)
+    if careless == plan or rng.random() < 0.5:
+        return first
+    failures = [
+        f"f({t.args[0]!r}) gave {run(family, careless, t.args[0])!r}, expected {t.expected!r}"  # type: ignore
+        for t in problem.tests[:PUBLIC_TESTS]
+    ]
+    return (*first, {"role": "user", "content": told(failures)}, _said(_program(family, plan)))
+
+
+def _program(family: Family, plan: Plan) -> str:
+    v = family.variable
+    *steps, last = [step.expression.format(c=c) for step, c in plan]
+    lines = [f"def f({v}):", *(f"    {v} = {step}" for step in steps), f"    return {last}"]
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def boxed(text: str) -> str | None:
+    """What the last \\boxed{} of a text holds, without blanks; None if there is none."""
+    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    return found[-1].strip() if found else None
+
+
+async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+    """1 for the right value in \\boxed{}, or for a program that passes all tests (a little for some of them)."""
+    value = boxed(text)
+    if value is not None:
+        return Reward(
+            float(value == problem.answer), value == problem.answer, {"solved": float(value == problem.answer)}
+        )
+    verdict = await pool.run_async(Program(code_block(text), problem.tests))
+    partial = 0.0 if verdict.passed else PARTIAL_CREDIT * verdict.pass_fraction
+    parts = {"solved": float(verdict.passed), "tests": partial}
+    return Reward(sum(parts.values()), verdict.passed, parts, verdict)
+
+
+def make_task(config: TaskConfig, seed: int) -> Task:
+    """Uses the numbers of problems, max_difficulty, demonstration_kinds and lazy_demonstrations.
+
+    Raises ValueError naming a field out of its range.
+    """
+    if not 2 <= config.max_difficulty <= MAX_DIFFICULTY:
+        raise ValueError(f"task.max_difficulty = {config.max_difficulty} must be from 2 to {MAX_DIFFICULTY}")
+    kinds = {"direct": DIRECT, "tool": TOOL, "program": PROGRAM}
+    unknown = sorted(set(config.demonstration_kinds) - set(kinds))
+    if unknown or not config.demonstration_kinds:
+        raise ValueError(
+            f"task.demonstration_kinds = {config.demonstration_kinds!r} must be some of: {', '.join(kinds)}"
+        )
+
+    def plain(name: str, seed: int = seed, held_out: bool = False) -> Callable[[int], Problem]:
+        def make(i: int) -> Problem:
+            rng = random.Random(f"compute {name} {seed} {i}")
+            return generate(rng, rng.randrange(2, config.max_difficulty + 1), held_out, f"compute/{name}/{i}")
+
+        return make
+
+    def shown(i: int) -> Problem:
+        rng = random.Random(f"compute shown {seed} {i}")
+        kind = kinds[config.demonstration_kinds[i % len(config.demonstration_kinds)]]
+        return demonstrate(plain("demonstration")(i), rng, kind, config.lazy_demonstrations)
+
+    def corpus() -> Iterable[str]:
+        """The same for every seed, so that runs with different seeds have the same tokenizer."""
+        for i in range(CORPUS_PROBLEMS):
+            problem = demonstrate(plain("corpus", 0)(i), random.Random(i), list(kinds.values())[i % 3], 0.5)
+            for message in (*problem.messages, *(problem.demonstration or ())):
+                yield f"{message['role']}\n{message['content']}"  # type: ignore[index]
+
+    held_out = plain("held_out", HELD_OUT_SEED, held_out=True)
+    return Task(
+        name="compute",
+        train=Generated(config.train_problems, plain("train")),
+        held_out=[held_out(i) for i in range(config.held_out_problems)],
+        score=score,
+        demonstrations=Generated(config.demonstrations, shown),
+        corpus=corpus,
+    )
