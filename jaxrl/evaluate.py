@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config
+from jaxrl.estimators import pass_at_k
 from jaxrl.files import write_beside
 from jaxrl.metrics import write_samples
 from jaxrl.run import (
@@ -38,16 +39,6 @@ from rollouts.episode import Group, Problem
 from rollouts.sidecar import SidecarError
 
 EVALUATION = 2  # stream of random numbers, beside the run's seed
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that at least one of k samples is correct, unbiased from `samples` drawn (arXiv 2107.03374, equation 1).
-
-    1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n - c + 1 .. n} (1 - k / i). Raises ValueError if k > samples.
-    """
-    if not 0 < k <= samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples a problem, there are {samples}")
-    return 1.0 - float(np.prod(1.0 - k / np.arange(samples - correct + 1, samples + 1)))
 
 
 def evaluate(

@@ -10,7 +10,7 @@ import ast
 
 from jaxrl.config import TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
-from jaxrl.evalplus import evalplus_test, is_evalplus
+from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
 from jaxrl.extract import function_program
 from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
@@ -18,7 +18,6 @@ from sandbox.pool import Pool
 from sandbox.verdict import CheckTest, Limits, Program
 
 INSTRUCTION = "Complete the following Python function. Answer with the whole function in one fenced code block."
-PLUS_LIMITS = Limits(wall_s=20, cpu_s=10, memory_mb=4096)  # hundreds of inputs, and the reference beside
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:

@@ -10,7 +10,7 @@ import re
 
 from jaxrl.config import TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
-from jaxrl.evalplus import evalplus_test, is_evalplus
+from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
 from jaxrl.extract import USUAL_IMPORTS, code_block
 from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
@@ -21,7 +21,6 @@ INSTRUCTION = "Answer with one fenced Python code block. Your code must pass the
 TEST_IDS = range(11, 511)
 TRAIN_IDS = range(511, 975)
 PARTIAL_CREDIT = 0.2  # for passing some tests, times their share
-PLUS_LIMITS = Limits(wall_s=20, cpu_s=10, memory_mb=4096)
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
