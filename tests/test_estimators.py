@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import combinations, permutations, product
+from itertools import chain, combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_n_at_k_of_episodes_is_the_mean_over_orders_of_episodes():
     for _ in range(20):
         episodes = [[rng.choice(kinds) for _ in range(rng.randint(0, 3))] for _ in range(5)]
         for n, k in product((1, 2, 3, 9), range(1, 6)):
-            orders = [sum(order, []) for order in permutations(episodes, k)]
+            orders = [list(chain(*order)) for order in permutations(episodes, k)]
             expected = sum(submitted_in_order(o, n) for o in orders) / len(orders)
             assert n_at_k_of_episodes(episodes, n, k) == pytest.approx(expected)
 

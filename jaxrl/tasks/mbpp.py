@@ -6,12 +6,12 @@ test part; training problems and demonstrations are 511 to 974.
 
 from __future__ import annotations
 
-import re
+from functools import partial
 
-from jaxrl.config import TaskConfig
+from jaxrl.config import ExtractionConfig, TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
 from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
-from jaxrl.extract import USUAL_IMPORTS, code_block
+from jaxrl.extract import block_program
 from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
@@ -24,7 +24,7 @@ PARTIAL_CREDIT = 0.2  # for passing some tests, times their share
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """The task; uses path, held_out_path, split, train_problems and held_out_problems.
+    """The task; uses path, held_out_path, split, extraction, train_problems and held_out_problems.
 
     Raises DataError when a part has no problems.
     """
@@ -38,7 +38,14 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         if not problems:
             raise DataError(f"{config.path} has no {name} problems (task_id {ids.start} to {ids.stop - 1})")
     train, held_out = train[: config.train_problems], held_out[: config.held_out_problems]
-    return Task("mbpp", train, held_out, score, demonstrations=[p for p in train if p.demonstration])
+    return Task(
+        name="mbpp",
+        train=train,
+        held_out=held_out,
+        score=partial(score, extraction=config.extraction),
+        demonstrations=[p for p in train if p.demonstration],
+        program=partial(program, extraction=config.extraction),
+    )
 
 
 def number(row: Row) -> int:
@@ -69,11 +76,14 @@ def make_problem(row: Row) -> Problem:
     )
 
 
-async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+def program(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:
+    """The program that is judged."""
+    return block_program(text, extraction)
+
+
+async def score(problem: Problem, text: str, pool: Pool, extraction: ExtractionConfig | None = None) -> Reward:
     """1 if all tests pass, else a little for the share that does."""
-    code = code_block(text)
-    if not re.match(r"\s*(from|import) ", code):
-        code = USUAL_IMPORTS + code
+    code = program(problem, text, extraction)
     verdict = await pool.run_async(Program(code, problem.tests, problem.meta["limits"]))
     partial = 0.0 if verdict.passed else PARTIAL_CREDIT * verdict.pass_fraction
     parts = {"solved": float(verdict.passed), "partial": partial}
