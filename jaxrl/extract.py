@@ -46,6 +46,11 @@ def parses(code: str) -> bool:
     return True
 
 
+def normal_form(code: str) -> str | None:
+    """The same for programs that differ in layout, comments and quotes only; None for what is not Python."""
+    return ast.unparse(ast.parse(code)) if parses(code) else None
+
+
 def function_program(text: str, entry_point: str, header: str = "", extraction: ExtractionConfig | None = None) -> str:
     """A program that defines `entry_point`, from a chat answer or a completion of `header`.
 
