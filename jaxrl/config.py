@@ -83,6 +83,7 @@ class TaskConfig:
     train_problems: int = 20_000  # problems generated, or at most read
     held_out_problems: int = 128
     prompt_style: str = "chat"  # humaneval: chat | completion (for base models; set rollout.stop_strings too)
+    held_out_part: str = "test"  # mbpp: test (ids 11 to 510) | all, as EvalPlus counts (then train on none of them)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)  # humaneval and mbpp
     families: tuple[str, ...] = ("list", "text", "number")  # functions: what f may be a function of
     max_difficulty: int = 4  # functions: steps of the longest problem

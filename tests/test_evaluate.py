@@ -74,6 +74,7 @@ def test_the_metrics_by_hand():
 def test_best_by_public_tests(pool):
     metrics = run(Scripted(TEXTS), pool, best_of="public", bootstrap=0)
     assert metrics["held_out/best_of_4/public"] == pytest.approx((2 / 3 + 0) / 2)  # of 1, 2, 1, and what is no program
+    assert metrics["held_out/1@4"] == pytest.approx((2 / 3 + 0) / 2)
     assert "held_out/pass@1/low" not in metrics
 
 
@@ -145,7 +146,7 @@ def test_files_for_harnesses_get_the_verdicts_of_the_evaluation(data, pool, tmp_
     loaded = load_task(TaskConfig(name=name, path=str(data / path), held_out_problems=8), 0)
     right = [p.demonstration for p in loaded.held_out]
     texts = [t if i % 2 else "```python\nx = 1\n```" for i, t in enumerate(right)]
-    written = write_harness_files(tmp_path, name, groups_of(loaded, texts), loaded.program)
+    written = write_harness_files(tmp_path, loaded, groups_of(loaded, texts))
     assert sorted(p.name for p in written) == files
     examples = read_examples(name, str(data / path))
     for file in written:
@@ -171,6 +172,15 @@ def test_the_command_reads_folders_and_both_kinds_of_rows(data, tmp_path, capsys
     folder.mkdir(parents=True)
     (folder / "0.py").write_text(whole["solution"])
     assert [r.fields for r in read_samples(str(tmp_path / "folder"))] == [whole]
+
+
+def test_all_of_mbpp_plus_is_held_out_on_demand(data):
+    path = str(data / "evalplus" / "MbppPlus-v0.1.0.jsonl.gz")
+    config = TaskConfig(name="mbpp", path=path, held_out_problems=1000, held_out_part="all")
+    problems = load_task(config, 0).held_out
+    assert len(problems) == 399 and problems[0].meta["public_tests"][0].code.startswith("assert set(similar_elements(")
+    with pytest.raises(ValueError, match=r"task\.held_out_part = 'plus' must be one of: test, all"):
+        load_task(TaskConfig(name="mbpp", path=path, held_out_part="plus"), 0)
 
 
 def test_samples_without_a_program_are_an_error(tmp_path, capsys):
