@@ -48,6 +48,30 @@ class MeshConfig:
     tensor: int = 1
 
 
+# Where a base model's completion of a function is cut: the next top-level statement (arXiv 2107.03374, section 2.1).
+BASE_STOPS = ("\ndef", "\nclass", "\nif", "\nprint", "\n#")
+BLOCKS = ("last", "first", "none")
+
+
+@dataclass
+class ExtractionConfig:
+    """How the program is found in a model's text, for tasks that ask for a function (see jaxrl/extract.py)."""
+
+    block: str = "last"  # last | first: which fenced block (that defines the function); none: fences mean nothing
+    import_helper: bool = True  # the usual imports before the program, and those of the function's header
+    prepend_header: bool = True  # signature and docstring before an answer that does not define the function
+    stop_strings: tuple[str, ...] = ()  # cut before the first of these where no fenced block answers; see BASE_STOPS
+
+    def check(self) -> None:
+        """Raises ValueError naming the field with a value that is not allowed."""
+        if self.block not in BLOCKS:
+            raise ValueError(f"task.extraction.block = {self.block!r} must be one of: {', '.join(BLOCKS)}")
+        if isinstance(self.stop_strings, str) or not all(self.stop_strings):
+            raise ValueError(
+                f"task.extraction.stop_strings = {self.stop_strings!r} must be a tuple of texts, none empty"
+            )
+
+
 @dataclass
 class TaskConfig:
     """Which problems. Each task uses the fields that name it, and those that name none."""
@@ -59,6 +83,8 @@ class TaskConfig:
     train_problems: int = 20_000  # problems generated, or at most read
     held_out_problems: int = 128
     prompt_style: str = "chat"  # humaneval: chat | completion (for base models; set rollout.stop_strings too)
+    held_out_part: str = "test"  # mbpp: test (ids 11 to 510) | all, as EvalPlus counts (then train on none of them)
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)  # humaneval and mbpp
     families: tuple[str, ...] = ("list", "text", "number")  # functions: what f may be a function of
     max_difficulty: int = 4  # functions, compute: steps of the longest problem
     demonstration_difficulty: int = 2  # functions: steps of the longest easy demonstration
@@ -299,8 +325,30 @@ class EvaluationConfig:
     """Held-out evaluation before, between and after the stages."""
 
     samples: int = 1  # completions a problem
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0: greedy
     every: int = 0  # also every so many steps; 0: only between stages
+    k: tuple[int, ...] = ()  # pass@k, maj@k, n@k and best-of-k for these too, beside 1 and `samples`
+    submissions: int = 1  # n of n@k: programs submitted at most, of those that pass the public tests
+    best_of: str = ""  # scorer of best-of-k: logprob (mean over the sampled tokens) | public (tests); "": none
+    regenerate: int = 0  # times at most to sample again an answer that is not well formed
+    bootstrap: int = 1000  # resamples of the problems for the 95% intervals; 0: no intervals
+
+    def check(self) -> None:
+        """Raises ValueError naming the first field whose value is not allowed, and what is."""
+        for name, ok, rule in (
+            ("samples", self.samples >= 1, ">= 1"),
+            ("temperature", self.temperature >= 0, ">= 0"),
+            ("every", self.every >= 0, ">= 0"),
+            ("k", all(1 <= k <= self.samples for k in self.k), f"in 1 .. evaluation.samples = {self.samples}"),
+            ("submissions", self.submissions >= 1, ">= 1"),
+            ("best_of", self.best_of in ("", "logprob", "public"), "logprob, public or empty"),
+            ("regenerate", self.regenerate >= 0, ">= 0"),
+            ("regenerate", not self.regenerate or self.temperature > 0, "0 with evaluation.temperature = 0, which "
+             "gives the same text again"),
+            ("bootstrap", self.bootstrap >= 0, ">= 0"),
+        ):  # fmt: skip
+            if not ok:
+                raise ValueError(f"evaluation.{name} = {getattr(self, name)!r} must be {rule}")
 
 
 @dataclass

@@ -17,7 +17,8 @@ from contextlib import closing
 import numpy as np
 
 from jaxrl.command_line import UserError, read_config
-from jaxrl.config import Config
+from jaxrl.config import Config, EvaluationConfig
+from jaxrl.estimators import best_of_n, bootstrap_interval, maj_at_k, n_at_k_of_episodes, pass_at_k
 from jaxrl.files import write_beside
 from jaxrl.metrics import write_samples
 from jaxrl.run import (
@@ -31,52 +32,165 @@ from jaxrl.run import (
     prepare_process,
     without_long_prompts,
 )
-from jaxrl.tasks import load_task
+from jaxrl.score import write_harness_files
+from jaxrl.tasks import Task, load_task
 from rollouts.collect import Environment, collect
 from rollouts.engine import Engine
-from rollouts.episode import Group, Problem
+from rollouts.episode import Attempt, Episode, Group
 from rollouts.sidecar import SidecarError
+from sandbox.pool import Pool
+from sandbox.verdict import Limits, Program
 
 EVALUATION = 2  # stream of random numbers, beside the run's seed
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that at least one of k samples is correct, unbiased from `samples` drawn (arXiv 2107.03374, equation 1).
-
-    1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n - c + 1 .. n} (1 - k / i). Raises ValueError if k > samples.
-    """
-    if not 0 < k <= samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples a problem, there are {samples}")
-    return 1.0 - float(np.prod(1.0 - k / np.arange(samples - correct + 1, samples + 1)))
-
-
 def evaluate(
-    engine: Engine, environment: Environment, problems: Sequence[Problem], samples: int, seed: Sequence[int]
+    engine: Engine,
+    environment: Environment,
+    task: Task,
+    settings: EvaluationConfig,
+    seed: Sequence[int],
+    pool: Pool | None = None,
 ) -> tuple[dict[str, float], list[Group]]:
-    """held_out/pass@1 (and pass@k for k = samples), also by difficulty where problems have one; and the episodes.
+    """Scores on the task's held-out problems (see `scores`, `summary`), and the episodes.
 
     Every evaluation draws with the same seeds, so two policies differ by their weights only. Episodes in which the
     sandbox failed count as not solved, and are reported as held_out/sandbox_errors.
+
+    Args:
+        pool: the sandbox; needed for best_of = "public".
     """
-    groups = collect(engine, environment, problems, samples, seed)
-    scores: dict[str, list[float]] = defaultdict(list)
-    for group in groups:
-        correct = sum(e.reward.solved for e in group.episodes)
-        for k in {1, samples}:
-            scores[f"held_out/pass@{k}"].append(pass_at_k(samples, correct, k))
-        if "difficulty" in group.problem.meta:
-            name = f"held_out/pass@1/difficulty_{group.problem.meta['difficulty']}"
-            scores[name].append(correct / samples)
-    metrics = {name: float(np.mean(values)) for name, values in sorted(scores.items())}
+    groups, draws = collect_well_formed(engine, environment, task, settings, seed)
+    metrics = summary(scores(groups, task, settings, pool), settings.bootstrap)
     episodes = [e for g in groups for e in g.episodes]
-    metrics["held_out/n"] = len(problems)
+    metrics["held_out/n"] = len(groups)
     metrics["held_out/length"] = float(np.mean([e.sampled_length for e in episodes]))
     metrics["held_out/sandbox_errors"] = sum(e.status == "sandbox_error" for e in episodes)
+    if settings.regenerate:
+        metrics["held_out/attempts"] = draws / len(episodes)
     return metrics, groups
+
+
+def collect_well_formed(
+    engine: Engine, environment: Environment, task: Task, settings: EvaluationConfig, seed: Sequence[int]
+) -> tuple[list[Group], int]:
+    """`samples` episodes of each held-out problem, and how many were drawn for them.
+
+    Those whose text is not well formed are drawn anew, with other seeds, at most `regenerate` times; the last is kept.
+    """
+    groups = collect(engine, environment, task.held_out, settings.samples, seed)
+    draws = len(groups) * settings.samples
+    for again in range(1, settings.regenerate + 1):
+        places = [
+            (group, i)
+            for group in groups
+            for i, episode in enumerate(group.episodes)
+            if not task.is_well_formed(group.problem, episode.text)
+        ]
+        if not places:
+            break
+        fresh = collect(engine, environment, [group.problem for group, _ in places], 1, (*seed, again))
+        for (group, i), new in zip(places, fresh):
+            group.episodes[i] = new.episodes[0]
+        draws += len(places)
+    return groups, draws
+
+
+def scores(
+    groups: Sequence[Group], task: Task, settings: EvaluationConfig, pool: Pool | None = None
+) -> dict[str, list[float]]:
+    """What each problem contributes to each metric.
+
+    held_out/pass@k                 for k = 1, `samples` and those of settings.k
+    held_out/maj@k                  the same k above 1, where the task has answers in a normal form
+    held_out/maj@k/standard_error   of the problem's value, where subsets were drawn for it
+    held_out/n@k                    at most n = submissions out of k programs that pass the public tests, where turns,
+                                    n > 1 or best_of = "public" make it another number than pass@1; of episodes of up to
+                                    T turns, k counts T programs an episode
+    held_out/best_of_k/logprob      of the sample with the best mean logprob of its tokens; best_of_k/public: with the
+                                    largest share of the public tests passed
+    held_out/pass@1/difficulty_D    where problems have one
+    """
+    table: dict[str, list[float]] = defaultdict(list)
+    turns = max([1, *(len(e.attempts) for g in groups for e in g.episodes)])
+    ranking = sample_scores(groups, task, settings.best_of, pool)
+    for group, ranks in zip(groups, ranking):
+        solved = [e.reward.solved for e in group.episodes]
+        public = [rank == 1.0 for rank in ranks] if settings.best_of == "public" else [True] * len(solved)
+        episodes = [e.attempts or [Attempt(p, e.reward.solved)] for e, p in zip(group.episodes, public)]
+        answers = [task.answer(e.problem, e.text) for e in group.episodes] if task.answer else []
+        for k in sorted({1, settings.samples, *settings.k}):
+            table[f"held_out/pass@{k}"].append(pass_at_k(len(solved), sum(solved), k))
+            if answers and k > 1:
+                vote = maj_at_k(answers, solved, k)
+                table[f"held_out/maj@{k}"].append(vote.value)
+                table[f"held_out/maj@{k}/standard_error"].append(vote.standard_error)
+            if turns > 1 or settings.submissions > 1 or settings.best_of == "public":
+                name = f"held_out/{settings.submissions}@{k * turns}"
+                table[name].append(n_at_k_of_episodes(episodes, settings.submissions, k))
+            if ranks and k > 1:
+                table[f"held_out/best_of_{k}/{settings.best_of}"].append(best_of_n(ranks, solved, k))
+        if "difficulty" in group.problem.meta:
+            name = f"held_out/pass@1/difficulty_{group.problem.meta['difficulty']}"
+            table[name].append(float(np.mean(solved)))
+    return dict(table)
+
+
+def summary(table: dict[str, list[float]], bootstrap: int) -> dict[str, float]:
+    """The mean of each metric over the problems; NAME/low and NAME/high bound its 95% bootstrap interval.
+
+    Standard errors are those of the mean of independent values, and not reported where all are 0.
+    """
+    metrics: dict[str, float] = {}
+    for name, values in sorted(table.items()):
+        if name.endswith("/standard_error"):
+            if any(values):
+                metrics[name] = float(np.linalg.norm(values) / len(values))
+            continue
+        metrics[name] = float(np.mean(values))
+        if bootstrap and "/difficulty_" not in name:
+            metrics[f"{name}/low"], metrics[f"{name}/high"] = bootstrap_interval(values, 0.95, bootstrap)
+    return metrics
+
+
+def sample_scores(groups: Sequence[Group], task: Task, best_of: str, pool: Pool | None) -> list[list[float]]:
+    """A score for each episode of each group, by which best-of-n chooses; empty lists where nothing is chosen.
+
+    Raises ValueError for an engine that gives no logprobs, and for problems without public tests.
+    """
+    if best_of == "logprob":
+        return [[_mean_logprob(e) for e in group.episodes] for group in groups]
+    if best_of == "public":
+        return _public_scores(groups, task, pool)
+    return [[] for _ in groups]
+
+
+def _mean_logprob(episode: Episode) -> float:
+    logprobs = [t.logprobs for t in episode.turns if t.sampled and t.logprobs is not None]
+    values = np.concatenate([np.zeros(0), *logprobs])
+    if np.isnan(values).any():
+        raise ValueError("evaluation.best_of = 'logprob' needs an engine that gives logprobs: jax or vllm")
+    return float(values.mean()) if len(values) else -np.inf
+
+
+def _public_scores(groups: Sequence[Group], task: Task, pool: Pool | None) -> list[list[float]]:
+    programs = []
+    for group in groups:
+        tests = group.problem.meta.get("public_tests")
+        if not tests or task.program is None or pool is None:
+            raise ValueError(
+                f"evaluation.best_of = 'public': problem {group.problem.id} of task {task.name} has no public tests"
+            )
+        limits = group.problem.meta.get("limits", Limits())
+        programs += [Program(task.program(e.problem, e.text), tuple(tests), limits) for e in group.episodes]
+    verdicts = iter(pool.run(programs)) if pool else iter(())
+    return [[next(verdicts).pass_fraction for _ in group.episodes] for group in groups]
 
 
 def evaluate_config(config: Config) -> dict[str, float]:
     """Scores config.model on the held-out problems of config.task, into runs_dir/name/evaluation.json and samples/."""
+    config.evaluation.check()
+    config.task.extraction.check()
     folder = open_run(config)
     task = load_task(config.task, config.seed)
     if config.rollout.engine == "openai":
@@ -92,8 +206,9 @@ def evaluate_config(config: Config) -> dict[str, float]:
             engine.load_weights(policy.params, 0)
         environment = make_environment(config, task, tokenizer, pool, config.evaluation.temperature)
         seed = (config.seed, EVALUATION)
-        metrics, groups = evaluate(engine, environment, task.held_out, config.evaluation.samples, seed)
+        metrics, groups = evaluate(engine, environment, task, config.evaluation, seed, pool)
     write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
+    write_harness_files(folder / "samples", task, groups)
     write_beside(folder / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Sequence
+
+from jaxrl.config import ExtractionConfig
 
 USUAL_IMPORTS = (
     "import collections, functools, heapq, itertools, math, re, string\n"
@@ -22,19 +26,60 @@ def code_blocks(text: str) -> list[str]:
     return python or [code for language, code in blocks if not language]
 
 
-def code_block(text: str) -> str:
-    """The last of the text's code blocks, or all of it where there is none."""
-    return (code_blocks(text) or [text])[-1]
+def code_block(text: str, which: str = "last") -> str:
+    """The last or the first of the text's code blocks; all of it where there is none, or which is "none"."""
+    blocks = code_blocks(text) if which != "none" else []
+    return (blocks or [text])[0 if which == "first" else -1]
 
 
-def function_program(text: str, entry_point: str, header: str = "") -> str:
+def cut_at(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first of these."""
+    return text[: min((i for s in stop_strings if (i := text.find(s)) >= 0), default=len(text))]
+
+
+def parses(code: str) -> bool:
+    """Whether it is Python."""
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def normal_form(code: str) -> str | None:
+    """The same for programs that differ in layout, comments and quotes only; None for what is not Python."""
+    return ast.unparse(ast.parse(code)) if parses(code) else None
+
+
+def function_program(text: str, entry_point: str, header: str = "", extraction: ExtractionConfig | None = None) -> str:
     """A program that defines `entry_point`, from a chat answer or a completion of `header`.
 
     In this order: the last fenced block that defines it; the whole text if it does; else `header` with the text as
     its body (the signature and docstring of HumanEval). The imports of `header` and the usual ones come first.
+    Each of these is a switch of `extraction`. Its stop strings cut a text where no fenced block defines the function.
     """
+    switches = extraction or ExtractionConfig()
     defines = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
-    candidates = [block for block in [*code_blocks(text)[::-1], text] if defines.search(block)]
-    code = candidates[0] if candidates else header + code_block(text)
+    blocks = {"last": code_blocks(text)[::-1], "first": code_blocks(text), "none": []}[switches.block]
+    code = next(filter(defines.search, blocks), None)
+    if code is None:
+        text = cut_at(text, switches.stop_strings)
+        code = text if defines.search(text) else None
+    if code is None:
+        code = (header if switches.prepend_header else "") + code_block(text, switches.block)
+    if not switches.import_helper:
+        return code
     imports = "\n".join(re.findall(r"^(?:import|from) .*$", header, re.MULTILINE))
     return f"{USUAL_IMPORTS}{imports}\n{code}"
+
+
+def block_program(text: str, extraction: ExtractionConfig | None = None) -> str:
+    """The program of an answer to a problem that gives no header: a fenced block, or the text up to a stop string.
+
+    The usual imports come first where it does not begin with imports of its own.
+    """
+    switches = extraction or ExtractionConfig()
+    fenced = switches.block != "none" and code_blocks(text)
+    code = code_block(text if fenced else cut_at(text, switches.stop_strings), switches.block)
+    helped = switches.import_helper and not re.match(r"\s*(from|import) ", code)
+    return USUAL_IMPORTS + code if helped else code

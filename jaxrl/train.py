@@ -121,6 +121,8 @@ def train(config: Config) -> Path:
     """
     config.grpo.loss.check()
     config.rollout.check()
+    config.evaluation.check()
+    config.task.extraction.check()
     stages, folder = stages_of(config), open_run(config)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
@@ -386,7 +388,7 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
     clock = time.perf_counter()
     t.engine.load_weights(params, step)
     seed = (t.config.seed, EVALUATION)
-    metrics, groups = evaluate(t.engine, t.evaluator, t.task.held_out, t.config.evaluation.samples, seed)
+    metrics, groups = evaluate(t.engine, t.evaluator, t.task, t.config.evaluation, seed, t.pool)
     metrics["time/evaluate_s"] = time.perf_counter() - clock
     t.log.write({"step": step, "stage": "evaluate", "stage_step": step, "after": after, **metrics})
     write_samples(t.folder / "samples" / f"evaluate_{step:08d}.jsonl", groups, step, "evaluate")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import overload
@@ -15,6 +15,7 @@ from typing import overload
 import numpy as np
 
 from jaxrl.config import TaskConfig
+from jaxrl.extract import code_block, parses
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
 
@@ -28,6 +29,9 @@ class Task:
     `score(problem, text, pool)` judges the text that the model sampled for the problem.
     `demonstrations` are problems that have a `demonstration`, for SFT; `corpus` is text like that of the task,
     for training a small tokenizer; `rejected` counts the problems that filters dropped, by reason.
+
+    For evaluation, where a task has them: `program` is the program that a text stands for, `answer` its answer in
+    normal form (hashable; None if it gives none) for majority votes, `well_formed` whether it is worth judging at all.
     """
 
     name: str
@@ -37,6 +41,15 @@ class Task:
     demonstrations: Sequence[Problem] = ()
     corpus: Callable[[], Iterable[str]] | None = None
     rejected: dict[str, int] = field(default_factory=dict)
+    program: Callable[[Problem, str], str] | None = None
+    answer: Callable[[Problem, str], Hashable | None] | None = None
+    well_formed: Callable[[Problem, str], bool] | None = None
+
+    def is_well_formed(self, problem: Problem, text: str) -> bool:
+        """By the task's own rule, else whether the program of the text is Python."""
+        if self.well_formed is not None:
+            return self.well_formed(problem, text)
+        return parses(self.program(problem, text) if self.program else code_block(text))
 
     def batch(self, seed: int, step: int, size: int) -> list[Problem]:
         """`size` training problems, a function of (seed, step) alone; each pass over `train` is a new shuffle."""

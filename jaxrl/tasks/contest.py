@@ -46,7 +46,13 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         raise DataError(f"{config.path}: no problem is left ({counts})")
     train, held_out = train[: config.train_problems], held_out[: config.held_out_problems]
     return Task(
-        "contest", train, held_out, score, demonstrations=[p for p in train if p.demonstration], rejected=dict(rejected)
+        name="contest",
+        train=train,
+        held_out=held_out,
+        score=score,
+        demonstrations=[p for p in train if p.demonstration],
+        rejected=dict(rejected),
+        program=lambda problem, text: code_block(text),
     )
 
 

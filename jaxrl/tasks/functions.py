@@ -29,7 +29,7 @@ from itertools import pairwise
 from typing import Any
 
 from jaxrl.config import TaskConfig
-from jaxrl.extract import code_block
+from jaxrl.extract import code_block, normal_form
 from jaxrl.tasks import Generated, Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
@@ -375,4 +375,6 @@ def make_task(config: TaskConfig, seed: int) -> Task:
             "demonstration", config.demonstrations, shown, seed, families, config.lazy_demonstrations
         ),
         corpus=corpus,
+        program=lambda problem, text: code_block(text),
+        answer=lambda problem, text: normal_form(code_block(text)),
     )

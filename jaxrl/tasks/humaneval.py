@@ -7,10 +7,11 @@ both training and held-out problems unless held_out_path names other ones. Train
 from __future__ import annotations
 
 import ast
+from functools import partial
 
-from jaxrl.config import TaskConfig
+from jaxrl.config import ExtractionConfig, TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
-from jaxrl.evalplus import evalplus_test, is_evalplus
+from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
 from jaxrl.extract import function_program
 from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
@@ -18,17 +19,24 @@ from sandbox.pool import Pool
 from sandbox.verdict import CheckTest, Limits, Program
 
 INSTRUCTION = "Complete the following Python function. Answer with the whole function in one fenced code block."
-PLUS_LIMITS = Limits(wall_s=20, cpu_s=10, memory_mb=4096)  # hundreds of inputs, and the reference beside
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """The task; uses path, held_out_path, split, prompt_style, train_problems and held_out_problems."""
+    """The task; uses path, held_out_path, split, prompt_style, extraction, train_problems and
+    held_out_problems.
+    """
     if not config.path:
         raise DataError("task humaneval needs task.path, HumanEval.jsonl or a hub name such as openai/openai_humaneval")
     train = [make_problem(row, config.prompt_style) for row in read_rows(config.path, config.split)]
     rows = read_rows(config.held_out_path, config.split) if config.held_out_path else None
     held_out = [make_problem(row, config.prompt_style) for row in rows] if rows else train
-    return Task("humaneval", train[: config.train_problems], held_out[: config.held_out_problems], score)
+    return Task(
+        name="humaneval",
+        train=train[: config.train_problems],
+        held_out=held_out[: config.held_out_problems],
+        score=partial(score, extraction=config.extraction),
+        program=partial(program, extraction=config.extraction),
+    )
 
 
 def make_problem(row: Row, style: str) -> Problem:
@@ -59,8 +67,13 @@ def helpers(header: str, entry_point: str) -> str:
     return "\n".join(ast.unparse(s) for s in statements if getattr(s, "name", "") != entry_point)
 
 
-async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+def program(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:
+    """The program that is judged."""
+    return function_program(text, problem.meta["entry_point"], problem.meta["header"], extraction)
+
+
+async def score(problem: Problem, text: str, pool: Pool, extraction: ExtractionConfig | None = None) -> Reward:
     """1 if the program passes its test, else 0."""
-    code = function_program(text, problem.meta["entry_point"], problem.meta["header"])
+    code = program(problem, text, extraction)
     verdict = await pool.run_async(Program(code, problem.tests, problem.meta["limits"]))
     return Reward(float(verdict.passed), verdict.passed, {"solved": float(verdict.passed)}, verdict)

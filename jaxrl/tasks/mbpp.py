@@ -6,12 +6,13 @@ test part; training problems and demonstrations are 511 to 974.
 
 from __future__ import annotations
 
-import re
+from functools import partial
+from typing import Any
 
-from jaxrl.config import TaskConfig
+from jaxrl.config import ExtractionConfig, TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
-from jaxrl.evalplus import evalplus_test, is_evalplus
-from jaxrl.extract import USUAL_IMPORTS, code_block
+from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
+from jaxrl.extract import block_program
 from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
@@ -21,25 +22,33 @@ INSTRUCTION = "Answer with one fenced Python code block. Your code must pass the
 TEST_IDS = range(11, 511)
 TRAIN_IDS = range(511, 975)
 PARTIAL_CREDIT = 0.2  # for passing some tests, times their share
-PLUS_LIMITS = Limits(wall_s=20, cpu_s=10, memory_mb=4096)
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """The task; uses path, held_out_path, split, train_problems and held_out_problems.
+    """The task; uses path, held_out_path, held_out_part, split, extraction, train_problems and held_out_problems.
 
-    Raises DataError when a part has no problems.
+    Raises DataError when a part has no problems, ValueError for an unknown part.
     """
     if not config.path:
         raise DataError("task mbpp needs task.path, mbpp.jsonl or a hub name such as google-research-datasets/mbpp")
+    if config.held_out_part not in ("test", "all"):
+        raise ValueError(f"task.held_out_part = {config.held_out_part!r} must be one of: test, all")
     rows = read_rows(config.path, config.split)
     train = [make_problem(r) for r in rows if number(r) in TRAIN_IDS]
     other = read_rows(config.held_out_path, config.split) if config.held_out_path else rows
-    held_out = [make_problem(r) for r in other if number(r) in TEST_IDS]
+    held_out = [make_problem(r) for r in other if number(r) in TEST_IDS or config.held_out_part == "all"]
     for name, problems, ids in (("training", train, TRAIN_IDS), ("held-out", held_out, TEST_IDS)):
         if not problems:
             raise DataError(f"{config.path} has no {name} problems (task_id {ids.start} to {ids.stop - 1})")
     train, held_out = train[: config.train_problems], held_out[: config.held_out_problems]
-    return Task("mbpp", train, held_out, score, demonstrations=[p for p in train if p.demonstration])
+    return Task(
+        name="mbpp",
+        train=train,
+        held_out=held_out,
+        score=partial(score, extraction=config.extraction),
+        demonstrations=[p for p in train if p.demonstration],
+        program=partial(program, extraction=config.extraction),
+    )
 
 
 def number(row: Row) -> int:
@@ -49,11 +58,13 @@ def number(row: Row) -> int:
 
 def make_problem(row: Row) -> Problem:
     """One row of any of the three formats. Raises DataError for a problem without tests."""
+    meta: dict[str, Any] = {"limits": PLUS_LIMITS if is_evalplus(row) else Limits()}
     if is_evalplus(row):
         tests: tuple[Test, ...] = (evalplus_test(row),)
         text = row.get("prompt").strip().strip('"').strip()
         statement, _, asserts = text.partition("\nassert")
         asserts, code = f"assert{asserts}", row.get("canonical_solution")
+        meta["public_tests"] = (AssertTest(asserts),)  # those of the prompt
     else:
         statement, code = row.get("text", "prompt"), row.get("code").replace("\r\n", "\n")
         if not row.get("test_list"):
@@ -66,15 +77,18 @@ def make_problem(row: Row) -> Problem:
         messages=({"role": "user", "content": f"{statement.strip()} {INSTRUCTION}\n{asserts}"},),
         tests=tests,
         demonstration=f"```python\n{code.strip()}\n```",
-        meta={"limits": PLUS_LIMITS if is_evalplus(row) else Limits()},
+        meta=meta,
     )
 
 
-async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+def program(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:
+    """The program that is judged."""
+    return block_program(text, extraction)
+
+
+async def score(problem: Problem, text: str, pool: Pool, extraction: ExtractionConfig | None = None) -> Reward:
     """1 if all tests pass, else a little for the share that does."""
-    code = code_block(text)
-    if not re.match(r"\s*(from|import) ", code):
-        code = USUAL_IMPORTS + code
+    code = program(problem, text, extraction)
     verdict = await pool.run_async(Program(code, problem.tests, problem.meta["limits"]))
     partial = 0.0 if verdict.passed else PARTIAL_CREDIT * verdict.pass_fraction
     parts = {"solved": float(verdict.passed), "partial": partial}

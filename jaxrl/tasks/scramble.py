@@ -100,16 +100,26 @@ def held_out_problems(count: int) -> list[Problem]:
     return list(problems.values())
 
 
+def normal_form(text: str) -> str:
+    """The word that a text spells."""
+    return "".join(text.lower().split())
+
+
+def is_word(text: str) -> bool:
+    """Whether the text is nothing but a word, with or without blanks between its letters."""
+    return re.fullmatch("[a-z]( [a-z])*|[a-z]+", text.strip().lower()) is not None
+
+
 def judge(answer: str, text: str) -> Reward:
     """The reward of a text: 1 for `answer` or another word of its letters, spelled with or without blanks.
 
     Only a text of nothing but letters earns partial credit.
     """
     text = text.strip().lower()
-    word = "".join(text.split())
+    word = normal_form(text)
     right = _BY_LETTERS["".join(sorted(answer))]
     solved = word in right
-    well_formed = re.fullmatch("[a-z]( [a-z])*|[a-z]+", text) is not None
+    well_formed = is_word(text)
     places = max(sum(a == b for a, b in zip(word, r)) for r in right) / max(len(answer), len(word))
     partial = well_formed and not solved
     parts = {
@@ -138,5 +148,7 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         held_out=held_out_problems(config.held_out_problems),
         score=score,
         demonstrations=generated("demonstration", config.demonstrations, seed),
+        answer=lambda problem, text: normal_form(text) or None,
+        well_formed=lambda problem, text: is_word(text),
         corpus=lambda: [*(f"user\nunscramble: {s}" for s in spelled), *(f"assistant\n{s}" for s in spelled)],
     )

@@ -11,8 +11,6 @@ from jaxrl.datafiles import read_rows
 from jaxrl.evalplus import evalplus_test
 from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program
 
-# Known to be wrong in the data: MBPP+ 596 expects the object sizes of another Python version.
-KNOWN_WRONG = {"Mbpp/596"}
 TOO_LARGE = {"Mbpp/255"}  # its answer is a list of 582 MB, more than a program may send
 
 
@@ -47,7 +45,7 @@ def test_evalplus(pool, data, name):
         for r, header in zip(rows, headers)
     ]
     failed = {r.get("task_id") for r, v in zip(rows, pool.run(programs)) if not v.passed}
-    assert len(rows) in (164, 398) and failed == KNOWN_WRONG & {r.get("task_id") for r in rows}
+    assert len(rows) in (164, 398) and failed == set()
 
 
 def test_quixbugs(pool, data):
