@@ -94,6 +94,7 @@ class TaskConfig:
     demonstrations: int = 20_000  # problems with a demonstration, for SFT
     min_tests: int = 1  # contest: fewer are rejected
     max_tests: int = 64  # contest: more are cut, evenly
+    public_tests: int = 2  # contest: the first ones, whose failures the model may be told
     max_prompt_characters: int = 0  # contest: longer ones are rejected; 0: no limit
     language: str = "python"  # contest: others are rejected
     require_solution: bool = False  # contest: reject a problem whose reference solution does not pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,15 +114,16 @@ def step_flops(
     return parts | {"flops": sum(parts.values())}
 
 
-def question_cost(config: ModelConfig, episodes: Sequence[Episode], answers: int) -> dict[str, float]:
+def question_cost(config: ModelConfig | None, episodes: Sequence[Episode], answers: int) -> dict[str, float]:
     """What one answer cost on average, drawn alone: operations, sampled tokens, turns, tool calls and failed ones.
 
     Args:
+        config: None: the operations are not known.
         episodes: all that were drawn for `answers` answers (more of them, where some were drawn anew).
     """
     calls = [status for e in episodes for status in e.calls]
-    totals = {
-        "flops": sum(episode_flops(config, e) for e in episodes),
+    totals = {"flops": sum(episode_flops(config, e) for e in episodes)} if config else {}
+    totals |= {
         "tokens": sum(e.sampled_length for e in episodes),
         "turns": sum(t.sampled for e in episodes for t in e.turns),
         "calls": len(calls),
@@ -130,7 +132,7 @@ def question_cost(config: ModelConfig, episodes: Sequence[Episode], answers: int
     return {name: float(total) / max(answers, 1) for name, total in totals.items()}
 
 
-def device_peak(device: jax.Device, dtype: jnp.dtype) -> tuple[float, str]:
+def device_peak(device: Any, dtype: jnp.dtype) -> tuple[float, str]:
     """Operations a second of one device, and whether that is "published" or "measured" (a large matmul, here)."""
     for kind, peak in PEAK_FLOPS.items():
         if device.device_kind.startswith(kind):

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, EvaluationConfig
+from jaxrl.cost import question_cost
 from jaxrl.estimators import best_of_n, bootstrap_interval, maj_at_k, n_at_k_of_episodes, pass_at_k
 from jaxrl.files import write_beside
 from jaxrl.metrics import write_samples
@@ -27,6 +28,7 @@ from jaxrl.run import (
     make_openai_engine,
     make_policy,
     make_pool,
+    make_sessions,
     make_tokenizer,
     open_run,
     prepare_process,
@@ -34,6 +36,7 @@ from jaxrl.run import (
 )
 from jaxrl.score import write_harness_files
 from jaxrl.tasks import Task, load_task
+from models.config import ModelConfig
 from rollouts.collect import Environment, collect
 from rollouts.engine import Engine
 from rollouts.episode import Attempt, Episode, Group
@@ -51,35 +54,39 @@ def evaluate(
     settings: EvaluationConfig,
     seed: Sequence[int],
     pool: Pool | None = None,
+    model: ModelConfig | None = None,
 ) -> tuple[dict[str, float], list[Group]]:
-    """Scores on the task's held-out problems (see `scores`, `summary`), and the episodes.
+    """Scores on the task's held-out problems (see `scores`, `summary`), what an answer cost, and the episodes.
 
     Every evaluation draws with the same seeds, so two policies differ by their weights only. Episodes in which the
     sandbox failed count as not solved, and are reported as held_out/sandbox_errors.
 
     Args:
         pool: the sandbox; needed for best_of = "public".
+        model: whose operations are counted; None: they are not.
     """
-    groups, draws = collect_well_formed(engine, environment, task, settings, seed)
+    groups, drawn = collect_well_formed(engine, environment, task, settings, seed)
     metrics = summary(scores(groups, task, settings, pool), settings.bootstrap)
     episodes = [e for g in groups for e in g.episodes]
     metrics["held_out/n"] = len(groups)
     metrics["held_out/length"] = float(np.mean([e.sampled_length for e in episodes]))
     metrics["held_out/sandbox_errors"] = sum(e.status == "sandbox_error" for e in episodes)
     if settings.regenerate:
-        metrics["held_out/attempts"] = draws / len(episodes)
+        metrics["held_out/attempts"] = len(drawn) / len(episodes)
+    cost = question_cost(model, drawn, len(episodes))
+    metrics |= {f"held_out/cost/{name}": value for name, value in cost.items()}
     return metrics, groups
 
 
 def collect_well_formed(
     engine: Engine, environment: Environment, task: Task, settings: EvaluationConfig, seed: Sequence[int]
-) -> tuple[list[Group], int]:
-    """`samples` episodes of each held-out problem, and how many were drawn for them.
+) -> tuple[list[Group], list[Episode]]:
+    """`samples` episodes of each held-out problem, and all that were drawn for them.
 
     Those whose text is not well formed are drawn anew, with other seeds, at most `regenerate` times; the last is kept.
     """
     groups = collect(engine, environment, task.held_out, settings.samples, seed)
-    draws = len(groups) * settings.samples
+    drawn = [e for g in groups for e in g.episodes]
     for again in range(1, settings.regenerate + 1):
         places = [
             (group, i)
@@ -92,8 +99,8 @@ def collect_well_formed(
         fresh = collect(engine, environment, [group.problem for group, _ in places], 1, (*seed, again))
         for (group, i), new in zip(places, fresh):
             group.episodes[i] = new.episodes[0]
-        draws += len(places)
-    return groups, draws
+            drawn += new.episodes
+    return groups, drawn
 
 
 def scores(
@@ -176,7 +183,7 @@ def _mean_logprob(episode: Episode) -> float:
 def _public_scores(groups: Sequence[Group], task: Task, pool: Pool | None) -> list[list[float]]:
     programs = []
     for group in groups:
-        tests = group.problem.meta.get("public_tests")
+        tests = group.problem.public_tests
         if not tests or task.program is None or pool is None:
             raise ValueError(
                 f"evaluation.best_of = 'public': problem {group.problem.id} of task {task.name} has no public tests"
@@ -201,12 +208,13 @@ def evaluate_config(config: Config) -> dict[str, float]:
     if config.rollout.reject_long_prompts:
         task = without_long_prompts(task, tokenizer, config.rollout)
     make = make_openai_engine(config, tokenizer) if policy is None else make_engine(config, policy, folder)
-    with make_pool(config) as pool, closing(make) as engine:
+    with make_pool(config) as pool, make_sessions(config) as sessions, closing(make) as engine:
         if policy is not None:
             engine.load_weights(policy.params, 0)
-        environment = make_environment(config, task, tokenizer, pool, config.evaluation.temperature)
+        environment = make_environment(config, task, tokenizer, pool, config.evaluation.temperature, sessions)
         seed = (config.seed, EVALUATION)
-        metrics, groups = evaluate(engine, environment, task, config.evaluation, seed, pool)
+        model = policy.config if policy else None
+        metrics, groups = evaluate(engine, environment, task, config.evaluation, seed, pool, model)
     write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
     write_harness_files(folder / "samples", task, groups)
     write_beside(folder / "evaluation.json", json.dumps(metrics, indent=2) + "\n")

@@ -388,7 +388,7 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
     clock = time.perf_counter()
     t.engine.load_weights(params, step)
     seed = (t.config.seed, EVALUATION)
-    metrics, groups = evaluate(t.engine, t.evaluator, t.task, t.config.evaluation, seed, t.pool)
+    metrics, groups = evaluate(t.engine, t.evaluator, t.task, t.config.evaluation, seed, t.pool, t.policy.config)
     metrics["time/evaluate_s"] = time.perf_counter() - clock
     t.log.write({"step": step, "stage": "evaluate", "stage_step": step, "after": after, **metrics})
     write_samples(t.folder / "samples" / f"evaluate_{step:08d}.jsonl", groups, step, "evaluate")

@@ -41,7 +41,7 @@ class Scripted:
 
 
 def task(**fields):
-    problems = [Problem(str(p), meta={"public_tests": (AssertTest("assert f < 3"),)}) for p in range(2)]
+    problems = [Problem(str(p), public_tests=(AssertTest("assert f < 3"),)) for p in range(2)]
 
     async def no_score(problem, text, pool):
         raise NotImplementedError
@@ -178,7 +178,7 @@ def test_all_of_mbpp_plus_is_held_out_on_demand(data):
     path = str(data / "evalplus" / "MbppPlus-v0.1.0.jsonl.gz")
     config = TaskConfig(name="mbpp", path=path, held_out_problems=1000, held_out_part="all")
     problems = load_task(config, 0).held_out
-    assert len(problems) == 399 and problems[0].meta["public_tests"][0].code.startswith("assert set(similar_elements(")
+    assert len(problems) == 399 and problems[0].public_tests[0].code.startswith("assert set(similar_elements(")
     with pytest.raises(ValueError, match=r"task\.held_out_part = 'plus' must be one of: test, all"):
         load_task(TaskConfig(name="mbpp", path=path, held_out_part="plus"), 0)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxrl.config import TaskConfig
-from jaxrl.extract import code_block
+from jaxrl.extract import code_block, parses
 from jaxrl.tasks import Generated, Task
 from jaxrl.tasks.functions import Family, Plan, allowed_constants, make_step, run, telling_inputs
 from rollouts.environments.feedback import told
@@ -197,4 +197,6 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         score=score,
         demonstrations=Generated(config.demonstrations, shown),
         corpus=corpus,
+        answer=lambda problem, text: boxed(text),
+        well_formed=lambda problem, text: boxed(text) is not None or parses(code_block(text)),
     )

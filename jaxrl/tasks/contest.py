@@ -27,7 +27,7 @@ LIMITS = Limits(wall_s=20, cpu_s=10)
 
 def make_task(config: TaskConfig, seed: int) -> Task:
     """The task; uses path, held_out_path, split, language, min_tests, max_tests, max_prompt_characters,
-    require_solution, train_problems and held_out_problems.
+    require_solution, public_tests, train_problems and held_out_problems.
 
     Raises DataError, with the counts by reason, when no problem is left.
     """
@@ -88,10 +88,12 @@ def make_problem(row: Row, config: TaskConfig) -> tuple[str, Problem | None]:
     step = -(-len(cases) // config.max_tests)
     solution = row.fields.get("gold_standard_solution")
     name = row.fields.get("problem_id") or row.fields.get("in_source_id") or row.where.rsplit("/", 1)[-1]
+    tests = tuple(_test(row, case) for case in cases[::step])
     return "", Problem(
         id=f"contest/{name}",
         messages=({"role": "user", "content": row.get("problem")},),
-        tests=tuple(_test(row, case) for case in cases[::step]),
+        tests=tests,
+        public_tests=tests[: config.public_tests],  # the data does not say which; statements mostly show the first
         demonstration=f"```python\n{code_block(solution).strip()}\n```" if solution else None,
         meta={"source": row.fields.get("source", "")},
     )

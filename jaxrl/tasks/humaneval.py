@@ -7,16 +7,17 @@ both training and held-out problems unless held_out_path names other ones. Train
 from __future__ import annotations
 
 import ast
+import doctest
 from functools import partial
 
 from jaxrl.config import ExtractionConfig, TaskConfig
 from jaxrl.datafiles import DataError, Row, read_rows
 from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
-from jaxrl.extract import function_program
+from jaxrl.extract import function_program, parses
 from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
 from sandbox.pool import Pool
-from sandbox.verdict import CheckTest, Limits, Program
+from sandbox.verdict import AssertTest, CheckTest, Limits, Program
 
 INSTRUCTION = "Complete the following Python function. Answer with the whole function in one fenced code block."
 
@@ -52,6 +53,7 @@ def make_problem(row: Row, style: str) -> Problem:
         messages=({"role": "user", "content": content},) if style == "chat" else (),
         prompt=header if style == "completion" else None,
         tests=(test,),
+        public_tests=examples(header, entry_point),
         demonstration=f"```python\n{header}{row.get('canonical_solution')}```" if style == "chat" else None,
         meta={"entry_point": entry_point, "header": header, "limits": PLUS_LIMITS if is_evalplus(row) else Limits()},
     )
@@ -65,6 +67,17 @@ def helpers(header: str, entry_point: str) -> str:
     """
     statements = ast.parse(header).body
     return "\n".join(ast.unparse(s) for s in statements if getattr(s, "name", "") != entry_point)
+
+
+def examples(header: str, entry_point: str) -> tuple[AssertTest, ...]:
+    """Tests that the prompt shows: the examples of its docstring; where it has none, that the function is there."""
+    tests = []
+    for example in doctest.DocTestParser().get_examples(header):
+        source, want = example.source.strip(), example.want.strip()
+        claim = f"({source}) == ({want})" if want else source  # some examples are comparisons already
+        if parses(claim):
+            tests.append(AssertTest(f"assert {claim}"))
+    return tuple(tests) or (AssertTest(f"assert callable({entry_point})"),)
 
 
 def program(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:

@@ -64,18 +64,19 @@ def make_problem(row: Row) -> Problem:
         text = row.get("prompt").strip().strip('"').strip()
         statement, _, asserts = text.partition("\nassert")
         asserts, code = f"assert{asserts}", row.get("canonical_solution")
-        meta["public_tests"] = (AssertTest(asserts),)  # those of the prompt
+        public = (AssertTest(asserts),)
     else:
         statement, code = row.get("text", "prompt"), row.get("code").replace("\r\n", "\n")
         if not row.get("test_list"):
             raise DataError(f"{row.where}: problem {row.get('task_id')} has no tests")
         setup = row.fields.get("test_setup_code") or "\n".join(row.fields.get("test_imports", ()))
         tests = tuple(AssertTest(f"{setup}\n{test}".strip()) for test in row.get("test_list"))
-        asserts = "\n".join(row.get("test_list"))
+        asserts, public = "\n".join(row.get("test_list")), tests
     return Problem(
         id=f"mbpp/{number(row)}",
         messages=({"role": "user", "content": f"{statement.strip()} {INSTRUCTION}\n{asserts}"},),
         tests=tests,
+        public_tests=public,  # those of the prompt
         demonstration=f"```python\n{code.strip()}\n```",
         meta=meta,
     )
