@@ -31,6 +31,7 @@ class PolicyConfig:
 
     path: str = ""  # Hugging Face folder or hub name, or a folder of `models.convert import`; "": random weights
     shape: ShapeConfig = field(default_factory=ShapeConfig)  # used only without a path
+    pretraining_tokens: float = 0.0  # that the model has seen before, for its cost; 0: not known, not counted
     tokenizer: str = ""  # folder or hub name; "": the model's own, or one trained on the task's own text
     tokenizer_size: int = 576  # tokens of one trained on the task's own text
     param_dtype: str = "float32"  # float32 | bfloat16
@@ -377,6 +378,7 @@ class Config:
     """One experiment. Its run lives in `runs_dir/name`."""
 
     name: str = "run"
+    label: str = ""  # of its row in a comparison of runs; "": the name
     runs_dir: str = "runs"
     seed: int = 0
     model: PolicyConfig = field(default_factory=PolicyConfig)

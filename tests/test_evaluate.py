@@ -87,21 +87,23 @@ def test_turns_are_samples():
 
 def test_ill_formed_answers_are_drawn_again_with_other_seeds():
     environment = Scripted(TEXTS)
-    groups, draws = collect_well_formed(None, environment, task(), EvaluationConfig(samples=4, regenerate=3), (0, 2))
+    groups, drawn = collect_well_formed(None, environment, task(), EvaluationConfig(samples=4, regenerate=3), (0, 2))
     assert [[e.text for e in g.episodes] for g in groups] == [
         ["f = 1", "f = 2", "f=1", "f = 9"], ["f = 2", "f = 3", "f = 9", "f = 3"],
     ]  # fmt: skip
-    assert draws == 10 and len(set(environment.seeds)) == 10
+    assert len(drawn) == 10 and len(set(environment.seeds)) == 10
     assert run(Scripted(TEXTS), regenerate=3)["held_out/attempts"] == 10 / 8
-    _, draws = collect_well_formed(
+    _, drawn = collect_well_formed(
         None, Scripted(TEXTS, fallback="f ="), task(), EvaluationConfig(samples=4, regenerate=3), (0, 2)
     )
-    assert draws == 8 + 3 * 2
+    assert len(drawn) == 8 + 3 * 2
 
 
 def test_the_task_says_what_is_well_formed():
     own = task(well_formed=lambda problem, text: text == "f = 9")
-    assert collect_well_formed(None, Scripted(TEXTS), own, EvaluationConfig(samples=4, regenerate=1), (0,))[1] == 16
+    assert (
+        len(collect_well_formed(None, Scripted(TEXTS), own, EvaluationConfig(samples=4, regenerate=1), (0,))[1]) == 16
+    )
 
 
 @pytest.mark.parametrize(
