@@ -34,6 +34,7 @@ class PolicyConfig:
     pretraining_tokens: float = 0.0  # that the model has seen before, for its cost; 0: not known, not counted
     tokenizer: str = ""  # folder or hub name; "": the model's own, or one trained on the task's own text
     tokenizer_size: int = 576  # tokens of one trained on the task's own text
+    tokenizer_digits: int = 1  # digits in a token of it, at most
     param_dtype: str = "float32"  # float32 | bfloat16
     compute_dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on accelerators
     remat: bool = False  # recompute each layer's activations in the backward pass
@@ -89,7 +90,7 @@ class TaskConfig:
     families: tuple[str, ...] = ("list", "text", "number")  # functions: what f may be a function of
     max_difficulty: int = 4  # functions, compute: steps of the longest problem
     demonstration_difficulty: int = 2  # functions: steps of the longest easy demonstration
-    hard_demonstrations: float = 0.1  # functions: share of demonstrations that are longer, up to max_difficulty
+    hard_demonstrations: float = 0.1  # functions, compute: share of longer demonstrations, up to max_difficulty
     lazy_demonstrations: float = 0.0  # functions, compute: share of demonstrations that do the last step only
     demonstration_kinds: tuple[str, ...] = ("direct", "tool", "program")  # compute: how demonstrations answer
     demonstrations: int = 20_000  # problems with a demonstration, for SFT

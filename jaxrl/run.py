@@ -141,7 +141,7 @@ def make_tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
     elif task.corpus is None:
         raise UserError(f"task {task.name} has no text to train a tokenizer on; set config.model.tokenizer")
     else:
-        tokenizer = train_tokenizer(task.corpus(), model.tokenizer_size)
+        tokenizer = train_tokenizer(task.corpus(), model.tokenizer_size, model.tokenizer_digits)
     tokenizer.save_pretrained(kept)
     return tokenizer
 

@@ -22,8 +22,8 @@ _CHAT_TEMPLATE = (
 )
 
 # Pieces that merges do not cross: a line break with its indentation, a digit, a word or other signs with the blank
-# before them, blanks. Digits one by one, so that a number is copied digit by digit.
-_PIECES = r"\n *|\d| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+| +"
+# before them, blanks. Digits one by one (or a few together), so that a number is copied digit by digit.
+_PIECES = r"\n *|\d{1,%d}| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+| +"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -45,10 +45,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"no tokenizer could be loaded from {name!r}: {reason}") from error
 
 
-def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(corpus: Iterable[str], vocab_size: int, digits: int = 1) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most `vocab_size` tokens with ChatML's special tokens and a chat template.
 
-    The same corpus gives the same tokenizer. Raises ValueError if the size has no room for all bytes.
+    A token has at most so many `digits`. The same corpus gives the same tokenizer. Raises ValueError if the size has
+    no room for all bytes.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -59,7 +60,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_PIECES % digits), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -1,4 +1,4 @@
-"""SFT. The small task's demonstrations are of all kinds (by head, with the interpreter, as a program), some careless."""
+"""SFT; on the small task with demonstrations of all kinds (by head, with the interpreter, as a program)."""
 
 from configs.study.common import study_config
 from jaxrl.config import Config

@@ -38,7 +38,7 @@ CONSTANTS, FACTORS = range(10, 100), range(11, 100)
 
 FAMILIES = (
     Family(
-        "number", "n", lambda rng, near: rng.randrange(100, 1000),
+        "number", "n", lambda rng, near: rng.randrange(10, 100),
         (
             make_step("add", "add {c}", "n + {c}", CONSTANTS),
             make_step("subtract", "subtract {c}", "n - {c}", CONSTANTS),
@@ -49,18 +49,6 @@ FAMILIES = (
             make_step("number", "return it", "n"),
             make_step("times", "return it times {c}", "n * {c}", FACTORS),
             make_step("modulo", "return it modulo {c}", "n % {c}", range(50, 100)),
-        ),
-    ),
-    Family(
-        "list", "x", lambda rng, near: [rng.randrange(10, 100) for _ in range(rng.randrange(3, 5))],
-        (
-            make_step("add", "add {c} to each", "[v + {c} for v in x]", CONSTANTS),
-            make_step("multiply", "multiply each by {c}", "[v * {c} for v in x]", FACTORS),
-            make_step("square", "square each", "[v * v for v in x]"),
-        ),
-        (
-            make_step("sum", "return the sum", "sum(x)"),
-            make_step("sum_times", "return the sum times {c}", "sum(x) * {c}", FACTORS),
         ),
     ),
 )  # fmt: skip
@@ -157,7 +145,7 @@ async def score(problem: Problem, text: str, pool: Pool) -> Reward:
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """Uses the numbers of problems, max_difficulty, demonstration_kinds and lazy_demonstrations.
+    """Uses the numbers of problems, max_difficulty, demonstration_kinds, hard_demonstrations and lazy_demonstrations.
 
     Raises ValueError naming a field out of its range.
     """
@@ -170,17 +158,22 @@ def make_task(config: TaskConfig, seed: int) -> Task:
             f"task.demonstration_kinds = {config.demonstration_kinds!r} must be some of: {', '.join(kinds)}"
         )
 
-    def plain(name: str, seed: int = seed, held_out: bool = False) -> Callable[[int], Problem]:
+    def plain(name: str, seed: int, hard: float = 1.0, held_out: bool = False) -> Callable[[int], Problem]:
+        """Problems of two steps; a share `hard` of them is evenly of all difficulties from 2 up."""
+
         def make(i: int) -> Problem:
             rng = random.Random(f"compute {name} {seed} {i}")
-            return generate(rng, rng.randrange(2, config.max_difficulty + 1), held_out, f"compute/{name}/{i}")
+            difficulty = rng.randrange(2, config.max_difficulty + 1) if rng.random() < hard else 2
+            return generate(rng, difficulty, held_out, f"compute/{name}/{i}")
 
         return make
 
     def shown(i: int) -> Problem:
         rng = random.Random(f"compute shown {seed} {i}")
         kind = kinds[config.demonstration_kinds[i % len(config.demonstration_kinds)]]
-        return demonstrate(plain("demonstration")(i), rng, kind, config.lazy_demonstrations)
+        return demonstrate(
+            plain("demonstration", seed, config.hard_demonstrations)(i), rng, kind, config.lazy_demonstrations
+        )
 
     def corpus() -> Iterable[str]:
         """The same for every seed, so that runs with different seeds have the same tokenizer."""
@@ -192,7 +185,7 @@ def make_task(config: TaskConfig, seed: int) -> Task:
     held_out = plain("held_out", HELD_OUT_SEED, held_out=True)
     return Task(
         name="compute",
-        train=Generated(config.train_problems, plain("train")),
+        train=Generated(config.train_problems, plain("train", seed)),
         held_out=[held_out(i) for i in range(config.held_out_problems)],
         score=score,
         demonstrations=Generated(config.demonstrations, shown),
