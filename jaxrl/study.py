@@ -1,0 +1,87 @@
+"""The study: how much is tool use worth, and at what cost? All its runs, one after another, and their report.
+
+    python -m jaxrl.study                                    the small model, one seed; make study
+    python -m jaxrl.study --seeds 3                          with intervals over seeds
+    python -m jaxrl.study --model /models/Qwen2.5-Coder-1.5B --folder runs/qwen
+
+Overrides (--config.rollout.engine=vllm) go to every run. A run that is complete is not done again, one that was stopped
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """A run of the study: its command (train or evaluate), its config in configs/study, its name and overrides."""
+
+    command: str
+    config: str
+    name: str
+    overrides: tuple[str, ...] = ()
+
+
+RUNS = (
+    Run("train", "sft", "sft"),
+    Run(
+        "evaluate", "direct", "sft_regenerate",
+        ("--config.label=SFT + regenerate", "--config.evaluation.regenerate=3"),
+    ),
+    Run("evaluate", "tool", "sft_tool", ("--config.label=SFT + tool use",)),
+    Run("evaluate", "feedback", "sft_feedback", ("--config.label=SFT + feedback",)),
+    Run("train", "direct", "direct"),
+    Run("train", "tool", "tool"),
+    Run("train", "feedback", "feedback"),
+)  # fmt: skip
+
+
+def commands(folder: Path, seed: int, model: str, overrides: Sequence[str]) -> list[list[str]]:
+    """The command line of each run of one seed, in order: all after the first start from what SFT has made."""
+    place = folder / f"seed_{seed}"
+    lines = []
+    for run in RUNS:
+        config = f"configs/study/{run.config}.py" + (f":{model}" if model else "")
+        line = [sys.executable, "-m", f"jaxrl.{run.command}", f"--config={config}", f"--config.name={run.name}"]
+        line += [f"--config.runs_dir={place}", f"--config.seed={seed}"]
+        line += [] if run.config == "sft" else [f"--config.model.path={place / 'sft'}"]
+        lines.append([*line, *run.overrides, *overrides])
+    return lines
+
+
+def complete(folder: Path) -> bool:
+    """Whether the folder holds a run that has ended: both commands write their last file at the end."""
+    return (folder / "report.html").is_file() or (folder / "evaluation.json").is_file()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs what is not complete, then writes the report into the folder; the exit status of the first that fails."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--model", default="", help="Hugging Face folder; the default is the small model")
+    parser.add_argument("--folder", type=Path, default=Path("runs/study"))
+    options, overrides = parser.parse_known_args(arguments)
+    wrong = [o for o in overrides if not o.startswith("--config.")]
+    if wrong:
+        parser.error(f"unexpected argument {wrong[0]!r}; overrides look like --config.grpo.steps=50")
+    for seed in range(options.seeds):
+        for run, line in zip(RUNS, commands(options.folder, seed, options.model, overrides)):
+            place = options.folder / f"seed_{seed}" / run.name
+            if complete(place):
+                print(f"{place} is complete")
+                continue
+            print(f"--- {place}", flush=True)
+            status = subprocess.run(line).returncode
+            if status:
+                return status
+    runs = [str(options.folder / f"seed_{seed}" / run.name) for seed in range(options.seeds) for run in RUNS]
+    return subprocess.run([sys.executable, "-m", "jaxrl.report", *runs, "--output", str(options.folder)]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
