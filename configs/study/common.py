@@ -9,7 +9,7 @@ from jaxrl.config import Config
 
 def study_config(name: str, model: str = "") -> Config:
     """The run NAME of the study."""
-    config = Config(name=name, runs_dir="runs/study")
+    config = Config(name=name, runs_dir="runs/study/seed_0")
     if model:
         _real(config, model)
     else:
@@ -20,7 +20,8 @@ def study_config(name: str, model: str = "") -> Config:
 def grpo_config(name: str, model: str = "") -> Config:
     """GRPO from the model that SFT has made."""
     config = study_config(name, model)
-    config.model.path = "runs/study/sft"
+    config.model.path = "runs/study/seed_0/sft"
+    config.sft.steps = 0
     config.grpo.steps = 500 if model else 100
     config.grpo.problems_per_step = 128 if model else 16
     config.grpo.group_size = 16 if model else 8
@@ -31,7 +32,10 @@ def grpo_config(name: str, model: str = "") -> Config:
 def _small(config: Config) -> None:
     config.task.name = "compute"
     config.task.max_difficulty = 3
-    config.task.lazy_demonstrations = 0.4
+    # Short ones first of all: copying numbers is learned from them several times sooner. Answers by head teach nothing.
+    config.task.demonstration_kinds = ("tool", "tool", "program", "tool", "direct")
+    config.task.hard_demonstrations = 0.15
+    config.task.lazy_demonstrations = 0.25
     config.task.held_out_problems = 200
 
     config.model.shape.hidden_size = 192
@@ -40,7 +44,7 @@ def _small(config: Config) -> None:
     config.model.tokenizer_size = 416
     config.model.unroll_layers = True
 
-    config.sft.steps = 1200
+    config.sft.steps = 800
     config.sft.batch_size = 32
     config.sft.optimizer.learning_rate = 2e-3
     config.sft.optimizer.schedule = "cosine"

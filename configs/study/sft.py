@@ -11,5 +11,5 @@ def get_config(model: str = "") -> Config:
     if not model:
         config.rollout.instruction = DIRECT  # of the evaluations; demonstrations have their own
         config.rollout.max_new_tokens = 16
-        config.batch.row_length = 224
+        config.batch.row_length = 160
     return config
