@@ -215,10 +215,10 @@ def notes(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
     for row in rows:
         if len({e.seeds for e in row.entries}) < len(row.entries):
             said.append(f"{row.label}: runs of the same seed among them, so the interval says less than it seems to.")
-        different = sorted(n for n in differences([e.run for e in row.entries]) if n not in NAMES)
+        different = sorted(_really_different([e.run for e in row.entries]) - set(NAMES))
         if different:
             said.append(f"{row.label}: its runs differ in {', '.join(different)}.")
-    tasks = sorted(n for n in differences(runs) if n.startswith("task."))
+    tasks = sorted(n for n in _really_different(runs) if n.startswith("task."))
     if tasks:
         said.append(f"The runs differ in {', '.join(tasks)}: they may not have been asked the same questions.")
     shown = {id(e.run) for row in rows for e in row.entries if not e.base}
@@ -233,6 +233,8 @@ def headline(rows: Sequence[Row]) -> str:
     if not rows:
         return "No run has been evaluated yet."
     best = max(rows, key=lambda row: row.score)
+    if not best.score:
+        return "No variant has solved a problem yet."
     interval = "" if best.low is None else f" (95% interval {interval_text(best).rstrip(' †')})"
     said = [f"Best is {best.label}: {100 * best.score:.1f}% pass@1{interval}."] if len(rows) > 1 else []
     if len(rows) == 1:
@@ -274,8 +276,13 @@ def worth(name: str, row: Row, direct: Row) -> str:
     )
 
 
+def _really_different(runs: Sequence[Run]) -> set[str]:
+    """The settings in which runs differ, without those that some of them, of another version, do not have."""
+    return {name for name, values in differences(runs).items() if None not in values}
+
+
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, by their dotted names: the value of each run."""
+    """The settings in which runs differ, by their dotted names: the value of each run, None where it has none."""
     flat = [dict(_flatten(run.config)) for run in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     values = {name: [settings.get(name) for settings in flat] for name in names}

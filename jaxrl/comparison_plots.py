@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from jaxrl.comparison import SCORE, Row, pareto_front
+from jaxrl.comparison import SCORE, Row, mean, pareto_front
 from jaxrl.page import COLOURS, DIM, INK, legend, plain_axes, short, svg
 from jaxrl.run_folder import Record, Run
 
@@ -35,25 +36,26 @@ PARTS = {
 }
 
 
-def colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
+def palette(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each label, the same in all plots of a page."""
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(dict.fromkeys(labels))}
 
 
-def score_plot(rows: Sequence[Row]) -> str:
+def score_plot(rows: Sequence[Row], colours: Mapping[str, str]) -> str:
     """Score, with its interval, against operations a question; the Pareto front; a name at each point."""
-    shown = [(i, row) for i, row in enumerate(rows) if row.flops]
+    shown = [row for row in rows if row.flops]
     left_out = [row.label for row in rows if not row.flops]
     said = f"Left out, FLOPs a question not known: {', '.join(left_out)}." if left_out else ""
     if not shown:
         return f"<p class=dim>{html.escape(said)}</p>"
     figure, axis = plain_axes(7.6, 4.6, "pass@1, %")
-    points = [(float(row.flops or 0), 100 * row.score) for _, row in shown]
+    points = [(float(row.flops or 0), 100 * row.score) for row in shown]
     front = [points[i] for i in pareto_front(points)]
     axis.plot(*zip(*front), drawstyle="steps-post", color=DIM, linewidth=1.2, linestyle="--", zorder=2)
-    for (i, row), (x, y) in zip(shown, points):
+    for row, (x, y) in zip(shown, points):
         if row.low is not None and row.high is not None:
-            axis.plot([x, x], [100 * row.low, 100 * row.high], color=colour(i), linewidth=1.6, zorder=3)
-        axis.plot([x], [y], "o", color=colour(i), markersize=8, zorder=4)
+            axis.plot([x, x], [100 * row.low, 100 * row.high], color=colours[row.label], linewidth=1.6, zorder=3)
+        axis.plot([x], [y], "o", color=colours[row.label], markersize=8, zorder=4)
     axis.set_xscale("log")
     axis.margins(x=0.22)
     low, high = axis.get_ylim()
@@ -62,13 +64,19 @@ def score_plot(rows: Sequence[Row]) -> str:
         middle = float(np.sqrt(np.prod(axis.get_xlim())))
         axis.set_xlim(middle / 2.5, middle * 2.5)
     axis.set_xlabel("inference FLOPs a question (log scale)", fontsize=9, color=DIM)
-    write_names(figure, axis, points, [row for _, row in shown])
+    write_names(figure, axis, points, shown, front)
     note = f"Bars: 95% intervals. Dashed: the Pareto front, which no variant beats in both. {said}"
     return f"<div class=plot>{svg(figure)}</div><p class=dim>{html.escape(note)}</p>"
 
 
-def write_names(figure: Figure, axis: Any, points: Sequence[tuple[float, float]], rows: Sequence[Row]) -> None:
-    """Writes each row's label beside its point, where it covers no other label, point or bar."""
+def write_names(
+    figure: Figure,
+    axis: Any,
+    points: Sequence[tuple[float, float]],
+    rows: Sequence[Row],
+    front: Sequence[tuple[float, float]],
+) -> None:
+    """Writes each row's label beside its point, where it covers no other label, no point, bar or step of the front."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     figure.set_layout_engine("none")  # the axis stays where it is measured now
@@ -77,6 +85,9 @@ def write_names(figure: Figure, axis: Any, points: Sequence[tuple[float, float]]
         px, py = axis.transData.transform((x, y))
         ends = [axis.transData.transform((x, 100 * v))[1] for v in (row.low, row.high) if v is not None] or [py]
         taken += [Bbox([[px - 6, py - 6], [px + 6, py + 6]]), Bbox([[px - 2, min(ends)], [px + 2, max(ends)]])]
+    steps = axis.transData.transform(front)
+    for (x0, y0), (x1, y1) in pairwise(steps):
+        taken += [Bbox([[x0, y0 - 1], [x1, y0 + 1]]), Bbox([[x1 - 1, y0], [x1 + 1, y1]])]
     names = [axis.annotate(row.label, point, (0, 0), textcoords="offset points", fontsize=9.5, color=INK, va="bottom")
              for row, point in zip(rows, points)]  # fmt: skip
     renderer = canvas.get_renderer()
@@ -133,43 +144,43 @@ def training_bars(rows: Sequence[Row]) -> str:
     return f"{key}<div class=bars>{''.join(bars)}</div><p class=dim>{said}</p>"
 
 
-def training_curves(runs: Sequence[Run]) -> str:
+def training_curves(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
     """The curves of all GRPO runs in common axes, over the steps of their GRPO stage; a small plot a metric."""
     trained = [run for run in runs if run.stage("grpo")]
     if not trained:
         return "<p class=dim>No run has a GRPO stage.</p>"
     labels = list(dict.fromkeys(run.label for run in trained))
-    plots = [held_out_plot(trained, labels)]
+    plots = [held_out_plot(trained, colours)]
     for title, name, factor in CURVES:
         if any(name in r for run in trained for r in run.stage("grpo")):
-            plots.append(metric_plot(trained, labels, title, name, factor))
-    key = legend(labels, [colour(i) for i in range(len(labels))])
+            plots.append(metric_plot(trained, colours, title, name, factor))
+    key = legend(labels, [colours[label] for label in labels])
     return (
         f"{key}<div class=plots>{''.join(plots)}</div><p class=dim>Over the steps of GRPO. Thin: each step; thick: "
         f"moving mean of {SMOOTH} steps.</p>"
     )
 
 
-def metric_plot(runs: Sequence[Run], labels: Sequence[str], title: str, name: str, factor: float) -> str:
+def metric_plot(runs: Sequence[Run], colours: Mapping[str, str], title: str, name: str, factor: float) -> str:
     figure, axis = plain_axes(4.6, 2.8, title)
     for run in runs:
         points = [(r["stage_step"], factor * r[name]) for r in run.stage("grpo") if _is_number(r.get(name))]
         if points:
             x, y = zip(*points)
-            tone = colour(labels.index(run.label))
+            tone = colours[run.label]
             axis.plot(x, y, color=tone, linewidth=0.7, alpha=0.4)
             axis.plot(x, moving_mean(y), color=tone, linewidth=1.8)
     axis.set_ylim(bottom=0)
     return f"<div>{svg(figure)}</div>"
 
 
-def held_out_plot(runs: Sequence[Run], labels: Sequence[str]) -> str:
+def held_out_plot(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
     """Held-out score at each evaluation, with its interval, before and in the GRPO stage."""
     figure, axis = plain_axes(4.6, 2.8, "Held-out pass@1, %")
     for run in runs:
         start = run.stage("grpo")[0]["step"] - run.stage("grpo")[0]["stage_step"]
         scores = [r for r in run.stage("evaluate") if r["step"] >= start]
-        tone = colour(labels.index(run.label))
+        tone = colours[run.label]
         steps = [r["step"] - start for r in scores]
         axis.plot(steps, [100 * r[SCORE] for r in scores], "o-", color=tone, markersize=4, linewidth=1.4)
         for step, r in zip(steps, scores):
@@ -183,6 +194,26 @@ def moving_mean(values: Sequence[float], width: int = SMOOTH) -> list[float]:
     """The mean of each value and its neighbours, `width` in all; fewer at the ends."""
     half = width // 2
     return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+
+
+def longer(runs: Sequence[Run]) -> str:
+    """A sentence for each GRPO run: how long its episodes were at first and at last."""
+    said = []
+    for run in runs:
+        records = run.stage("grpo")
+        first, last = (tenth_mean(records, "length/mean", last) for last in (False, True))
+        if first and last is not None:
+            said.append(
+                f"{run.label}: episodes went from {first:.3g} to {last:.3g} sampled tokens ({last / first - 1:+.0%})."
+            )
+    return " ".join(said)
+
+
+def tenth_mean(records: Sequence[Record], name: str, last: bool) -> float | None:
+    """The mean of a metric over the first or the last tenth of the records; None where none has it."""
+    tenth = max(1, len(records) // 10)
+    part = records[-tenth:] if last else records[:tenth]
+    return mean([float(r[name]) for r in part if _is_number(r.get(name))])
 
 
 def change(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -200,11 +231,8 @@ def change(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 def first_to_last(records: Sequence[Record], name: str, factor: float) -> str:
     """first → last: means over the first and the last tenth of the steps; – where there is nothing."""
-    tenth = max(1, len(records) // 10)
-    means = []
-    for part in (records[:tenth], records[-tenth:]):
-        values = [factor * r[name] for r in part if _is_number(r.get(name))]
-        means.append(f"{np.mean(values):.3g}" if values else "–")
+    ends = [tenth_mean(records, name, last) for last in (False, True)]
+    means = ["–" if end is None else f"{factor * end:.3g}" for end in ends]
     return " → ".join(means) if set(means) != {"–"} else "–"
 
 

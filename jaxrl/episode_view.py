@@ -36,16 +36,18 @@ STYLE = """
   background: var(--card) }
 .episode > summary { cursor: pointer; overflow-wrap: anywhere } .episode[open] > summary { margin-bottom: .5rem }
 .turn { border-left: 4px solid var(--line); padding: .1rem 0 .25rem .8rem; margin: .5rem 0 }
-.turn.learned { border-left-color: #0072b2 } .turn .role { font-size: .82rem; color: var(--dim) }
+.turn.learned { border-left-color: #1f83c9 } .turn .role { font-size: .82rem; color: var(--dim) }
 .turn.masked pre { color: var(--dim); background: var(--mask) } .turn pre { padding: .25rem .4rem }
 .verdict { margin: .6rem 0 0 } .verdict pre { background: var(--mask); padding: .25rem .4rem }
 .filters fieldset { border: 0; padding: 0; margin: .25rem 0; display: flex; flex-wrap: wrap; gap: .2rem .4rem }
 .filters legend { float: left; min-width: 4.5rem; color: var(--dim); padding: .15rem 0 }
 .filters label { border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .7rem; cursor: pointer }
 .filters label:has(:checked) { border-color: var(--fg); font-weight: 600 }
-.filters input { position: absolute; opacity: 0 } .filters label:has(:focus-visible) { outline: 2px solid #0072b2 }
-.sample { padding: .05rem .45rem; margin-right: .3rem; font: 13px ui-monospace, monospace; border-radius: 3px }
-.sample.p0 { border: 1px solid var(--line) } .sample.mask { background: var(--mask); color: var(--dim) }
+.filters input { position: absolute; opacity: 0 } .filters label:has(:focus-visible) { outline: 2px solid #1f83c9 }
+.sample { color: var(--fg); padding: .05rem .45rem; margin-right: .3rem; font: 13px ui-monospace, monospace;
+  border-radius: 3px }
+.sample.p4 { color: var(--p4-text) } .sample.p0 { border: 1px solid var(--line) }
+.sample.mask { background: var(--mask); color: var(--dim) }
 """
 
 

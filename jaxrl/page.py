@@ -13,9 +13,10 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, told apart by all kinds of colour vision; those that are legible on white and on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
+# Okabe and Ito's colours, told apart by all kinds of colour vision; the blue lighter, to be legible on black too.
+COLOURS = ("#1f83c9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
 INK, DIM, LINE = "#010203", "#040506", "#070809"  # in plots; the page puts the scheme's own colours in their place
 
 STYLE = """
@@ -113,6 +114,7 @@ def plain_axes(width: float, height: float, title: str) -> tuple[Figure, Any]:
     axis.tick_params(which="both", colors=DIM, labelsize=8.5)
     axis.grid(color=LINE, linewidth=0.6)
     axis.set_axisbelow(True)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return figure, axis
 
 

@@ -85,13 +85,15 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     runs = [read_run(folder) for folder in folders]
     rows = comparison.make_rows(runs)
     title = "jaxrl: " + (runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side")
+    labels = [row.label for row in rows]
     tasks = ", ".join(dict.fromkeys(str(run.config["task"]["name"]) for run in runs))
     parts = [
         f"<h1>{html.escape(title.removeprefix('jaxrl: '))}</h1><p class=dim>task {html.escape(tasks)}</p>",
         f"<p class=lead>{html.escape(comparison.headline(rows))}</p>",
         *_scores_and_costs(rows, runs),
         "<h2>Does the model learn to reason for longer?</h2>",
-        comparison_plots.training_curves(runs),
+        f"<p>{html.escape(comparison_plots.longer(runs))}</p>",
+        comparison_plots.training_curves(runs, comparison_plots.palette([*labels, *(run.label for run in runs)])),
         _change(runs),
         "<h2>Where it ran</h2>",
         _measured(runs),
@@ -121,6 +123,7 @@ def _scores_and_costs(rows: Sequence[comparison.Row], runs: Sequence[Run]) -> li
     """The table with its notes, the plot of score against cost, and the bars of training FLOPs."""
     if not rows:
         return []
+    colours = comparison_plots.palette([row.label for row in rows])
     best = max(range(len(rows)), key=lambda i: rows[i].score) if len(rows) > 1 else -1
     said = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes(rows, runs))
     return [
@@ -128,7 +131,7 @@ def _scores_and_costs(rows: Sequence[comparison.Row], runs: Sequence[Run]) -> li
         html_table(*comparison.table(rows), numbers=True, best=best),
         f"<ul class=dim>{said}</ul>",
         "<h2>Score against inference FLOPs</h2>",
-        comparison_plots.score_plot(rows),
+        comparison_plots.score_plot(rows, colours),
         "<h2>Training FLOPs</h2>",
         comparison_plots.training_bars(rows),
     ]
