@@ -59,7 +59,8 @@ def score_plot(rows: Sequence[Row], colours: Mapping[str, str]) -> str:
     axis.set_xscale("log")
     axis.margins(x=0.22)
     low, high = axis.get_ylim()
-    axis.set_ylim(max(-3.0, low), min(103.0, high))
+    low, high = max(-3.0, low), min(103.0, high)
+    axis.set_ylim(low, max(high, low + 10))
     if axis.get_xlim()[1] / axis.get_xlim()[0] < 4:
         middle = float(np.sqrt(np.prod(axis.get_xlim())))
         axis.set_xlim(middle / 2.5, middle * 2.5)

@@ -38,7 +38,7 @@ td { font-variant-numeric: tabular-nums } td:not(:first-child) { white-space: no
 .big small { display: block; font-size: .8rem; font-weight: 400; color: var(--dim) }
 svg { width: 100%; height: auto; display: block }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 1rem 1.5rem }
-.plot { max-width: 760px }
+.plot { max-width: 760px; overflow-x: auto } .plot svg { min-width: 560px }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .4rem 0 } .legend span { white-space: nowrap }
 .key { display: inline-block; width: 1.1em; height: .75em; border-radius: 3px; margin-right: .4em }
 .bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden; margin: .8rem 0 }

@@ -124,7 +124,7 @@ def _scores_and_costs(rows: Sequence[comparison.Row], runs: Sequence[Run]) -> li
     if not rows:
         return []
     colours = comparison_plots.palette([row.label for row in rows])
-    best = max(range(len(rows)), key=lambda i: rows[i].score) if len(rows) > 1 else -1
+    best = max(range(len(rows)), key=lambda i: rows[i].score) if len(rows) > 1 and any(r.score for r in rows) else -1
     said = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes(rows, runs))
     return [
         "<h2>Scores and what they cost</h2>",
@@ -152,11 +152,14 @@ def _change(runs: Sequence[Run]) -> str:
 
 def _differences(runs: Sequence[Run]) -> str:
     different = comparison.differences(runs)
-    if not different:
-        return "<p class=dim>None.</p>"
-    header = ["setting", *(run.name for run in runs)]
-    rows = [[name, *("–" if v is None else json.dumps(v) for v in vs)] for name, vs in different.items()]
-    return html_table(header, rows)
+    rows = [[name, *map(json.dumps, values)] for name, values in different.items() if None not in values]
+    missing = len(different) - len(rows)
+    said = (
+        f"<p class=dim>Left out: {missing} settings that runs of an older version do not have.</p>" if missing else ""
+    )
+    return (
+        html_table(["setting", *(run.name for run in runs)], rows) + said if rows else f"<p class=dim>None.</p>{said}"
+    )
 
 
 def _measured(runs: Sequence[Run]) -> str:
