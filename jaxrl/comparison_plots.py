@@ -148,8 +148,6 @@ def training_bars(rows: Sequence[Row]) -> str:
 def training_curves(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
     """The curves of all GRPO runs in common axes, over the steps of their GRPO stage; a small plot a metric."""
     trained = [run for run in runs if run.stage("grpo")]
-    if not trained:
-        return "<p class=dim>No run has a GRPO stage.</p>"
     labels = list(dict.fromkeys(run.label for run in trained))
     plots = [held_out_plot(trained, colours)]
     for title, name, factor in CURVES:

@@ -119,10 +119,10 @@ def viewer(runs: Sequence[tuple[str, Sequence[Record], Callable[[list[int]], str
     statuses = list(dict.fromkeys(outcome(e) for _, e in episodes))
     solved = [n for n in ("solved", "not solved") if any(n == _solved(e) for _, e in episodes)]
     names = [name for name, _, _ in runs]
-    filters = [("run", names), ("solved", solved), ("verdict", statuses)]
+    filters = [("run", names), ("solved", solved), ("outcome", statuses)]
     blocks = []
     for i, e in episodes:
-        kinds = f"run-{i} solved-{solved.index(_solved(e))} verdict-{statuses.index(outcome(e))}"
+        kinds = f"run-{i} solved-{solved.index(_solved(e))} outcome-{statuses.index(outcome(e))}"
         name = names[i] if len(runs) > 1 else ""
         blocks.append(episode_block(e, name, runs[i][2], kinds, is_open=len(blocks) < 2))
     return f"<div class=viewer>{_key()}{_filters(filters)}{''.join(blocks)}</div>"
@@ -167,6 +167,7 @@ def episode_block(
     turns = episode.get("turns") or [{"role": "assistant", "text": episode["text"], "sampled": True}]
     sampled = sum(bool(t.get("sampled")) for t in turns)
     calls = [t["status"] for t in turns if t.get("status")]
+    trained = episode.get("stage") != "evaluate"
     where = f"{episode.get('stage', '')} step {episode['step']}, {episode['problem']}"
     size = f"{episode['tokens']} tokens, {sampled} turn{'s' * (sampled != 1)}"
     size += f", {len(calls)} tool call{'s' * (len(calls) != 1)}" if calls else ""
@@ -174,21 +175,24 @@ def episode_block(
     head = f"{mark} · {html.escape(f'{run} · ' if run else '')}<span class=dim>{html.escape(where)} · {size}</span>"
     return (
         f"<details class='episode {kinds}'{' open' if is_open else ''}><summary>{head}</summary>"
-        f"<div class='turn masked'><span class=role>prompt · not in the loss</span>"
+        f"<div class='turn masked'><span class=role>prompt</span>"
         f"<pre>{html.escape(episode['prompt'])}</pre></div>"
-        f"{''.join(turn_block(t, decode) for t in turns)}{result_block(episode)}</details>"
+        f"{''.join(turn_block(t, decode, trained) for t in turns)}{result_block(episode)}</details>"
     )
 
 
-def turn_block(turn: Record, decode: Callable[[list[int]], str] | None) -> str:
-    """A turn with its role, whether it is in the loss, the status of its tool call, and its tokens."""
+def turn_block(turn: Record, decode: Callable[[list[int]], str] | None, trained: bool = True) -> str:
+    """A turn with its role, whether it is in the loss (of a `trained` episode), its tool call's status, its tokens."""
     sampled = bool(turn.get("sampled"))
     learned = bool(turn.get("learned", sampled))
     tokens = turn.get("tokens") or []
     role = ROLES.get(turn["role"], str(turn["role"]))
-    said = [role, *([f"{len(tokens)} tokens"] if tokens else [])]
+    said = [role, *([f"{len(tokens)} token{'s' * (len(tokens) != 1)}"] if tokens else [])]
     said += [f"{turn['cached']} tokens before it cached"] if turn.get("cached") else []
-    said += ["in the loss" if learned else "not in the loss"]
+    if trained:
+        said.append("in the loss" if learned else "not in the loss")
+    if turn.get("logprobs") and decode is None:
+        said.append("not coloured: the run kept no tokenizer")
     status = ""
     if turn.get("status"):
         kind = "passed" if turn["status"] == "passed" else "failed"
@@ -241,8 +245,10 @@ def result_block(episode: Record) -> str:
     tests = verdict.get("tests", [])
     passed = sum(t["status"] == "passed" for t in tests)
     kind = "passed" if episode["solved"] else "failed"
-    lines = [f"verdict <span class={kind}>{html.escape(outcome(episode))}</span>"]
-    lines[0] += f", {passed} of {len(tests)} tests passed" if tests else ""
+    lines = []
+    if verdict:
+        counts = f", {passed} of {len(tests)} tests passed" if tests else ""
+        lines.append(f"verdict <span class={kind}>{html.escape(outcome(episode))}</span>{counts}")
     parts = ", ".join(f"{name} {value:.3g}" for name, value in episode["parts"].items())
     lines.append(f"reward <b>{episode['reward']:.3g}</b> <span class=dim>({html.escape(parts)})</span>")
     lines.append(f"episode {html.escape(str(episode['status']))}")

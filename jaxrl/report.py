@@ -85,22 +85,15 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     runs = [read_run(folder) for folder in folders]
     rows = comparison.make_rows(runs)
     title = "jaxrl: " + (runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side")
-    labels = [row.label for row in rows]
     tasks = ", ".join(dict.fromkeys(str(run.config["task"]["name"]) for run in runs))
     parts = [
         f"<h1>{html.escape(title.removeprefix('jaxrl: '))}</h1><p class=dim>task {html.escape(tasks)}</p>",
         f"<p class=lead>{html.escape(comparison.headline(rows))}</p>",
         *_scores_and_costs(rows, runs),
-        "<h2>Does the model learn to reason for longer?</h2>",
-        f"<p>{html.escape(comparison_plots.longer(runs))}</p>",
-        comparison_plots.training_curves(runs, comparison_plots.palette([*labels, *(run.label for run in runs)])),
-        _change(runs),
-        "<h2>Where it ran</h2>",
-        _measured(runs),
+        *_training(rows, runs),
         "<h2>Episodes</h2>",
         _viewer(runs, EPISODES_COMPARED),
-        "<h2>Settings that differ</h2>",
-        _differences(runs),
+        *(["<h2>Settings that differ</h2>", _differences(runs)] if len(runs) > 1 else []),
     ]
     return _write(output, title, parts, markdown(title, rows, runs))
 
@@ -142,12 +135,21 @@ def _viewer(runs: Sequence[Run], count: int) -> str:
     return episode_view.viewer([(r.name, choose(r.folder / "samples", count), decoder(r.folder)) for r in runs])
 
 
-def _change(runs: Sequence[Run]) -> str:
-    header, rows = comparison_plots.change(runs)
-    if not rows:
-        return ""
-    said = "<p class=dim>Means over the first tenth of the steps → over the last tenth:</p>"
-    return said + html_table(header, rows, numbers=True)
+def _training(rows: Sequence[comparison.Row], runs: Sequence[Run]) -> list[str]:
+    """Curves of the runs with a GRPO stage, and what training took where it was measured."""
+    parts = []
+    if any(run.stage("grpo") for run in runs):
+        colours = comparison_plots.palette([*(row.label for row in rows), *(run.label for run in runs)])
+        parts += [
+            "<h2>Does the model learn to reason for longer?</h2>",
+            f"<p>{html.escape(comparison_plots.longer(runs))}</p>",
+            comparison_plots.training_curves(runs, colours),
+            "<p class=dim>Means over the first tenth of the steps → over the last tenth:</p>",
+            html_table(*comparison_plots.change(runs), numbers=True),
+        ]
+    if any(run.records for run in runs):
+        parts += ["<h2>Where it ran</h2>", _measured(runs)]
+    return parts
 
 
 def _differences(runs: Sequence[Run]) -> str:
