@@ -89,7 +89,8 @@ def write_names(
     steps = axis.transData.transform(front)
     for (x0, y0), (x1, y1) in pairwise(steps):
         taken += [Bbox([[x0, y0 - 1], [x1, y0 + 1]]), Bbox([[x1 - 1, y0], [x1 + 1, y1]])]
-    names = [axis.annotate(row.label, point, (0, 0), textcoords="offset points", fontsize=9.5, color=INK, va="bottom")
+    names = [axis.annotate(row.label, point, (0, 0), textcoords="offset points", fontsize=9.5, color=INK, va="bottom",
+                           parse_math=False)
              for row, point in zip(rows, points)]  # fmt: skip
     renderer = canvas.get_renderer()
     boxes = [name.get_window_extent(renderer) for name in names]

@@ -259,6 +259,15 @@ def test_page_holds_what_it_promises_runs_nothing_and_needs_no_network(tmp_path,
     assert "| GRPO + tool use | 1 | 70.0 | 65.0 – 75.0 | 2.40e+11 | 3.00e+08 | 30 | 1 | 1.5 | 0.3 (20%) | 1 |" in text
 
 
+def test_names_are_shown_as_they_are(tmp_path):
+    label = f"$x^{{ {HOSTILE} | $"
+    runs = [training_run(tmp_path / n, "grpo", scored(0.1), scored(0.2), label=n + label) for n in "ab"]
+    assert main([*map(str, runs), "--output", str(tmp_path / "out")]) == 0
+    elements = Elements((tmp_path / "out" / "report.html").read_text())
+    assert not elements.names & {"script", "img"} and "svg" in elements.names
+    assert elements.text.count("a" + label) >= 3  # table, plot, legend
+
+
 def test_chromium_shows_hostile_text_as_text(tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
