@@ -44,8 +44,8 @@ STYLE = """
 .filters label { border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .7rem; cursor: pointer }
 .filters label:has(:checked) { border-color: var(--fg); font-weight: 600 }
 .filters input { position: absolute; opacity: 0 } .filters label:has(:focus-visible) { outline: 2px solid #1f83c9 }
-.sample { color: var(--fg); white-space: nowrap; padding: .05rem .45rem; margin-right: .3rem; font: 13px ui-monospace, monospace;
-  border-radius: 3px }
+.sample { color: var(--fg); white-space: nowrap; padding: .05rem .45rem; margin-right: .3rem; border-radius: 3px;
+  font: 13px ui-monospace, monospace }
 .sample.p4 { color: var(--p4-text) } .sample.p0 { border: 1px solid var(--line) }
 .sample.mask { background: var(--mask); color: var(--dim) }
 """

@@ -123,8 +123,11 @@ def _scores_and_costs(rows: Sequence[comparison.Row], runs: Sequence[Run]) -> li
         "<h2>Scores and what they cost</h2>",
         html_table(*comparison.table(rows), numbers=True, best=best),
         f"<ul class=dim>{said}</ul>",
-        "<h2>Score against inference FLOPs</h2>",
-        comparison_plots.score_plot(rows, colours),
+        *(
+            ["<h2>Score against inference FLOPs</h2>", comparison_plots.score_plot(rows, colours)]
+            if len(rows) > 1
+            else []
+        ),
         "<h2>Training FLOPs</h2>",
         comparison_plots.training_bars(rows),
     ]
@@ -246,6 +249,8 @@ def _curve(records: Sequence[Record], title: str, name: str, factor: float, name
             axis.plot(*zip(*points), marks, color=STAGE_COLOURS[stage], linewidth=1.1, markersize=4)
     if factor == 100:
         axis.set_ylim(0, 100)
+    elif name.startswith(("length/", "turns/", "calls/")):
+        axis.set_ylim(bottom=0)
     if boundary:
         axis.axvline(boundary, color="#7f7f7f", linewidth=0.9, linestyle=":")
     return f"<div>{svg(figure)}</div>"
