@@ -21,6 +21,8 @@ class UserError(ValueError):
 def read_config(arguments: list[str]) -> Config:
     """The Config of `--config FILE`, with the overrides `--config.a.b=value` among the arguments.
 
+    `FILE:TEXT` calls get_config(TEXT).
+
     Raises UserError for a missing or broken file, an unknown field (naming the nearest), a value of the wrong type,
     and an argument that is neither.
     """
@@ -48,7 +50,7 @@ def _check_file_and_fields(arguments: list[str]) -> None:
         name, _, value = argument.partition("=")
         if name in ("--config", "-config"):
             path = Path(value or (arguments[i + 1] if i + 1 < len(arguments) else ""))
-            if not path.is_file():
+            if not path.is_file() and not Path(str(path).partition(":")[0]).is_file():  # FILE:ARGUMENT of get_config
                 raise UserError(f"config file {str(path)!r} does not exist")
         elif name.startswith(("--config.", "-config.")):
             _check_field(name.lstrip("-").removeprefix("config."))

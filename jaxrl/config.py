@@ -326,6 +326,7 @@ class BatchConfig:
 class EvaluationConfig:
     """Held-out evaluation before, between and after the stages."""
 
+    task: TaskConfig = field(default_factory=lambda: TaskConfig(name=""))  # whose held-out problems; "": the run's task
     samples: int = 1  # completions a problem
     temperature: float = 1.0  # 0: greedy
     every: int = 0  # also every so many steps; 0: only between stages

@@ -23,6 +23,7 @@ from jaxrl.estimators import best_of_n, bootstrap_interval, maj_at_k, n_at_k_of_
 from jaxrl.files import write_beside
 from jaxrl.metrics import write_samples
 from jaxrl.run import (
+    evaluation_task,
     make_engine,
     make_environment,
     make_openai_engine,
@@ -200,23 +201,24 @@ def evaluate_config(config: Config) -> dict[str, float]:
     config.task.extraction.check()
     folder = open_run(config)
     task = load_task(config.task, config.seed)
+    test = evaluation_task(config, task)
     if config.rollout.engine == "openai":
         policy, tokenizer = None, make_tokenizer(config.model, task, folder)
     else:
         policy = make_policy(config, task, folder)
         tokenizer = policy.tokenizer
     if config.rollout.reject_long_prompts:
-        task = without_long_prompts(task, tokenizer, config.rollout)
+        test = without_long_prompts(test, tokenizer, config.rollout)
     make = make_openai_engine(config, tokenizer) if policy is None else make_engine(config, policy, folder)
     with make_pool(config) as pool, make_sessions(config) as sessions, closing(make) as engine:
         if policy is not None:
             engine.load_weights(policy.params, 0)
-        environment = make_environment(config, task, tokenizer, pool, config.evaluation.temperature, sessions)
+        environment = make_environment(config, test, tokenizer, pool, config.evaluation.temperature, sessions)
         seed = (config.seed, EVALUATION)
         model = policy.config if policy else None
-        metrics, groups = evaluate(engine, environment, task, config.evaluation, seed, pool, model)
+        metrics, groups = evaluate(engine, environment, test, config.evaluation, seed, pool, model)
     write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
-    write_harness_files(folder / "samples", task, groups)
+    write_harness_files(folder / "samples", test, groups)
     write_beside(folder / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 

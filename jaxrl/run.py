@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jaxrl.command_line import UserError
 from jaxrl.config import Config, PolicyConfig, RolloutConfig
 from jaxrl.files import write_beside
-from jaxrl.tasks import Task
+from jaxrl.tasks import Task, load_task
 from jaxrl.tokenizer import load_tokenizer, train_tokenizer
 from models.config import ModelConfig, from_hf
 from models.convert import describe_hf, describe_model, load_model
@@ -216,6 +216,11 @@ def make_openai_engine(config: Config, tokenizer: Any) -> OpenAIEngine:
         concurrency=s.concurrency,
         timeout_s=s.request_timeout_s,
     )
+
+
+def evaluation_task(config: Config, task: Task) -> Task:
+    """The task whose held-out problems are for evaluation: config.evaluation.task, or the run's own."""
+    return load_task(config.evaluation.task, config.seed) if config.evaluation.task.name else task
 
 
 def make_environment(

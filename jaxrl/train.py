@@ -40,6 +40,7 @@ from jaxrl.report import write_report
 from jaxrl.run import (
     Policy,
     demonstration_tokens,
+    evaluation_task,
     make_engine,
     make_environment,
     make_policy,
@@ -89,6 +90,7 @@ class Trainer:
     config: Config
     folder: Path
     task: Task
+    test: Task  # its held-out problems are for evaluation
     policy: Policy
     engine: Engine
     environment: Environment
@@ -130,8 +132,10 @@ def train(config: Config) -> Path:
     if config.sft.path:
         task = dataclasses.replace(task, demonstrations=read_traces(config.sft.path, config.sft.split))
     policy = make_policy(config, task, folder)
+    test = evaluation_task(config, task)
     if config.rollout.reject_long_prompts:
         task = without_long_prompts(task, policy.tokenizer, config.rollout)
+        test = without_long_prompts(test, policy.tokenizer, config.rollout)
     write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
     done = checkpoints.latest() or 0
@@ -146,10 +150,11 @@ def train(config: Config) -> Path:
             config=config,
             folder=folder,
             task=task,
+            test=test,
             policy=policy,
             engine=engine,
             environment=make_environment(config, task, policy.tokenizer, pool, config.rollout.temperature, sessions),
-            evaluator=make_environment(config, task, policy.tokenizer, pool, config.evaluation.temperature, sessions),
+            evaluator=make_environment(config, test, policy.tokenizer, pool, config.evaluation.temperature, sessions),
             pool=pool,
             log=MetricsLog(folder, keep_lines=place["lines"]),
             checkpoints=checkpoints,
@@ -388,7 +393,7 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
     clock = time.perf_counter()
     t.engine.load_weights(params, step)
     seed = (t.config.seed, EVALUATION)
-    metrics, groups = evaluate(t.engine, t.evaluator, t.task, t.config.evaluation, seed, t.pool, t.policy.config)
+    metrics, groups = evaluate(t.engine, t.evaluator, t.test, t.config.evaluation, seed, t.pool, t.policy.config)
     metrics["time/evaluate_s"] = time.perf_counter() - clock
     t.log.write({"step": step, "stage": "evaluate", "stage_step": step, "after": after, **metrics})
     write_samples(t.folder / "samples" / f"evaluate_{step:08d}.jsonl", groups, step, "evaluate")

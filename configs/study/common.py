@@ -1,12 +1,34 @@
-"""What the runs of the small study share: a model of 1.3M parameters and problems of multi-digit arithmetic."""
+"""What the runs of the study share: its small model and task, or with a model's folder the real ones.
+
+`--config configs/study/tool.py` trains 1.3M parameters on multi-digit arithmetic; `--config
+configs/study/tool.py:/models/Qwen2.5-Coder-1.5B` trains that model on contest problems and tests it on HumanEval.
+"""
 
 from jaxrl.config import Config
 
 
-def study_config(name: str) -> Config:
-    """The run `runs/study/NAME`."""
+def study_config(name: str, model: str = "") -> Config:
+    """The run NAME of the study."""
     config = Config(name=name, runs_dir="runs/study")
+    if model:
+        _real(config, model)
+    else:
+        _small(config)
+    return config
 
+
+def grpo_config(name: str, model: str = "") -> Config:
+    """GRPO from the model that SFT has made."""
+    config = study_config(name, model)
+    config.model.path = "runs/study/sft"
+    config.grpo.steps = 500 if model else 100
+    config.grpo.problems_per_step = 128 if model else 16
+    config.grpo.group_size = 16 if model else 8
+    config.optimizer.learning_rate = 1e-6 if model else 2e-4
+    return config
+
+
+def _small(config: Config) -> None:
     config.task.name = "compute"
     config.task.max_difficulty = 3
     config.task.lazy_demonstrations = 0.4
@@ -18,20 +40,45 @@ def study_config(name: str) -> Config:
     config.model.tokenizer_size = 416
     config.model.unroll_layers = True
 
+    config.sft.steps = 1200
+    config.sft.batch_size = 32
+    config.sft.optimizer.learning_rate = 2e-3
+    config.sft.optimizer.schedule = "cosine"
+
     config.rollout.slots = 128
     config.rollout.max_prompt_length = 64
-    config.rollout.max_new_tokens = 16
     config.batch.microbatch_rows = 8
     config.evaluation.samples = 2
-    return config
 
 
-def grpo_config(name: str) -> Config:
-    """GRPO from the model that SFT has made."""
-    config = study_config(name)
-    config.model.path = "runs/study/sft"
-    config.grpo.steps = 100
-    config.grpo.problems_per_step = 16
-    config.grpo.group_size = 8
-    config.optimizer.learning_rate = 2e-4
-    return config
+def _real(config: Config, model: str) -> None:
+    config.model.path = model
+    config.model.pretraining_tokens = 5.5e12  # Qwen2.5-Coder (arXiv 2409.12186)
+    config.model.remat = True
+    config.task.name = "contest"
+    config.task.path = "open-r1/verifiable-coding-problems-python"
+    config.task.max_tests = 16
+    config.task.max_prompt_characters = 6000
+    config.evaluation.task.name = "humaneval"
+    config.evaluation.task.path = "openai/openai_humaneval"
+    config.evaluation.task.split = "test"
+    config.evaluation.task.held_out_problems = 164
+    config.evaluation.samples = 10
+    config.evaluation.temperature = 0.2
+    config.evaluation.every = 100
+
+    config.sft.steps = 1000
+    config.sft.batch_size = 64
+    config.sft.optimizer.learning_rate = 1e-5
+    config.sft.optimizer.warmup_steps = 50
+    config.sft.optimizer.schedule = "cosine"
+
+    config.optimizer.warmup_steps = 10
+    config.rollout.slots = 512
+    config.rollout.max_prompt_length = 2048
+    config.rollout.reject_long_prompts = True
+    config.rollout.max_new_tokens = 3072
+    config.grpo.loss.clip_high = 0.28
+    config.grpo.loss.sampler_correction = "truncate"
+    config.batch.microbatch_rows = 16
+    config.sandbox.cpu_s = 5.0

@@ -5,7 +5,10 @@ from jaxrl.config import Config
 from jaxrl.tasks.compute import DIRECT
 
 
-def get_config() -> Config:
-    config = grpo_config("direct")
-    config.rollout.instruction = DIRECT
+def get_config(model: str = "") -> Config:
+    config = grpo_config("direct", model)
+    config.label = "GRPO direct"
+    if not model:
+        config.rollout.instruction = DIRECT
+        config.rollout.max_new_tokens = 16
     return config

@@ -5,10 +5,13 @@ from jaxrl.config import Config
 from jaxrl.tasks.compute import PROGRAM
 
 
-def get_config() -> Config:
-    config = grpo_config("feedback")
+def get_config(model: str = "") -> Config:
+    config = grpo_config("feedback", model)
+    config.label = "GRPO + feedback"
     config.rollout.environment = "feedback"
-    config.rollout.instruction = PROGRAM
-    config.rollout.max_new_tokens = 208
-    config.rollout.max_turn_tokens = 64
+    config.rollout.max_turn_tokens = 1024
+    if not model:
+        config.rollout.instruction = PROGRAM
+        config.rollout.max_new_tokens = 208
+        config.rollout.max_turn_tokens = 64
     return config

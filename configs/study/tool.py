@@ -5,10 +5,12 @@ from jaxrl.config import Config
 from jaxrl.tasks.compute import TOOL
 
 
-def get_config() -> Config:
-    config = grpo_config("tool")
+def get_config(model: str = "") -> Config:
+    config = grpo_config("tool", model)
+    config.label = "GRPO + tool use"
     config.rollout.environment = "interpreter"
-    config.rollout.instruction = TOOL
     config.rollout.interpreter.max_calls = 2
-    config.rollout.max_new_tokens = 112
+    if not model:
+        config.rollout.instruction = TOOL
+        config.rollout.max_new_tokens = 112
     return config
