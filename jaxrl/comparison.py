@@ -218,9 +218,12 @@ def notes(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
         different = sorted(_really_different([e.run for e in row.entries]) - set(NAMES))
         if different:
             said.append(f"{row.label}: its runs differ in {', '.join(different)}.")
-    tasks = sorted(n for n in _really_different(runs) if n.startswith("task."))
-    if tasks:
-        said.append(f"The runs differ in {', '.join(tasks)}: they may not have been asked the same questions.")
+    asked = sorted(n for n, values in _differing([_asked(run) for run in runs]).items() if None not in values)
+    if asked:
+        said.append(f"The runs differ in {', '.join(asked)}: they may not have been asked the same questions.")
+    sizes = sorted({e.record["held_out/n"] for row in rows for e in row.entries if "held_out/n" in e.record})
+    if len(sizes) > 1:
+        said.append(f"The evaluations were on different numbers of problems: {', '.join(map(str, sizes))}.")
     shown = {id(e.run) for row in rows for e in row.entries if not e.base}
     missing = [run.name for run in runs if id(run) not in shown]
     if missing:
@@ -276,6 +279,17 @@ def worth(name: str, row: Row, direct: Row) -> str:
     )
 
 
+def evaluated_task(run: Run) -> Record:
+    """The settings of the task whose held-out problems a run was evaluated on: its own, or config.evaluation.task."""
+    other = run.config.get("evaluation", {}).get("task") or {}
+    return other if other.get("name") else run.config["task"]
+
+
+def _asked(run: Run) -> Record:
+    temperature = _setting(run, "evaluation.temperature", None)
+    return {"task": evaluated_task(run), "evaluation.temperature": temperature}
+
+
 def _really_different(runs: Sequence[Run]) -> set[str]:
     """The settings in which runs differ, without those that some of them, of another version, do not have."""
     return {name for name, values in differences(runs).items() if None not in values}
@@ -283,9 +297,13 @@ def _really_different(runs: Sequence[Run]) -> set[str]:
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The settings in which runs differ, by their dotted names: the value of each run, None where it has none."""
-    flat = [dict(_flatten(run.config)) for run in runs]
-    names = list(dict.fromkeys(name for settings in flat for name in settings))
-    values = {name: [settings.get(name) for settings in flat] for name in names}
+    return _differing([run.config for run in runs])
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    flat = [dict(_flatten(s)) for s in settings]
+    names = list(dict.fromkeys(name for f in flat for name in f))
+    values = {name: [f.get(name) for f in flat] for name in names}
     return {name: v for name, v in values.items() if any(x != v[0] for x in v)}
 
 

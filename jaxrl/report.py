@@ -58,7 +58,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     task_file = folder / "task.json"
     task = json.loads(task_file.read_text()) if task_file.is_file() else {}
     parts = [
-        _head(run.config, task, run.records),
+        _head(run, task),
         "<h2>Learning curves</h2>",
         curves(run.records),
         "<h2>Stages</h2>",
@@ -85,9 +85,9 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     runs = [read_run(folder) for folder in folders]
     rows = comparison.make_rows(runs)
     title = "jaxrl: " + (runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side")
-    tasks = ", ".join(dict.fromkeys(str(run.config["task"]["name"]) for run in runs))
+    tasks = ", ".join(dict.fromkeys(map(_tasks, runs)))
     parts = [
-        f"<h1>{html.escape(title.removeprefix('jaxrl: '))}</h1><p class=dim>task {html.escape(tasks)}</p>",
+        f"<h1>{html.escape(title.removeprefix('jaxrl: '))}</h1><p class=dim>{html.escape(tasks)}</p>",
         f"<p class=lead>{html.escape(comparison.headline(rows))}</p>",
         *_scores_and_costs(rows, runs),
         *_training(rows, runs),
@@ -96,6 +96,11 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
         *(["<h2>Settings that differ</h2>", _differences(runs)] if len(runs) > 1 else []),
     ]
     return _write(output, title, parts, markdown(title, rows, runs))
+
+
+def _tasks(run: Run) -> str:
+    own, tested = run.config["task"]["name"], comparison.evaluated_task(run)["name"]
+    return f"task {own}" + (f" (evaluated on {tested})" if tested != own else "")
 
 
 def _write(folder: Path, title: str, parts: Sequence[str], text: str) -> Path:
@@ -201,10 +206,10 @@ def _median(records: Sequence[Record], name: str, form: str) -> str:
     return form.format(float(np.median(values))) if values else "not known"
 
 
-def _head(config: Record, task: Record, records: Sequence[Record]) -> str:
-    model = config["model"]
+def _head(run: Run, task: Record) -> str:
+    config, model = run.config, run.config["model"]
     name = model["path"] or "{num_hidden_layers} layers x {hidden_size}, random start".format(**model["shape"])
-    scores = [r for r in records if r["stage"] == "evaluate"]
+    scores = run.stage("evaluate")
     numbers = "".join(
         f"<span class=big>{r['held_out/pass@1']:.1%}<small>held-out pass@1, {html.escape(_moment(r))}</small></span>"
         for r in _stage_ends(scores)
@@ -212,7 +217,7 @@ def _head(config: Record, task: Record, records: Sequence[Record]) -> str:
     rejected = task.get("rejected") or {}
     counts = ", ".join(f"{html.escape(reason)}: {n}" for reason, n in rejected.items())
     return (
-        f"<h1>{html.escape(config['name'])}</h1><p class=dim>task {html.escape(config['task']['name'])}, model "
+        f"<h1>{html.escape(config['name'])}</h1><p class=dim>{html.escape(_tasks(run))}, model "
         f"{html.escape(name)}, seed {config['seed']}{'; problems rejected: ' + counts if counts else ''}</p>"
         f"<p>{numbers}</p>"
     )

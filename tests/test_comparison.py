@@ -174,6 +174,19 @@ def test_settings_that_differ(tmp_path):
     assert set(different) == {"name", "label", "rollout.environment"}
 
 
+def test_other_questions_are_said(tmp_path):
+    one = training_run(tmp_path / "one", "sft", scored(0.1), scored(0.2), task__name="contest")
+    two = evaluation_run(tmp_path / "two", scored(0.2), model__path=str(one), evaluation__task__name="humaneval")
+    runs = [read_run(one), read_run(two)]
+    assert "task.name: they may not have been asked the same questions" in " ".join(notes(make_rows(runs), runs))
+    again = evaluation_run(
+        tmp_path / "again", scored(0.2) | {"held_out/n": 7}, model__path=str(one), task__name="contest"
+    )
+    runs = [read_run(one), read_run(again)]
+    said = " ".join(notes(make_rows(runs), runs))
+    assert "same questions" not in said and "different numbers of problems: 7, 200" in said
+
+
 def test_labels_cover_nothing_where_there_is_room():
     frame = Bbox([[0, 0], [400, 300]])
     texts = [(100, 100, 80, 10), (104, 102, 80, 10), (102, 98, 80, 10), (390, 100, 80, 10)]
