@@ -17,6 +17,7 @@ ENVIRONMENTS = ("single_turn", "interpreter", "feedback")  # in the order of row
 BEYOND = {"interpreter": "Tool use", "feedback": "Execution feedback"}  # what they add to an answer at once
 # Settings by which runs of one row may differ, and which say nothing about what a run is.
 NAMES = ("name", "label", "runs_dir", "seed", "model.path")
+TRAINING = ("sft.", "grpo.", "optimizer.", "batch.", "checkpoint.", "traces.")  # of no matter to a base model
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ def notes(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
         if len({e.seeds for e in row.entries}) < len(row.entries):
             said.append(f"{row.label}: runs of the same seed among them, so the interval says less than it seems to.")
         different = sorted(_really_different([e.run for e in row.entries]) - set(NAMES))
+        different = [n for n in different if not (row.base and n.startswith(TRAINING))]
         if different:
             said.append(f"{row.label}: its runs differ in {', '.join(different)}.")
     asked = sorted(n for n, values in _differing([_asked(run) for run in runs]).items() if None not in values)
