@@ -25,6 +25,7 @@ from jaxrl.files import write_beside
 from jaxrl.page import COLOURS, html_table, legend, markdown_table, markdown_text, page, plain_axes, svg
 from jaxrl.run_folder import Record, Run, read_run
 
+WRITTEN = ("report.html", "report.md")
 EPISODES = 20  # of a run that has a page of its own
 EPISODES_COMPARED = 8  # of each of several runs
 CURVES = (  # title, the metric's name, factor, stages
@@ -105,9 +106,10 @@ def _tasks(run: Run) -> str:
 
 def _write(folder: Path, title: str, parts: Sequence[str], text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    write_beside(folder / "report.md", text)
-    write_beside(folder / "report.html", page(title, parts, episode_view.STYLE))
-    return folder / "report.html"
+    path, table = (folder / name for name in WRITTEN)
+    write_beside(table, text)
+    write_beside(path, page(title, parts, episode_view.STYLE))
+    return path
 
 
 def markdown(title: str, rows: Sequence[comparison.Row], runs: Sequence[Run]) -> str:
@@ -325,7 +327,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="folder of a training run or an evaluation")
     parser.add_argument("--output", type=Path, help="folder for report.html and report.md")
     options = parser.parse_args(arguments)
-    folders: list[Path] = options.runs
+    # The second `jaxrl.report runs/study/*` is given what the first has written there.
+    folders: list[Path] = [path for path in options.runs if path.name not in WRITTEN]
     if not folders:
         print("usage: python -m jaxrl.report RUN [RUN ...] [--output FOLDER]", file=sys.stderr)
         return 2

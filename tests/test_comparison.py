@@ -334,6 +334,12 @@ def test_what_cannot_be_read_is_an_error_in_one_line(tmp_path, capsys, spoil, sa
     assert said in error and error.count("\n") == 1 and str(bad) in error
 
 
+def test_the_same_command_again_passes_over_its_own_files(tmp_path):
+    study(tmp_path)
+    for _ in range(2):
+        assert main([str(path) for path in sorted(tmp_path.iterdir())]) == 0
+
+
 def test_a_run_given_twice_is_an_error(tmp_path, capsys):
     run = training_run(tmp_path / "run", "sft", scored(0.1), scored(0.2))
     assert main([str(run), str(run) + "/"]) == 2
