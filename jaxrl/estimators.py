@@ -12,6 +12,7 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 MOST_SUBSETS = 2_000  # enumerated; of more, so many are drawn
 
@@ -150,6 +151,18 @@ def bootstrap_interval(
     means = [data[rng.integers(0, len(data), len(data))].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's interval of the mean of at least two independent values, such as the scores of several seeds.
+
+    mean +- t s / sqrt(n), with s the sample's standard deviation and t the quantile of n - 1 degrees of freedom.
+    """
+    if len(values) < 2 or not 0 < confidence < 1:
+        raise ValueError("a t-interval needs two values, and a confidence between 0 and 1")
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * deviation / np.sqrt(len(values))
+    return Interval(mean - half, mean + half)
 
 
 def _check(what: str, samples: int, k: int) -> None:

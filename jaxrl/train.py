@@ -401,10 +401,16 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
 
 
 def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the sampled episodes say, before any update."""
+    """What the sampled episodes say, before any update. Shares and means of nothing are left out."""
     episodes = [e for g in groups for e in g.episodes]
     rewards = np.array([e.reward.value for e in episodes])
     lengths = [e.sampled_length for e in episodes]
+    calls = [status for e in episodes for status in e.calls]
+    some = {
+        "length/solved": [n for n, e in zip(lengths, episodes) if e.reward.solved],
+        "length/unsolved": [n for n, e in zip(lengths, episodes) if not e.reward.solved],
+        "calls/failed": [status != "passed" for status in calls],
+    }
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
@@ -413,7 +419,9 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "truncated": float(np.mean([e.status == "truncated" for e in episodes])),
         "groups/zero_variance": float(np.mean([not has_signal(g) for g in groups])),
         "tokens": float(sum(lengths)),
-    }
+        "turns/mean": sum(t.sampled for e in episodes for t in e.turns) / len(episodes),
+        "calls/mean": len(calls) / len(episodes),
+    } | {name: float(np.mean(values)) for name, values in some.items() if values}
 
 
 def token_counts(batch: Batch) -> tuple[int, float]:
