@@ -256,18 +256,27 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def describe_model(config: ModelConfig, folder: Path, source: Path | None) -> None:
-    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ of the HF folder `source`.
+    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ of the model that `source` is.
 
-    `source` None writes model.json alone.
+    `source` is a Hugging Face folder, a folder that was described before, or a run; None writes model.json alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    if source and (source / "config.json").is_file():
-        shutil.copy(source / "config.json", folder / "hf_config.json")
-        (folder / "tokenizer").mkdir(exist_ok=True)
+    if source is None:
+        return
+    described = next((f for f in (source, source / "model") if (f / "model.json").is_file()), None)
+    original = described / "hf_config.json" if described else source / "config.json"
+    tokenizer = described / "tokenizer" if described else source
+    if original.is_file():
+        shutil.copy(original, folder / "hf_config.json")
+    if original.is_file() or described:
+        kept = folder / "tokenizer"
+        kept.mkdir(exist_ok=True)
+        present = {path.name for path in kept.iterdir()}  # of a tokenizer that was chosen instead of the model's
+        present |= {"vocab.json", "merges.txt", "tokenizer.model"} if "tokenizer.json" in present else set()
         for name in _TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copy(source / name, folder / "tokenizer")
+            if (tokenizer / name).is_file() and name not in present:
+                shutil.copy(tokenizer / name, kept)
 
 
 def describe_hf(config: ModelConfig, folder: Path, source: Path) -> None:

@@ -17,7 +17,17 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.config import UnsupportedModelError, from_hf, to_hf
-from models.convert import ConversionError, check_model, export_model, import_model, load_hf, load_model, main
+from models.convert import (
+    ConversionError,
+    check_model,
+    describe_model,
+    export_model,
+    import_model,
+    load_hf,
+    load_model,
+    main,
+    read_description,
+)
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -56,6 +66,16 @@ def test_tokenizer_and_template_come_along(folder, data, tmp_path):
     messages = [{"role": "user", "content": "print('hi')"}]
     assert after.apply_chat_template(messages, tokenize=False) == before.apply_chat_template(messages, tokenize=False)
     assert after.encode("def f(x):\n    return 12") == before.encode("def f(x):\n    return 12")
+
+
+def test_a_run_that_starts_from_a_run_keeps_its_description(folder, tmp_path):
+    import_model(folder, tmp_path / "imported")
+    config = read_description(tmp_path / "imported")
+    shutil.copytree(tmp_path / "imported", tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text('{"name": "the settings of the run"}')
+    describe_model(config, tmp_path / "next" / "model", tmp_path / "run")
+    described = json.loads((tmp_path / "next" / "model" / "hf_config.json").read_text())
+    assert described == json.loads((folder / "config.json").read_text())
 
 
 def test_command_line_with_check(folder, tmp_path, capsys):

@@ -34,8 +34,8 @@ def _small(config: Config) -> None:
     config.task.max_difficulty = 3
     # Short ones first of all: copying numbers is learned from them several times sooner. Answers by head teach nothing.
     config.task.demonstration_kinds = ("tool", "tool", "program", "tool", "direct")
-    config.task.hard_demonstrations = 0.15
-    config.task.lazy_demonstrations = 0.25
+    config.task.hard_demonstrations = 0.35
+    config.task.lazy_demonstrations = 0.4
     config.task.held_out_problems = 200
 
     config.model.shape.hidden_size = 192
