@@ -139,6 +139,7 @@ class InterpreterConfig:
     failed_call_penalty: float = 0.0  # off the reward, for each call that failed
     wall_s: float = 10.0  # of a call
     cpu_s: float = 10.0
+    concurrency: int = 0  # calls at a time; 0: two for each core
 
 
 @dataclass

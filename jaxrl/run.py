@@ -283,7 +283,7 @@ def make_sessions(config: Config) -> Iterator[Sessions | None]:
     s, call = config.sandbox, config.rollout.interpreter
     limits = Limits(call.wall_s, call.cpu_s, s.memory_mb, s.output_kb, s.processes)
     try:
-        sessions = Sessions(limits, least=s.least or LEAST)
+        sessions = Sessions(limits, least=s.least or LEAST, concurrency=call.concurrency)
     except (IsolationError, ValueError) as error:
         raise UserError(f"config.sandbox.least: {error}") from None
     with sessions:

@@ -51,9 +51,17 @@ class Sessions:
     Args:
         limits: of each call (wall_s, cpu_s, output_kb) and of each session (memory_mb, processes).
         preload: modules that all sessions find in memory, if they are installed.
+        concurrency: calls that run at a time; 0: two for each core. More is good for calls that wait, and makes those
+            that compute run into their wall time.
     """
 
-    def __init__(self, limits: Limits = SESSION_LIMITS, preload: tuple[str, ...] = ("numpy",), least: str = LEAST):
+    def __init__(
+        self,
+        limits: Limits = SESSION_LIMITS,
+        preload: tuple[str, ...] = ("numpy",),
+        least: str = LEAST,
+        concurrency: int = 0,
+    ):
         required_layers(least)
         self.limits = limits
         self._template = WorkerProcess(python_environment(), preload, least)
@@ -61,7 +69,9 @@ class Sessions:
         self.layers = self._template.layers
         self._lock = threading.Lock()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="session")
+        self._threads = ThreadPoolExecutor(
+            concurrency or 2 * len(os.sched_getaffinity(0)), thread_name_prefix="session"
+        )
 
     def open(self) -> Session:
         """A new session, with no variables."""
@@ -110,7 +120,7 @@ class Session:
             return CallResult("sandbox_error", stderr=str(error), wall_s=time.monotonic() - start, restarted=True)
 
     async def run_async(self, code: str, limits: Limits | None = None) -> CallResult:
-        """The same from an event loop; at most one call per core runs at a time."""
+        """The same from an event loop; at most `concurrency` calls run at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._sessions._threads, self.run, code, limits)
 
     def reset(self) -> None:
