@@ -2,9 +2,9 @@
 
     python benchmarks/turns.py [--episodes 64] [--call 0.2]
 
-The engine is the JAX engine with a small random model, the sandbox the real one with code that sleeps. Printed: the wall
-time of all episodes, the longest chain (what one of them did, alone: its sampling and its calls), and their ratio; and
-how many prompt tokens were computed, and how many were found in the cache.
+The engine is the JAX engine with a small random model, the sandbox the real one with code that sleeps. Printed: the
+wall time of all episodes, of one of them alone, and the longest chain of sampling and calls among them; and how many
+tokens before a turn were computed, and how many were found in the cache.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def main() -> None:
     graphdef, params = nnx.split(initialize(Decoder(MODEL), jax.random.key(0)))
     engine = JaxEngine(graphdef, params, slots=options.episodes, max_length=256, max_new_tokens=128)
     Sleeps.code = f"import time\ntime.sleep({options.call})"
+    prompt, budget, one = np.arange(1, 40, dtype=np.int32), Budget(128, turn_tokens=TOKENS), 0.0
     with Sessions(concurrency=options.episodes) as sessions:
         environment = Sleeps(
-            Numbers(), lambda p: np.arange(1, 40, dtype=np.int32), score, SamplingParams(), Budget(128, turn_tokens=TOKENS),
+            Numbers(), lambda problem: prompt, score, SamplingParams(), budget,
             open_session=sessions.open, max_calls=TURNS - 1,
         )  # fmt: skip
         for count in (options.episodes, 1, options.episodes):  # the first compiles
@@ -77,17 +78,12 @@ def main() -> None:
             episodes = [e for g in groups for e in g.episodes]
             longest = max(e.timings["sample"] + e.timings["tool"] for e in episodes)
             turns = [t for e in episodes for t in e.turns if t.sampled]
-            alone = seconds if count == 1 else None
-            if alone:
-                print(f"one episode alone: {alone:.2f} s (of it {(TURNS - 1) * options.call:.2f} s asleep)")
-                one = alone
+            one = seconds if count == 1 else one
     inserted = sum(len(t.tokens) for e in episodes for t in e.turns if not t.sampled)
-    prompt = sum(len(e.prompt) for e in episodes)
-    print(
-        f"{count} episodes of {len(turns) / count:.0f} turns: {seconds:.2f} s; the longest chain took {longest:.2f} s"
-    )
-    print(f"ratio to one alone {seconds / one:.2f}, to the longest chain {seconds / longest:.2f}")
-    print(f"tokens before a turn: {sum(t.cached for t in turns)} cached; new: {prompt} of prompts, {inserted} inserted")
+    known, new = sum(t.cached for t in turns), options.episodes * len(prompt)
+    print(f"{len(episodes)} episodes of {TURNS} turns: {seconds:.2f} s; the longest chain in them {longest:.2f} s")
+    print(f"one episode alone: {one:.2f} s, of it {(TURNS - 1) * options.call:.2f} s asleep")
+    print(f"tokens before a turn: {known} cached, {new} of prompts, {inserted} inserted")
 
 
 if __name__ == "__main__":

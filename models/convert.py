@@ -256,7 +256,7 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def describe_model(config: ModelConfig, folder: Path, source: Path | None) -> None:
-    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ of the model that `source` is.
+    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ of the model in `source`.
 
     `source` is a Hugging Face folder, a folder that was described before, or a run; None writes model.json alone.
     """

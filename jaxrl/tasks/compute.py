@@ -61,8 +61,8 @@ def generate(rng: random.Random, difficulty: int, held_out: bool, name: str) -> 
     while True:
         steps = [*rng.choices(family.steps, k=difficulty - 1), rng.choice(family.returns)]
         plan = [(step, rng.choice(allowed_constants(step, held_out))) for step in steps]
-        inputs = telling_inputs(rng, family, plan)
-        tests = tuple(CallTest("f", (x,), run(family, plan, x)) for x in inputs or ())
+        inputs = telling_inputs(rng, family, plan) or []
+        tests = tuple(CallTest("f", (x,), run(family, plan, x)) for x in inputs)
         # A small model that can copy a number of four digits from a tool still cannot copy one of eight.
         if tests and any(c for _, c in plan) and all(abs(t.expected) <= LARGEST for t in tests):
             break
