@@ -108,6 +108,33 @@ def assert_same(drawn, expected):
         assert completion.finish_reason == wanted.finish_reason
 
 
+def test_a_sequence_stays_where_its_beginning_is_cached(server, model):
+    """Each conversation at one server, both servers in use; after its release it may go anywhere."""
+    with FakeServer(model).start() as other:
+        engine = connect(server, other)
+        try:
+            engine.load_weights(make_params(1)[1], 1)
+
+            async def converse(sequence: int) -> set[int]:
+                places = set()
+                for turn in range(3):
+                    settings = SamplingParams(max_new_tokens=3, seed=turn, sequence=sequence)
+                    await engine.sample(PROMPTS[sequence], settings)
+                    places.add(engine._servers_of[sequence].index)
+                engine.release(sequence)
+                return places
+
+            async def all_of_them() -> list[set[int]]:
+                return await asyncio.gather(*(converse(i) for i in range(1, 9)))
+
+            places = asyncio.run(all_of_them())
+            assert all(len(p) == 1 for p in places) and set.union(*places) == {0, 1}
+            generate(engine, PROMPTS[:1], PARAMS)  # in the engine's own loop, after the releases
+            assert engine._servers_of == {}
+        finally:
+            engine.close()
+
+
 def test_tokens_in_tokens_out(engine, expected):
     drawn = generate(engine, PROMPTS, PARAMS)
     assert_same(drawn, expected)
