@@ -190,7 +190,7 @@ def _make_vllm_engine(
             max_length=max_length,
             max_sequences=s.concurrency,
             dummy_weights=True,
-            tokenizer=bool(rollout.stop_strings),
+            tokenizer=bool(rollout.stop_strings) or rollout.environment != "single_turn",  # for stop strings
             arguments=s.arguments,
             start_timeout_s=s.start_timeout_s,
             key=key,
