@@ -170,7 +170,7 @@ class RolloutConfig:
     instruction: str = "auto"  # put after every problem; auto: the environment's own
     max_turns: int = 1_000  # of the model in an episode
     max_turn_tokens: int = 0  # of one turn, which is cut there; 0: max_new_tokens
-    wall_s: float = 600.0  # of an episode, until its last turn; 0: no limit
+    wall_s: float = 0.0  # of an episode until its last turn, waiting for the engine included; 0: no limit
     learn_inserted: bool = False  # the loss is on tool output and feedback too (an ablation)
     slots: int = 64  # rows decoded together
     max_prompt_length: int = 256  # tokens; a longer prompt is an error (or rejected and counted, see below)

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import pkgutil
 import sys
@@ -365,13 +366,14 @@ def make_pool(config: Config) -> Pool:
 
 
 def prepare_process(cache: Path = Path("~/.cache/jaxrl/xla")) -> None:
-    """Process-wide settings: the persistent compilation cache and, on CPU, an allocator that keeps what is freed.
+    """Process-wide settings: the persistent compilation cache, quiet, and on CPU an allocator that keeps what is freed.
 
     XLA on CPU takes the temporary memory of each call from malloc, which maps large blocks afresh and gives them
     back at once: page faults were a sixth of the time of a small training step. One arena without mmap keeps them.
     """
     jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of a file that it does not need
     if jax.default_backend() == "cpu" and hasattr(ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max, arena_max = -1, -4, -8  # glibc's malloc.h
         for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
