@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from jaxrl.crosscheck import main as crosscheck
 from jaxrl.evaluate import main as evaluate
 from models.convert import load_model
 from rollouts.collect import generate
-from rollouts.engine import SamplingParams
+from rollouts.engine import Completion, SamplingParams
 from rollouts.jax_engine import JaxEngine
 from rollouts.sidecar import Sidecar, SidecarSettings
 from rollouts.vllm_engine import ClientSettings, VllmEngine
@@ -104,6 +105,30 @@ def test_stop_strings_end_at_the_same_token(served):
     for (ours,), (theirs,) in zip(generate(jax_engine, PROMPTS[:2], params), generate(engine, PROMPTS[:2], params)):
         assert ours.tokens.tolist() == theirs.tokens.tolist()
         assert ours.finish_reason == theirs.finish_reason
+
+
+def test_conversations_are_the_same_in_both_engines(served):
+    """Turns of one sequence, with inserted tokens between: the JAX engine's cache against vLLM."""
+    engine, jax_engine, _ = served
+
+    async def converse(sampler, sequence: int) -> list[Completion]:
+        tokens, completions = PROMPTS[sequence % 8], []
+        for turn in range(3):
+            settings = SamplingParams(max_new_tokens=6, temperature=0.0, sequence=sequence)
+            (completion,) = await sampler.sample(tokens, settings)
+            completions.append(completion)
+            tokens = np.concatenate([tokens, completion.tokens, np.arange(5 + turn, dtype=np.int32) + 20])
+        sampler.release(sequence)
+        return completions
+
+    async def all_of_them(sampler) -> list[list[Completion]]:
+        return list(await asyncio.gather(*(converse(sampler, i) for i in range(1, 12))))
+
+    for ours, theirs in zip(asyncio.run(all_of_them(jax_engine)), asyncio.run(all_of_them(engine))):
+        assert [c.cached > 0 for c in ours] == [False, True, True]
+        for a, b in zip(ours, theirs):
+            assert a.tokens.tolist() == b.tokens.tolist()
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
