@@ -1,12 +1,12 @@
 """Multi-digit arithmetic: too much for a small model's head, a few lines of Python for its tools.
 
-    n = 582: multiply by 37, add 48, return it.
+    n = 58: multiply by 37, add 48, return it.
 
-Every problem may be answered in two ways: with the value, "\\boxed{21582}", or with a program that defines f and must
-return the right values for hidden inputs too. The instruction that a config puts after the problem says which:
-DIRECT and TOOL want the value (by head, or with the interpreter), PROGRAM the program (whose public tests, on smaller
-inputs, can be told to the model). Demonstrations are of all three kinds, those of a careless teacher: a share of the
-programs does the last step only.
+Every problem may be answered in two ways: with the value, "\\boxed{2194}", or with a program that defines f and must
+return the right values for other numbers too. The instruction that a config puts after the problem says which: DIRECT
+and TOOL want the value (by head, or with the interpreter), PROGRAM the program (which may be told the public tests that
+it fails). Demonstrations are of all three kinds, those of a careless teacher: a share of the programs does the last
+step only.
 
 The constants of steps are other ones in held-out problems than in training and demonstrations, as in task `functions`.
 """
