@@ -117,6 +117,12 @@ def fill_behaviour(batch: Batch, logprobs: Array) -> Batch:
     return dataclasses.replace(batch, behaviour_logprobs=np.where(np.isnan(given), np.asarray(logprobs), given))
 
 
+def token_counts(batch: Batch) -> tuple[int, float]:
+    """Tokens of the batch, padding aside, and the mean number of tokens that each attends to."""
+    real = np.asarray(batch.segment_ids) > 0
+    return int(real.sum()), float((np.asarray(batch.positions)[real] + 1).mean()) if real.any() else 0.0
+
+
 def token_weights(lengths: Sequence[int], loss: PolicyGradientConfig, max_new_tokens: int) -> np.ndarray:
     """For each of E episodes with `lengths` sampled tokens, the weight f64[E] of each of its tokens in the loss.
 

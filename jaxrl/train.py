@@ -27,7 +27,7 @@ from jaxrl.ahead import SamplingAhead
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
-from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch
+from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch, token_counts
 from jaxrl.checkpoint import CheckpointError, Checkpoints
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, OptimizerConfig
@@ -132,10 +132,7 @@ def train(config: Config) -> Path:
     if config.sft.path:
         task = dataclasses.replace(task, demonstrations=read_traces(config.sft.path, config.sft.split))
     policy = make_policy(config, task, folder)
-    test = evaluation_task(config, task)
-    if config.rollout.reject_long_prompts:
-        task = without_long_prompts(task, policy.tokenizer, config.rollout)
-        test = without_long_prompts(test, policy.tokenizer, config.rollout)
+    task, test = tasks_that_fit(config, task, policy.tokenizer)
     write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
     done = checkpoints.latest() or 0
@@ -180,6 +177,15 @@ def train(config: Config) -> Path:
     if trainer.stop_requested:
         raise KeyboardInterrupt
     return folder
+
+
+def tasks_that_fit(config: Config, task: Task, tokenizer: Any) -> tuple[Task, Task]:
+    """The task to train on and the one to evaluate on, without their long prompts where those are to be rejected."""
+    test = evaluation_task(config, task)
+    if not config.rollout.reject_long_prompts:
+        return task, test
+    task, test = (without_long_prompts(t, tokenizer, config.rollout) for t in (task, test))
+    return task, test
 
 
 def describe_devices(policy: Policy, folder: Path) -> float:
@@ -422,12 +428,6 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "turns/mean": sum(t.sampled for e in episodes for t in e.turns) / len(episodes),
         "calls/mean": len(calls) / len(episodes),
     } | {name: float(np.mean(values)) for name, values in some.items() if values}
-
-
-def token_counts(batch: Batch) -> tuple[int, float]:
-    """Tokens of the batch, padding aside, and the mean number of tokens that each attends to."""
-    real = np.asarray(batch.segment_ids) > 0
-    return int(real.sum()), float((np.asarray(batch.positions)[real] + 1).mean()) if real.any() else 0.0
 
 
 def row_length(config: Config) -> int:
