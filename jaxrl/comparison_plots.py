@@ -197,15 +197,16 @@ def moving_mean(values: Sequence[float], width: int = SMOOTH) -> list[float]:
 
 
 def longer(runs: Sequence[Run]) -> str:
-    """A sentence for each GRPO run: how long its episodes were at first and at last."""
-    said = []
+    """A sentence for each label of GRPO runs: how long their episodes were at first and at last, on average."""
+    lengths: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        records = run.stage("grpo")
-        first, last = (tenth_mean(records, "length/mean", last) for last in (False, True))
+        first, last = (tenth_mean(run.stage("grpo"), "length/mean", last) for last in (False, True))
         if first and last is not None:
-            said.append(
-                f"{run.label}: episodes went from {first:.3g} to {last:.3g} sampled tokens ({last / first - 1:+.0%})."
-            )
+            lengths.setdefault(run.label, []).append((first, last))
+    said = []
+    for label, pairs in lengths.items():
+        first, last = np.mean(pairs, axis=0)
+        said.append(f"{label}: episodes went from {first:.3g} to {last:.3g} sampled tokens ({last / first - 1:+.0%}).")
     return " ".join(said)
 
 

@@ -10,10 +10,12 @@ scripts, and needs no network.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import html
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     for i, place in enumerate(places):
         if place in places[:i]:
             raise ValueError(f"{folders[i]} is given twice; each run counts once")
-    runs = [read_run(folder) for folder in folders]
+    runs = told_apart([read_run(folder) for folder in folders])
     rows = comparison.make_rows(runs)
     title = "jaxrl: " + (runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side")
     tasks = ", ".join(dict.fromkeys(map(_tasks, runs)))
@@ -97,6 +99,19 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
         *(["<h2>Settings that differ</h2>", _differences(runs)] if len(runs) > 1 else []),
     ]
     return _write(output, title, parts, markdown(title, rows, runs))
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs; those of the same name get that of the folder which they are in before it."""
+    names = Counter(run.name for run in runs)
+    return [
+        run
+        if names[run.name] == 1
+        else dataclasses.replace(
+            run, config=run.config | {"label": run.label, "name": f"{run.folder.resolve().parent.name}/{run.name}"}
+        )
+        for run in runs
+    ]
 
 
 def _tasks(run: Run) -> str:

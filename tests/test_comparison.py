@@ -21,8 +21,8 @@ from jaxrl.cost import pretraining_flops
 from jaxrl.episode_view import pieces, token_class, turn_text
 from jaxrl.estimators import t_interval
 from jaxrl.page import markdown_table
-from jaxrl.report import main
-from jaxrl.run_folder import find_parent, read_run
+from jaxrl.report import main, told_apart
+from jaxrl.run_folder import Run, find_parent, read_run
 from jaxrl.tokenizer import train_tokenizer
 from jaxrl.train import episode_metrics
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
@@ -363,3 +363,10 @@ def test_steps_say_how_their_episodes_went():
     assert (metrics["length/solved"], metrics["length/unsolved"]) == (6, 6)
     without = episode_metrics([Group(problem, [episode(4, True)])])
     assert without["calls/mean"] == 0 and not {"calls/failed", "length/unsolved"} & without.keys()
+
+
+def test_runs_of_the_same_name_are_told_apart():
+    places = ("a/x", "b/x", "b/y")
+    runs = [Run(Path(f"study/{place}"), {"name": place[-1], "seed": 0}, [], None, None) for place in places]
+    apart = told_apart(runs)
+    assert [r.name for r in apart] == ["a/x", "b/x", "y"] and [r.label for r in apart] == ["x", "x", "y"]
