@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,36 +32,13 @@ from models.config import ModelConfig
 from rollouts.engine import Completion, SamplingParams, check_prompt
 from rollouts.nccl import NcclTransfer, check_available
 from rollouts.sidecar import Sidecar, SidecarError
-from rollouts.vllm_server import PAUSE_MODES, BadReplyError, Server, message, read_completion, request
+from rollouts.vllm_server import BadReplyError, ClientSettings, Server, message, read_completion, request
 from rollouts.weight_files import claim_folder, named_tensors, write_weights
 
 T = TypeVar("T")
 PROBE_S = 5.0  # between two looks at a replica with work
 STRIKES = 3  # failures in a row after which a replica is restarted, though it seems to live
 RESTARTS = 3  # of a replica, without a completion between them, after which the run gives up
-
-
-@dataclass(frozen=True)
-class ClientSettings:
-    """How to use the servers."""
-
-    key: str = field(default="", repr=False)
-    sync: str = "files"  # files | nccl
-    sync_folder: Path = Path("/dev/shm")  # where weights are written; other machines must see it too
-    in_flight: str = "finish"  # what happens to running requests when weights arrive: finish | abort | keep
-    concurrency: int = 256  # requests at one replica at a time
-    request_timeout_s: float = 600.0
-    wait_s: float = 600.0  # without an answer from any replica before the run gives up
-
-    def check(self) -> None:
-        """Raises ValueError naming the field that is wrong."""
-        if self.in_flight not in PAUSE_MODES:
-            raise ValueError(f"rollout.sidecar.in_flight = {self.in_flight!r} must be one of: {', '.join(PAUSE_MODES)}")
-        if self.sync not in ("files", "nccl"):
-            raise ValueError(f"rollout.sidecar.sync = {self.sync!r} must be one of: files, nccl")
-        for name in ("concurrency", "request_timeout_s", "wait_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"rollout.sidecar.{name} = {getattr(self, name)} must be > 0")
 
 
 @dataclass

@@ -24,6 +24,29 @@ class BadReplyError(RuntimeError):
     """A server answered with something that cannot be right."""
 
 
+@dataclass(frozen=True)
+class ClientSettings:
+    """How to use the servers."""
+
+    key: str = field(default="", repr=False)
+    sync: str = "files"  # files | nccl
+    sync_folder: Path = Path("/dev/shm")  # where weights are written; other machines must see it too
+    in_flight: str = "finish"  # what happens to running requests when weights arrive: finish | abort | keep
+    concurrency: int = 256  # requests at one replica at a time
+    request_timeout_s: float = 600.0
+    wait_s: float = 600.0  # without an answer from any replica before the run gives up
+
+    def check(self) -> None:
+        """Raises ValueError naming the field that is wrong."""
+        if self.in_flight not in PAUSE_MODES:
+            raise ValueError(f"rollout.sidecar.in_flight = {self.in_flight!r} must be one of: {', '.join(PAUSE_MODES)}")
+        if self.sync not in ("files", "nccl"):
+            raise ValueError(f"rollout.sidecar.sync = {self.sync!r} must be one of: files, nccl")
+        for name in ("concurrency", "request_timeout_s", "wait_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"rollout.sidecar.{name} = {getattr(self, name)} must be > 0")
+
+
 @dataclass(eq=False)
 class Server:
     """A connection to one server, and what the engine knows of it."""

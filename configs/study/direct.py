@@ -1,6 +1,6 @@
 """GRPO without tools: the answer at once."""
 
-from configs.study.common import grpo_config
+from configs.study.settings import grpo_config
 from jaxrl.config import Config
 from jaxrl.tasks.compute import DIRECT
 

@@ -1,6 +1,6 @@
 """GRPO with execution feedback: a program a turn, the failures of its public tests as the next message."""
 
-from configs.study.common import grpo_config
+from configs.study.settings import grpo_config
 from jaxrl.config import Config
 from jaxrl.tasks.compute import PROGRAM
 

@@ -1,6 +1,6 @@
 """SFT; on the small task with demonstrations of all kinds (by head, with the interpreter, as a program)."""
 
-from configs.study.common import study_config
+from configs.study.settings import study_config
 from jaxrl.config import Config
 from jaxrl.tasks.compute import DIRECT
 

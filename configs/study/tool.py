@@ -1,6 +1,6 @@
 """GRPO with an interpreter: Python in the answer, its output after it."""
 
-from configs.study.common import grpo_config
+from configs.study.settings import grpo_config
 from jaxrl.config import Config
 from jaxrl.tasks.compute import TOOL
 
