@@ -44,7 +44,7 @@ def _small(config: Config) -> None:
     config.model.tokenizer_size = 416
     config.model.unroll_layers = True
 
-    config.sft.steps = 800
+    config.sft.steps = 1200
     config.sft.batch_size = 32
     config.sft.optimizer.learning_rate = 2e-3
     config.sft.optimizer.schedule = "cosine"
