@@ -60,7 +60,7 @@ def test_a_slow_call_is_interrupted_and_keeps_its_variables(sessions):
         session.run("x = 5")
         start = time.monotonic()
         result = session.run("import time\ntime.sleep(60)", QUICK)
-        assert result.status == "timeout" and not result.restarted and time.monotonic() - start < 5
+        assert result.status == "timeout" and not result.restarted and time.monotonic() - start < 2
         assert session.run("x").value == "5"
 
 
@@ -80,7 +80,7 @@ def test_a_session_that_ends_starts_afresh(sessions, code, status):
         session.run("x = 1")
         start = time.monotonic()
         result = session.run(code, QUICK)
-        assert result.status == status and result.restarted and time.monotonic() - start < 5
+        assert result.status == status and result.restarted and time.monotonic() - start < 2
         assert session.run("1 + 1").value == "2"
         assert session.run("x").status == "runtime_error"
 
