@@ -10,7 +10,7 @@ from jaxrl.config import Config
 def get_config() -> Config:
     config = Config(name="qwen2p5_coder_1p5b")
     config.model.path = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
-    config.model.remat = True
+    config.model.remat = "full"
     config.task.name = "contest"
     config.task.path = "open-r1/verifiable-coding-problems-python"
     config.task.max_tests = 16

@@ -37,7 +37,8 @@ class PolicyConfig:
     tokenizer_digits: int = 1  # digits in a token of it, at most
     param_dtype: str = "float32"  # float32 | bfloat16
     compute_dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on accelerators
-    remat: bool = False  # recompute each layer's activations in the backward pass
+    remat: str = "none"  # computed again in the backward pass: none | dots (all but matmuls) | full (every layer)
+    attention: str = "auto"  # auto | splash (TPU) | cudnn (GPU) | blocked: see models/attention.py
     unroll_layers: bool = False  # unroll the scan over layers: faster steps on CPU, slower compilation
 
 
@@ -48,6 +49,7 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    context: bool = False  # rows over `data` only, their tokens over `fsdp`: for rows fewer than devices
 
 
 # Where a base model's completion of a function is cut: the next top-level statement (arXiv 2107.03374, section 2.1).

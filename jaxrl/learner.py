@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl.algorithms import LossMetrics, combine, summarize
 from jaxrl.batch import Batch
 from jaxrl.config import OptimizerConfig
 from models.decoder import Compute, Decoder
-from models.logprobs import token_logprobs
-from models.sharding import batch_sharding
+from models.sharding import batch_sharding, mesh_size, param_shardings
+from models.vocabulary import token_logprobs
 
 Params = Any  # nnx.State of the decoder
 Loss = Callable[[jax.Array, Batch], tuple[jax.Array, LossMetrics]]
@@ -53,9 +53,8 @@ class Learner:
         compute: Compute = Compute(),
         temperature: float = 1.0,
         microbatch_rows: int = 16,
-        mesh: Mesh | None = None,
     ):
-        self.optimizer, self.microbatch_rows, self.mesh = optimizer, microbatch_rows, mesh
+        self.optimizer, self.microbatch_rows, self.compute = optimizer, microbatch_rows, compute
         forward = partial(_logprobs, graphdef, compute, temperature)
 
         def objective(params: Params, batch: Batch) -> tuple[jax.Array, LossMetrics]:
@@ -64,23 +63,45 @@ class Learner:
             sums = {**metrics.sums, "entropy": jnp.sum(entropy * batch.loss_mask)}
             return value, LossMetrics(sums, metrics.maxima)
 
+        def pinned(params: Params) -> Params:
+            """As `param_shardings` has it, whatever the compiler would like better: buffers are used again."""
+            if compute.mesh is None:
+                return params
+            return jax.lax.with_sharding_constraint(params, param_shardings(params, compute.mesh))
+
         def accumulate(params: Params, total: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
             (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(params, batch)
-            return jax.tree.map(jnp.add, total, gradient), value, metrics
+            return pinned(jax.tree.map(jnp.add, total, gradient)), value, metrics
 
         def apply(state: TrainState, gradient: Params) -> tuple[TrainState, jax.Array]:
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             norm = optax.tree.norm(gradient)
-            return TrainState(optax.apply_updates(state.params, updates), opt_state), norm
+            return TrainState(pinned(optax.apply_updates(state.params, updates)), opt_state), norm
 
         self._accumulate = jax.jit(accumulate, donate_argnums=1)
         self._apply = jax.jit(apply, donate_argnums=0)
         self._logprobs = jax.jit(lambda params, batch: forward(params, batch)[0])
-        self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
+        self._zeros = jax.jit(lambda params: pinned(jax.tree.map(jnp.zeros_like, params)))
 
     def init(self, params: Params) -> TrainState:
         """A state with a fresh optimizer."""
-        return TrainState(params, jax.jit(self.optimizer.init)(params))
+        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=self.state_shardings(params))(params))
+
+    def state_shardings(self, params: Params) -> Any:
+        """Of the optimizer's state: what belongs to a parameter is sharded as it is; None: on one device."""
+        mesh = self.compute.mesh
+        if mesh is None:
+            return None
+        shardings = {
+            path: sharding.spec for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings(params, mesh))
+        }
+
+        def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            names = next((shardings[path[i:]] for i in range(len(path)) if path[i:] in shardings), ())
+            whole = (n if s % mesh_size(mesh, n) == 0 else None for n, s in zip(names, leaf.shape))
+            return NamedSharding(mesh, PartitionSpec(*whole))
+
+        return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(self.optimizer.init, params))
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the batch. The old state's buffers are used up."""
@@ -105,7 +126,8 @@ class Learner:
         """The batch in parts of microbatch_rows rows, on the mesh."""
         for start in range(0, len(batch.tokens), self.microbatch_rows):
             part = jax.tree.map(lambda a, s=start: a[s : s + self.microbatch_rows], batch)
-            yield part if self.mesh is None else jax.device_put(part, batch_sharding(self.mesh))
+            mesh = self.compute.mesh
+            yield part if mesh is None else jax.device_put(part, batch_sharding(mesh, self.compute.context))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -145,9 +167,10 @@ def _logprobs(
     model: Decoder = nnx.merge(graphdef, params)
     tokens = jnp.asarray(batch.tokens)
     hidden = model(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
-    b, T, D = hidden.shape
-    flat = token_logprobs(
-        hidden[:, :-1].reshape(b * (T - 1), D), tokens[:, 1:].reshape(-1), model.unembedding(), temperature
+    # All of a row's tokens, the last one's successor too, so that rows are cut evenly over devices.
+    following = jnp.roll(tokens, -1, axis=1)
+    of_following = token_logprobs(
+        hidden, following, model.unembedding(), temperature, mesh=compute.mesh, context=compute.context
     )
-    logprobs, entropy = (jnp.pad(x.reshape(b, T - 1), ((0, 0), (1, 0))) for x in flat)
+    logprobs, entropy = (jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in of_following)
     return logprobs, entropy

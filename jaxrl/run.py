@@ -102,7 +102,9 @@ def make_policy(config: Config, task: Task, folder: Path) -> Policy:
     dtype = jnp.dtype(model.param_dtype)
     name = model.compute_dtype
     compute_dtype = ("float32" if devices[0].platform == "cpu" else "bfloat16") if name == "auto" else name
-    compute = Compute(jnp.dtype(compute_dtype), remat=model.remat, unroll=model.unroll_layers)
+    compute = Compute(
+        jnp.dtype(compute_dtype), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention
+    )
     if model.path:
         model_config, graphdef, params = load_model(model.path, mesh, dtype)
         tokenizer = make_tokenizer(model, task, folder)

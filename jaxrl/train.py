@@ -208,7 +208,6 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
         compute=policy.compute,
         temperature=1.0 if stage.name == "sft" else config.rollout.temperature or 1.0,
         microbatch_rows=config.batch.microbatch_rows,
-        mesh=policy.mesh,
     )
     state = learner.init(policy.params)
     if done > stage.start:

@@ -1,26 +1,162 @@
-"""Softmax attention with grouped queries, over positions and segments."""
+"""Softmax attention with grouped queries, over packed segments: one `attention`, a kernel for each platform.
+
+A row's tokens of one segment stand together and in order, so that "not later" can be read from their indices. Nowhere
+are kv heads repeated: queries are grouped by the kv head that they share (Ainslie et al., arXiv 2305.13245).
+"""
 
 from __future__ import annotations
 
+import warnings
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.matmul import matmul
+from models.sharding import activations, mesh_size, partition_spec
 
 _MASKED = -1e30  # a finite minus infinity: a row without any visible key gives a mean, not NaN
+BLOCK = 512  # queries whose scores are alive at once in the blocked form
+PARTS = 4
+LANES = 128  # of a TPU: what splash attention's sequences are a multiple of
+MAX_SEGMENTS = 128  # of a row, for cuDNN, whose shapes are fixed
+KERNELS = ("auto", "splash", "cudnn", "blocked")
+
+
+def kernel_of(name: str, mesh: Mesh | None, dtype: jnp.dtype) -> str:
+    """The kernel for "auto": splash on TPU, cuDNN on GPU for bf16, blocked elsewhere. Raises ValueError if unknown."""
+    if name not in KERNELS:
+        raise ValueError(f"attention = {name!r} must be one of: {', '.join(KERNELS)}")
+    if name != "auto":
+        return name
+    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+    if platform == "gpu" and dtype == jnp.bfloat16 and _cudnn_works():
+        return "cudnn"
+    return "splash" if platform == "tpu" else "blocked"
 
 
 def attention(
+    q: jax.Array,  # [B, T, H, Dh]
+    k: jax.Array,  # [B, T, K, Dh], H a multiple of K
+    v: jax.Array,  # [B, T, K, Dh]
+    segment_ids: jax.Array,  # i32[B, T], 0: padding
+    *,
+    window: int = 0,  # tokens that a token sees, itself included; 0: all before it
+    kernel: str = "blocked",
+    mesh: Mesh | None = None,
+    context: bool = False,  # tokens of a row are over the mesh's fsdp axis
+) -> jax.Array:  # [B, T, H, Dh]
+    """softmax(q k^T / sqrt(Dh)) v over the earlier tokens of the own segment; scores and softmax in f32.
+
+    On a mesh every device has whole heads of whole rows; with `context` it has a part of a row's queries, and keys and
+    values are gathered (H / K times less than the queries).
+    """
+    (B, T, H, _), K = q.shape, k.shape[2]
+    if mesh is None or mesh.size == 1:
+        kernel = "blocked" if T < LANES else kernel
+        return _run(kernel, window, q, k, v, segment_ids, segment_ids, 0, None)
+    rows, time = partition_spec(("batch", "time"), activations(context), (B, T), mesh)
+    tensor = mesh_size(mesh, "tensor")
+    heads = "tensor" if H % tensor == 0 and (K % tensor == 0 or tensor % K == 0) else None
+    kv_heads = heads if K % tensor == 0 else None
+    queries, keys = PartitionSpec(rows, time, heads), PartitionSpec(rows, None, kv_heads)
+    shards = mesh_size(mesh, time)
+    if T < LANES or (shards > 1 and T % (LANES * shards)):
+        kernel = "blocked"
+    built, built_spec = None, PartitionSpec()
+    if kernel == "splash":
+        built = _splash_kernel(T, H // mesh_size(mesh, heads), window, shards)
+        built_spec = built.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, time)))
+
+    def local(q, k, v, query_segments, key_segments, built):
+        if heads and not kv_heads:  # all of this device's queries share one kv head
+            first = jax.lax.axis_index("tensor") * K // tensor
+            k, v = (jax.lax.dynamic_slice_in_dim(a, first, 1, axis=2) for a in (k, v))
+        offset = jax.lax.axis_index(time) * q.shape[1] if shards > 1 else 0
+        return _run(kernel, window, q, k, v, query_segments, key_segments, offset, built)
+
+    specs = (queries, keys, keys, PartitionSpec(rows, time), PartitionSpec(rows, None), built_spec)
+    f = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+    return f(q, k, v, segment_ids, segment_ids, built)
+
+
+def _run(kernel, window, q, k, v, query_segments, key_segments, offset, built):
+    if kernel == "splash":
+        return splash_attention(q, k, v, query_segments, key_segments, window, built)
+    if kernel == "cudnn" and q.shape[1] == k.shape[1]:
+        return cudnn_attention(q, k, v, query_segments, window)
+    return blocked_attention(q, k, v, query_segments, key_segments, window, offset)
+
+
+def blocked_attention(
+    q: jax.Array,  # [B, T, H, Dh]
+    k: jax.Array,  # [B, S, K, Dh]
+    v: jax.Array,  # [B, S, K, Dh]
+    query_segments: jax.Array,  # i32[B, T]
+    key_segments: jax.Array,  # i32[B, S]
+    window: int = 0,
+    offset: jax.Array | int = 0,  # index of the first query among the keys
+    block: int = BLOCK,
+) -> jax.Array:  # [B, T, H, Dh]
+    """The form in plain XLA: `block` queries at a time, over the keys that any of the queries of its part sees.
+
+    The queries are cut into up to PARTS parts, each a loop, so that causality saves close to half of the work.
+    """
+    (B, T, *_), S = q.shape, k.shape[1]
+    blocks = -(-T // block)
+    if blocks == 1:
+        mask = visible(query_segments, key_segments, offset + jnp.arange(T), jnp.arange(S), window)
+        return masked_attention(q, k, v, mask)
+
+    def cut(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [blocks, B, block, ...]
+        x = jnp.pad(x, [(0, 0), (0, blocks * block - T), *[(0, 0)] * (x.ndim - 2)])
+        return x.reshape(B, blocks, block, *x.shape[2:]).swapaxes(0, 1)
+
+    queries = cut(q), cut(query_segments), jnp.arange(blocks) * block
+    known = isinstance(offset, int)  # else this is one device's part of the queries, and it does not know which
+    ends = np.linspace(0, blocks, min(blocks, PARTS) + 1 if known else 2).astype(int).tolist()
+    mixed = []
+    for begin, end in pairwise(ends):
+        first = max(0, offset + begin * block - window + 1) if window and known else 0
+        last = min(S, offset + end * block) if known else S
+
+        def some(part, first=first, last=last):
+            q, segments, start = part
+            index = offset + start + jnp.arange(block)
+            mask = visible(segments, key_segments[:, first:last], index, jnp.arange(first, last), window)
+            return masked_attention(q, k[:, first:last], v[:, first:last], mask)
+
+        mixed.append(jax.lax.map(jax.checkpoint(some), jax.tree.map(lambda x, b=begin, e=end: x[b:e], queries)))
+    return jnp.concatenate(mixed).swapaxes(0, 1).reshape(B, blocks * block, *q.shape[2:])[:, :T]
+
+
+def visible(
+    query_segments: jax.Array,  # i32[B, T]
+    key_segments: jax.Array,  # i32[B, S], 0: nothing there
+    query_index: jax.Array,  # i32[T]
+    key_index: jax.Array,  # i32[S]
+    window: int = 0,
+) -> jax.Array:  # bool[B, T, S]
+    """True where the key is in the query's segment, not later, and within the window."""
+    distance = query_index[:, None] - key_index
+    near = (distance >= 0) & (distance < window) if window else distance >= 0
+    same = (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] > 0)
+    return same & near
+
+
+def masked_attention(
     q: jax.Array,  # [B, T, H, Dh]
     k: jax.Array,  # [B, S, K, Dh], H a multiple of K
     v: jax.Array,  # [B, S, K, Dh]
     mask: jax.Array,  # bool [B, T, S]
 ) -> jax.Array:  # [B, T, H, Dh]
-    """softmax(q k^T / sqrt(Dh)) v over the keys that `mask` allows; scores and softmax in f32.
-
-    Query heads are grouped by the kv head that they share (Ainslie et al., arXiv 2305.13245), so kv heads are
-    never repeated in memory.
-    """
+    """softmax(q k^T / sqrt(Dh)) v over the keys that `mask` allows, all scores at once."""
     (B, T, H, Dh), (S, K) = q.shape, k.shape[1:3]
     G = H // K
     # One matmul a kv head over its G * T queries, batch axes first: twice as fast on CPU as [B, T, H, Dh] einsums.
@@ -34,15 +170,99 @@ def attention(
     return mixed.reshape(B, K, G, T, Dh).transpose(0, 3, 1, 2, 4).reshape(B, T, H, Dh)
 
 
-def causal_mask(
-    query_positions: jax.Array,  # i32[B, T]
-    key_positions: jax.Array,  # i32[B, S]
+def splash_attention(
+    q: jax.Array,  # [B, T, H, Dh]
+    k: jax.Array,  # [B, S, K, Dh]
+    v: jax.Array,  # [B, S, K, Dh]
     query_segments: jax.Array,  # i32[B, T]
-    key_segments: jax.Array,  # i32[B, S], 0: nothing there
-) -> jax.Array:  # bool [B, T, S]
-    """True where the key is in the query's segment and not later."""
-    same = (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] > 0)
-    return same & (query_positions[:, :, None] >= key_positions[:, None, :])
+    key_segments: jax.Array,  # i32[B, S]
+    window: int = 0,
+    built: Any = None,  # from `_splash_kernel`; None: all queries are here, T = S
+    interpret: bool = False,
+) -> jax.Array:  # [B, T, H, Dh]
+    """Splash attention on a TPU: blocks that the mask rules out are not computed."""
+    T, H, Dh = q.shape[1:]
+    kernel = built if built is not None else _splash_kernel(T, H, window, 1, interpret)
+    pad = -k.shape[1] % LANES  # 0 where queries are over devices
+    q = (q * Dh**-0.5).astype(q.dtype)
+    q, k, v = (jnp.pad(a, ((0, 0), (0, pad), (0, 0), (0, 0))).transpose(0, 2, 1, 3) for a in (q, k, v))
+    segments = splash.SegmentIds(*(jnp.pad(s, ((0, 0), (0, pad))) for s in (query_segments, key_segments)))
+    mixed = jax.vmap(kernel)(q, k, v, segment_ids=segments)
+    return mixed.transpose(0, 2, 1, 3)[:, :T]
+
+
+def _splash_kernel(T: int, H: int, window: int, query_shards: int, interpret: bool = False) -> Any:
+    """The kernel of rows of T tokens, the queries of which are on `query_shards` devices."""
+    padded = -(-T // LANES) * LANES if query_shards == 1 else T
+    shape = (padded, padded)
+    mask = splash_mask.LocalMask(shape, (window - 1, 0), 0) if window else splash_mask.CausalMask(shape)
+    block_q = next(b for b in (512, 256, 128) if (padded // query_shards) % b == 0)
+    block_kv = next(b for b in (512, 256, 128) if padded % b == 0)
+    sizes = splash.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
+        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q, block_kv_dq=block_kv,
+    )  # fmt: skip
+    with jax.ensure_compile_time_eval():
+        return splash.make_splash_mha(
+            mask=splash_mask.MultiHeadMask([mask] * H), head_shards=1, q_seq_shards=query_shards, block_sizes=sizes,
+            interpret=interpret,
+        )  # fmt: skip
+
+
+@cache
+def _cudnn_works() -> bool:
+    """Whether cuDNN gives what the blocked form gives here, forward and backward; a warning says why not."""
+    with jax.ensure_compile_time_eval():
+        rng = np.random.default_rng(0)
+        q, k, v = (jnp.bfloat16(rng.normal(size=(2, 256, heads, 64))) for heads in (4, 2, 2))
+        segments = jnp.array([[1] * 100 + [2] * 156, [1] * 30 + [2] * 50 + [0] * 176])
+
+        def total(run, *arrays):
+            mixed = run(*arrays)
+            return jnp.sum(jnp.where((segments > 0)[:, :, None, None], mixed, 0).astype(jnp.float32) ** 2)
+
+        def gradients(run):
+            return jax.jit(jax.grad(partial(total, run), (0, 1, 2)))(q, k, v)
+
+        try:
+            found = gradients(lambda q, k, v: cudnn_attention(q, k, v, segments))
+            wanted = gradients(lambda q, k, v: blocked_attention(q, k, v, segments, segments))
+            worst = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(found, wanted))
+            reason = f"its gradient is off by {worst:.2g}" if not worst < 0.05 else ""
+        except Exception as error:  # of many kinds: no cuDNN, an old one, an old GPU
+            reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+    if reason:
+        warnings.warn(f"cuDNN attention is not used, slower plain XLA is: {reason}", stacklevel=2)
+    return not reason
+
+
+def cudnn_attention(
+    q: jax.Array,  # bf16[B, T, H, Dh]
+    k: jax.Array,  # bf16[B, T, K, Dh]
+    v: jax.Array,  # bf16[B, T, K, Dh]
+    segment_ids: jax.Array,  # i32[B, T], from 1 and rising, at most MAX_SEGMENTS of them; 0: padding, at the end
+    window: int = 0,
+) -> jax.Array:  # [B, T, H, Dh]
+    """cuDNN's flash attention on an NVIDIA GPU (Hopper or newer), segments told to it by their offsets.
+
+    JAX's public function has no packed rows, hence the import of what it calls.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    T, Dh = q.shape[1], q.shape[3]
+    segments = jnp.arange(1, min(MAX_SEGMENTS, T) + 1)
+    lengths = jnp.sum(segment_ids[:, :, None] == segments, axis=1, dtype=jnp.int32)  # [B, M]
+    ends = jnp.cumsum(lengths, axis=1)
+    offsets = jnp.pad(ends, ((0, 0), (1, 0)))
+    there = lengths > 0
+    lengths = jnp.where(there, lengths, -1)
+    offsets = jnp.where(jnp.pad(there, ((0, 0), (1, 0)), constant_values=True), offsets, -1)
+    mixed: Any = cudnn.dot_product_attention(
+        q, k, v, q_seqlen=lengths, kv_seqlen=lengths, q_offsets=offsets, kv_offsets=offsets, scale=Dh**-0.5,
+        mask_type=cudnn.MaskType.PADDING_CAUSAL, sliding_window_length=window or None,
+    )  # fmt: skip
+    return jnp.where((segment_ids > 0)[:, :, None, None], mixed, 0)  # what it leaves for padding is not defined
 
 
 def decode_attention(

@@ -6,32 +6,74 @@ F MLP width, L layers, V vocabulary. Parameters are stacked over layers, [L, ...
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_policies
+from jax.sharding import Mesh, NamedSharding
 
-from models.attention import attention, causal_mask, decode_attention
+from models.attention import attention, decode_attention, kernel_of, masked_attention
 from models.config import Llama3RopeScaling, ModelConfig
-from models.matmul import matmul
+from models.matmul import WeightSharding, project
+from models.sharding import LOGICAL_TO_MESH, SERVING, activations, constrain, partition_spec
+from models.vocabulary import embed
 
 # Keys [B, K, Dh, S] and values [B, K, S, Dh] of the tokens so far, the token at position p of row b at s = p: a pair
 # for each layer where the layers are unrolled, or one pair with a leading [L] where they are scanned.
 Cache = tuple[tuple[jax.Array, ...], ...]
 
 
+# What the backward pass finds: all that it needs, the matmuls' results, or the layers' inputs alone.
+REMAT = {
+    "none": None,
+    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": checkpoint_policies.nothing_saveable,
+}
+
+
 class Compute(NamedTuple):
     """How the forward pass runs. Changes no number but by rounding."""
 
     dtype: jnp.dtype = jnp.dtype(jnp.float32)  # of activations and matmul operands
-    remat: bool = False  # keep only the layers' inputs for the backward pass
+    remat: str = "none"  # none | dots | full: what is computed again in the backward pass, see REMAT
     unroll: bool = False  # unroll the scan over layers
+    mesh: Mesh | None = None  # of the parameters and rows
+    context: bool = False  # rows over the mesh's data axis only, their tokens over fsdp: for long rows
+    attention: str = "auto"  # a kernel, see models/attention.py
+
+    def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """x, sharded by these logical axes."""
+        if self.mesh is None or self.mesh.size == 1:
+            return x
+        return constrain(x, self.mesh, partition_spec(axes, activations(self.context), x.shape, self.mesh))
+
+    def project(self, x: jax.Array, weight: nnx.Variable, bias: nnx.Variable | None = None) -> jax.Array:
+        """x [..., I] @ weight [I, O] + bias [O] in x's dtype, accumulated in f32."""
+        y = project(x, weight[...], self._sharding(weight))
+        return (y if bias is None else y + bias[...].astype(jnp.float32)).astype(x.dtype)
+
+    def _sharding(self, weight: nnx.Variable) -> WeightSharding | None:
+        if self.mesh is None or self.mesh.size == 1:
+            return None
+        metadata = weight.get_metadata()
+        axes, pieces = metadata["out_sharding"][-2:], metadata["pieces"][-2:]  # of one layer
+        tables = LOGICAL_TO_MESH, SERVING
+        return WeightSharding(*(NamedSharding(self.mesh, partition_spec(axes, t, pieces, self.mesh)) for t in tables))
 
 
-def parameter(shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: jnp.dtype) -> nnx.Param:
-    """A parameter of zeros with a logical name for each axis (models/sharding.py maps names to mesh axes)."""
-    return nnx.Param(jnp.zeros(shape, dtype), out_sharding=axes, eager_sharding=False)
+def parameter(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: jnp.dtype, pieces: tuple[int, ...] | None = None
+) -> nnx.Param:
+    """A parameter of zeros with a logical name for each axis (models/sharding.py maps names to mesh axes).
+
+    Args:
+        pieces: how many indivisible parts each axis has (heads, say); None: as many as it is long.
+    """
+    zeros = jnp.zeros(shape, dtype)
+    return nnx.Param(zeros, out_sharding=axes, eager_sharding=False, pieces=pieces or shape)
 
 
 class Block(nnx.Module):
@@ -42,9 +84,15 @@ class Block(nnx.Module):
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.config = config
 
+        heads: dict[str | None, int] = {
+            "heads": config.num_heads,
+            "kv_heads": config.num_kv_heads,
+        }  # what a device has whole
+
         def stacked(*shape_and_axes: tuple[int, str | None]) -> nnx.Param:
             shape, axes = zip(*shape_and_axes)
-            return parameter((L, *shape), ("layers", *axes), dtype)
+            pieces = tuple(heads.get(axis, size) for size, axis in shape_and_axes)
+            return parameter((L, *shape), ("layers", *axes), dtype, (L, *pieces))
 
         self.attention_norm = stacked((D, None))
         self.q = stacked((D, "embed"), (queries, "heads"))
@@ -65,24 +113,28 @@ class Block(nnx.Module):
         self.up = stacked((D, "embed"), (F, "mlp"))
         self.down = stacked((F, "mlp"), (D, "embed"))
 
-    def __call__(self, x, rotation, attend):
+    def __call__(self, x, rotation, attend, compute: Compute):
         """x [B, T, D] -> [B, T, D]. `attend(q, k, v)` mixes values over the visible tokens and keeps k and v."""
-        x = x + self.attention(rms_norm(x, self.attention_norm[...], self.config.norm_epsilon), rotation, attend)
-        return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.config.norm_epsilon))
+        x = x + self.attention(
+            rms_norm(x, self.attention_norm[...], self.config.norm_epsilon), rotation, attend, compute
+        )
+        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], self.config.norm_epsilon), compute)
+        return compute.place(x, "batch", "time", None)
 
-    def attention(self, x, rotation, attend):
+    def attention(self, x, rotation, attend, compute):
         config, (B, T, _) = self.config, x.shape
-        bias = (self.q_bias[...], self.k_bias[...], self.v_bias[...]) if config.qkv_bias else (None, None, None)
-        q, k, v = linear(x, self.q[...], bias[0]), linear(x, self.k[...], bias[1]), linear(x, self.v[...], bias[2])
+        bias = (self.q_bias, self.k_bias, self.v_bias) if config.qkv_bias else (None, None, None)
+        q, k, v = (compute.project(x, w, b) for w, b in zip((self.q, self.k, self.v), bias))
         q, k, v = (a.reshape(B, T, -1, config.head_dim) for a in (q, k, v))
         if config.qk_norm:
             q = rms_norm(q, self.q_norm[...], config.norm_epsilon)
             k = rms_norm(k, self.k_norm[...], config.norm_epsilon)
         mixed = attend(rotate(q, *rotation), rotate(k, *rotation), v)
-        return linear(mixed.reshape(B, T, -1), self.o[...], self.o_bias[...] if config.output_bias else None)
+        return compute.project(mixed.reshape(B, T, -1), self.o, self.o_bias if config.output_bias else None)
 
-    def mlp(self, x):
-        return linear(jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...]), self.down[...])
+    def mlp(self, x, compute):
+        hidden = jax.nn.silu(compute.project(x, self.gate)) * compute.project(x, self.up)
+        return compute.project(compute.place(hidden, "batch", "time", "mlp"), self.down)
 
 
 class Decoder(nnx.Module):
@@ -90,11 +142,11 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype = jnp.dtype(jnp.float32)):
         self.config = config
-        self.embed = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
+        self.embed = parameter((config.vocab_size, config.hidden_size), ("vocab", None), dtype)
         self.blocks = Block(config, dtype)
         self.final_norm = parameter((config.hidden_size,), (None,), dtype)
         if not config.tied_embeddings:
-            self.unembed = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
+            self.unembed = parameter((config.vocab_size, config.hidden_size), ("vocab", None), dtype)
 
     def unembedding(self) -> jax.Array:
         """[V, D]; logits are hidden @ unembedding.T."""
@@ -124,29 +176,41 @@ class Decoder(nnx.Module):
     def _forward(self, tokens, positions, segment_ids, compute, keep_keys=False) -> tuple[jax.Array, Any]:
         config = self.config
         segments = jnp.ones_like(tokens) if segment_ids is None else segment_ids
-        mask = causal_mask(positions, positions, segments, segments)
-        distance = positions[:, :, None] - positions[:, None, :]
         rotation = rotary(positions, config)
+        windows = config.windows or (0,) * config.num_layers
+        kinds = sorted(set(windows))
+        kernel = kernel_of(compute.attention, compute.mesh, compute.dtype)
+        kernels = [
+            partial(attention, window=window, kernel=kernel, mesh=compute.mesh, context=compute.context)
+            for window in kinds
+        ]
 
-        def layer(block: Block, x, window):
+        def layer(x, params_and_kind):
+            params, kind = params_and_kind
             kept = None
 
             def attend(q, k, v):
                 nonlocal kept
                 kept = (k, v) if keep_keys else None
-                return attention(q, k, v, mask & (distance < window) if config.windows else mask)
+                if len(kernels) == 1:
+                    return kernels[0](q, k, v, segments)
+                return jax.lax.switch(kind, kernels, q, k, v, segments)
 
-            x = block(x, rotation, attend)
+            x = nnx.merge(graphdef, params)(x, rotation, attend, compute)
             return x, kept
 
         graphdef, stacked = nnx.split(self.blocks)
-        windows = jnp.array([w or 2**30 for w in config.windows or (0,) * config.num_layers], jnp.int32)
-        body = lambda x, l: layer(nnx.merge(graphdef, l[0]), x, l[1])  # noqa: E731
-        if compute.remat:
-            body = jax.checkpoint(body, prevent_cse=False)
-        x = self.embed[...][tokens].astype(compute.dtype)
-        x, kept = jax.lax.scan(body, x, (stacked, windows), unroll=config.num_layers if compute.unroll else 1)
+        if compute.remat != "none":
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[compute.remat])
+        x = self._embed(tokens, compute)
+        kind_of_layer = jnp.array([kinds.index(window) for window in windows], jnp.int32)
+        unroll = config.num_layers if compute.unroll else 1
+        x, kept = jax.lax.scan(layer, x, (stacked, kind_of_layer), unroll=unroll)
         return rms_norm(x, self.final_norm[...], config.norm_epsilon), kept
+
+    def _embed(self, tokens: jax.Array, compute: Compute) -> jax.Array:
+        x = embed(self.embed[...], tokens, compute.dtype, compute.mesh, compute.context)
+        return compute.place(x, "batch", "time", None)
 
     def decode(
         self,
@@ -180,7 +244,7 @@ class Decoder(nnx.Module):
 
         def attend(q, k_cache, v_cache, window):
             k, v = k_cache[rows].transpose(0, 3, 1, 2), v_cache[rows].transpose(0, 2, 1, 3)
-            return attention(q, k, v, (distance >= 0) & ((window == 0) | (distance < window)))
+            return masked_attention(q, k, v, (distance >= 0) & ((window == 0) | (distance < window)))
 
         place = (rows[:, None], positions)
         return self._with_cache(tokens, positions, place, attend, cache, layers, compute)
@@ -190,14 +254,14 @@ class Decoder(nnx.Module):
         config, (rows, columns) = self.config, place
         rotation = rotary(positions, config)
         windows = config.windows or (0,) * config.num_layers
-        x = self.embed[...][tokens].astype(compute.dtype)
+        x = self._embed(tokens, compute)
 
         def layer(block, x, window, write):
             def attend_and_write(q, k, v):
                 new = (k[:, 0], v[:, 0]) if columns.ndim == 1 else (k, v)
                 return attend(q, *write(*new), window)
 
-            return block(x, rotation, attend_and_write)
+            return block(x, rotation, attend_and_write, compute)
 
         if layers is not None:
             caches = list(cache)
@@ -259,14 +323,6 @@ def insert(cache: Cache, rows: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
         (k_layer.at[rows, :, :, :T].set(k[l], mode="drop"), v_layer.at[rows, :, :T].set(v[l], mode="drop"))
         for l, (k_layer, v_layer) in enumerate(cache)
     )
-
-
-def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """x [..., I] @ w [I, O] + bias [O] in x's dtype, accumulated in f32."""
-    # Flat rows: the weight's gradient then contracts one axis, where XLA on CPU would transpose x and y for two.
-    y = matmul(x.reshape(-1, x.shape[-1]), w)
-    y = (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
-    return y.reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:

@@ -1,11 +1,22 @@
-"""The matmul of every layer: operands in their own precision, sums in f32, forward and backward."""
+"""The matmuls of every layer: operands in their own precision, sums in f32, forward and backward."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple, cast
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 Operands = tuple[jax.Array, jax.Array]
+
+
+class WeightSharding(NamedTuple):
+    """How a weight matrix is kept, and how it is when it multiplies: gathered over fsdp."""
+
+    kept: NamedSharding
+    used: NamedSharding
 
 
 @jax.custom_vjp
@@ -13,39 +24,82 @@ def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     """x [..., M, K] @ y [..., K, N] -> f32[..., M, N], with y taken in x's dtype.
 
     Where x is bf16, so are the operands of the gradient's two matmuls, which JAX would make f32 ones because the
-    output is f32. The gradient of an f32 y (the master weights) is not rounded to bf16.
+    output is f32.
     """
     return jnp.einsum("...mk,...kn->...mn", x, y.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, Operands]:
+def _matmul_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, Operands]:
     return matmul(x, y), (x, y)
 
 
-def _backward(operands: Operands, gradient: jax.Array) -> Operands:
+def _matmul_backward(operands: Operands, gradient: jax.Array) -> Operands:
     x, y = operands
     g = gradient.astype(x.dtype)
     dx = jnp.einsum("...mn,...kn->...mk", g, y.astype(x.dtype), preferred_element_type=jnp.float32)
-    dy = jax.lax.platform_dependent(x, g, cpu=_transposed_on_cpu, default=_transposed)
+    dy = jnp.einsum("...mk,...mn->...kn", x, g, preferred_element_type=jnp.float32)
     return dx.astype(x.dtype), dy.astype(y.dtype)
 
 
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def project(x: jax.Array, w: jax.Array, sharding: WeightSharding | None = None) -> jax.Array:
+    """x [..., K] @ w [K, N] -> f32[..., N], with w taken in x's dtype.
+
+    A sharded w is cast first, then gathered; its gradient, not rounded to x's dtype where w is f32 (the master
+    weights), goes back to the shards in one reduce-scatter.
+    """
+    return cast(jax.Array, _projected(sharding, x, w))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _projected(sharding, x, w):
+    return _project(x, _used(x, w, sharding))
+
+
+def _project(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _used(x: jax.Array, w: jax.Array, sharding: WeightSharding | None) -> jax.Array:
+    w = w.astype(x.dtype)
+    return w if sharding is None else jax.lax.with_sharding_constraint(w, sharding.used)
+
+
+def _project_forward(sharding, x, w):
+    return _projected(sharding, x, w), (x, w)
+
+
+def _project_backward(sharding, operands, gradient):
+    x, w = operands
+    g = gradient.astype(x.dtype)
+    last = (((g.ndim - 1,), (1,)), ((), ()))
+    dx = jax.lax.dot_general(g, _used(x, w, sharding), last, preferred_element_type=jnp.float32)
+    dw = jax.lax.platform_dependent(x, g, cpu=_transposed_on_cpu, default=_transposed)
+    if sharding is not None:
+        dw = jax.lax.with_sharding_constraint(dw, sharding.kept)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_projected.defvjp(_project_forward, _project_backward)
+
+
 def _transposed(x: jax.Array, g: jax.Array) -> jax.Array:
-    """x^T g, f32[..., K, N]."""
-    return jnp.einsum("...mk,...mn->...kn", x, g, preferred_element_type=jnp.float32)
+    """x^T g, f32[K, N], of x [..., K] and g [..., N]."""
+    lead = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, g, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _transposed_on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The same, with bf16 x transposed in memory, as XLA's fast bf16 matmul wants it.
+    """The same over flat rows (for two axes XLA on CPU would transpose both), with bf16 x transposed in memory.
 
-    It would take both operands to f32 instead, a fourth of the speed. Two axes in the place of K keep it from folding
-    the transpose into the matmul.
+    XLA's fast bf16 matmul wants it so and would take both operands to f32 instead, a fourth of the speed. Two axes in
+    the place of K keep it from folding the transpose into the matmul.
     """
-    *lead, M, K = x.shape
-    if x.dtype != jnp.bfloat16 or lead or K % 2:
+    K = x.shape[-1]
+    x, g = x.reshape(-1, K), g.reshape(-1, g.shape[-1])
+    if x.dtype != jnp.bfloat16 or K % 2:
         return _transposed(x, g)
-    x_transposed = x.reshape(M, 2, K // 2).transpose(1, 2, 0).reshape(K, M)
+    x_transposed = x.reshape(-1, 2, K // 2).transpose(1, 2, 0).reshape(K, -1)
     return jax.lax.optimization_barrier(jnp.matmul(x_transposed, g, preferred_element_type=jnp.float32))
-
-
-matmul.defvjp(_forward, _backward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,15 +11,22 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
-LOGICAL_TO_MESH = {
+MeshAxes = str | tuple[str, ...] | None
+LOGICAL_TO_MESH: dict[str, MeshAxes] = {
     "layers": None,
-    "vocab": "tensor",
+    # A part of the vocabulary on each device, of its whole width: neither table nor logits are ever gathered.
+    "vocab": ("fsdp", "tensor"),
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "batch": ("data", "fsdp"),
+    "time": None,
 }
+# Context sharding, for rows so long that there are fewer of them than devices: a row's tokens over fsdp.
+CONTEXT: dict[str, MeshAxes] = LOGICAL_TO_MESH | {"batch": "data", "time": "fsdp"}
+# For sampling: whole matrices but for tensor, because each decoding step would gather those that are cut over fsdp.
+SERVING: dict[str, MeshAxes] = LOGICAL_TO_MESH | {"embed": None}
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
@@ -36,28 +44,51 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
     return Mesh(np.array(devices).reshape(sizes), MESH_AXES)
 
 
-def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """PartitionSpec of an array with these logical axes."""
-    return PartitionSpec(*(LOGICAL_TO_MESH[a] if a is not None else None for a in axes))
+def mesh_size(mesh: Mesh | None, axes: MeshAxes) -> int:
+    """Devices along these axes of the mesh; 1 without a mesh."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return int(np.prod([mesh.shape[name] for name in names], dtype=int)) if mesh is not None else 1
 
 
-def param_shardings(params: nnx.State, mesh: Mesh) -> Any:
-    """A NamedSharding for each parameter, as a pytree like `params`.
+def partition_spec(
+    axes: tuple[str | None, ...],
+    table: Mapping[str, MeshAxes] = LOGICAL_TO_MESH,
+    pieces: tuple[int, ...] | None = None,
+    mesh: Mesh | None = None,
+) -> PartitionSpec:
+    """PartitionSpec of an array with these logical axes.
 
-    An axis whose size the mesh does not divide stays whole.
+    With a mesh, an axis whose `pieces` (what must stay together: a head, say) it does not divide stays whole.
     """
+    names = [table[a] if a is not None else None for a in axes]
+    if mesh is not None and pieces is not None:
+        names = [n if p % mesh_size(mesh, n) == 0 else None for n, p in zip(names, pieces)]
+    return PartitionSpec(*names)
+
+
+def param_shardings(params: nnx.State, mesh: Mesh, table: Mapping[str, MeshAxes] = LOGICAL_TO_MESH) -> Any:
+    """A NamedSharding for each parameter, as a pytree like `params`."""
 
     def sharding(variable: nnx.Variable) -> nnx.Variable:
-        axes = variable.get_metadata()["out_sharding"]
-        names = [
-            LOGICAL_TO_MESH[a] if a is not None and size % mesh.shape[LOGICAL_TO_MESH[a] or "data"] == 0 else None
-            for a, size in zip(axes, variable.shape)
-        ]
-        return variable.replace(NamedSharding(mesh, PartitionSpec(*names)))
+        metadata = variable.get_metadata()
+        pieces = metadata.get("pieces") or variable.shape
+        return variable.replace(NamedSharding(mesh, partition_spec(metadata["out_sharding"], table, pieces, mesh)))
 
     return jax.tree.map(sharding, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data and fsdp axes."""
-    return NamedSharding(mesh, partition_spec(("batch",)))
+def batch_sharding(mesh: Mesh, context: bool = False) -> NamedSharding:
+    """Of [B, T]: rows over the data and fsdp axes; with `context`, rows over data and their tokens over fsdp."""
+    return NamedSharding(mesh, partition_spec(("batch", "time"), activations(context)))
+
+
+def activations(context: bool) -> dict[str, MeshAxes]:
+    """The table for activations."""
+    return CONTEXT if context else LOGICAL_TO_MESH
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, spec: PartitionSpec) -> jax.Array:
+    """x, sharded so; a mesh of one device changes nothing."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

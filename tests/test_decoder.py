@@ -13,7 +13,7 @@ from flax import nnx
 
 from models.convert import hf_tensors, load_hf
 from models.decoder import Compute, Decoder, initialize, insert, make_cache
-from models.logprobs import token_logprobs
+from models.vocabulary import token_logprobs
 
 T = 40
 
@@ -126,7 +126,7 @@ def test_remat_and_unrolling_change_no_number(pair):
         return jnp.mean(nnx.merge(graphdef, params)(tokens, positions_of(tokens), compute=compute) ** 2)
 
     expected = jax.value_and_grad(loss)(params, Compute())
-    for compute in (Compute(remat=True), Compute(unroll=True)):
+    for compute in (Compute(remat="full"), Compute(remat="dots"), Compute(unroll=True)):
         chex.assert_trees_all_close(jax.value_and_grad(loss)(params, compute), expected, rtol=1e-4, atol=1e-6)
 
 

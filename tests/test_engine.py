@@ -13,7 +13,7 @@ from flax import nnx
 
 from models.config import ModelConfig
 from models.decoder import Decoder, initialize
-from models.logprobs import token_logprobs
+from models.vocabulary import token_logprobs
 from rollouts.collect import generate
 from rollouts.engine import PromptTooLongError, SamplingParams
 from rollouts.jax_engine import JaxEngine

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.matmul import matmul
+from models.matmul import matmul, project
 
 
 def operands(*lead: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,8 +27,19 @@ def test_value_and_gradient(lead):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
+def test_projection_by_a_weight(lead):
+    x, _, g = operands(*lead)
+    w = np.random.default_rng(1).normal(size=(7, 3))
+    out, vjp = jax.vjp(project, jnp.float32(x), jnp.float32(w))
+    dx, dw = vjp(jnp.float32(g))
+    for got, wanted in ((out, x @ w), (dx, g @ w.T), (dw, x.reshape(-1, 7).T @ g.reshape(-1, 3))):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [matmul, project])
 @pytest.mark.parametrize("shape", [(6, 8, 4), (5, 7, 3), (84, 64, 32)])
-def test_bf16_operands_f32_sums(shape):
+def test_bf16_operands_f32_sums(shape, function):
     """bf16 x with f32 weights: every matmul of value and gradient takes bf16 and gives f32; dy stays f32."""
     M, K, N = shape
     rng = np.random.default_rng(0)
@@ -37,9 +48,9 @@ def test_bf16_operands_f32_sums(shape):
 
     @jax.jit
     def value_and_gradients(x, y, g):
-        value, vjp = jax.vjp(matmul, x, y)
+        value, vjp = jax.vjp(function, x, y)
         # The second, as tied embeddings use it: XLA must not merge the transposes into a matmul it cannot run.
-        return value, *vjp(g), jax.vjp(lambda y: matmul(x, y.T), y.T)[1](g)[0]
+        return value, *vjp(g), jax.vjp(lambda y: function(x, y.T), y.T)[1](g)[0]
 
     text = value_and_gradients.lower(x, y, g).as_text()
     dots = [line for line in text.splitlines() if "stablehlo.dot_general" in line]

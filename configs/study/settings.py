@@ -58,7 +58,7 @@ def _small(config: Config) -> None:
 def _real(config: Config, model: str) -> None:
     config.model.path = model
     config.model.pretraining_tokens = 5.5e12  # Qwen2.5-Coder (arXiv 2409.12186)
-    config.model.remat = True
+    config.model.remat = "full"
     config.task.name = "contest"
     config.task.path = "open-r1/verifiable-coding-problems-python"
     config.task.max_tests = 16

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.logprobs import token_logprobs
+from models.vocabulary import token_logprobs
 
 rng = np.random.default_rng(0)
 HIDDEN, TARGETS = rng.normal(size=(37, 16)).astype(np.float32), rng.integers(0, 53, 37)

@@ -1,0 +1,154 @@
+"""The two ends of the decoder: token embedding, and logprobs of the next token, with the vocabulary over the devices.
+
+Each device has the rows of its part of the vocabulary, of the tables [V, D] as of the logits. Tokens travel, tables and
+logits do not: of a few tokens at a time every device computes its part, and sums or reduce-scatters meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from models.matmul import matmul
+from models.sharding import activations, mesh_size, partition_spec
+
+CHUNK_ELEMENTS = 2**25  # f32 logits alive at once on a device: 128 MiB
+LOOKUP_ELEMENTS = 2**25  # of embeddings, before they are summed over the parts
+
+
+class _Parts(NamedTuple):
+    """Where this device's part of the vocabulary and of the tokens is."""
+
+    vocabulary: tuple[str, ...] = ()  # mesh axes that it is cut over
+    tokens: str | None = None  # the one of them that tokens are cut over, too
+
+    def first(self, rows: int) -> jax.Array | int:
+        """The first of this device's `rows` rows of the table."""
+        return jax.lax.axis_index(self.vocabulary) * rows if self.vocabulary else 0
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """[n, ...] of this device -> [f * n, ...], of all that have other tokens and other parts."""
+        return jax.lax.all_gather(x, self.tokens, tiled=True) if self.tokens else x
+
+    def own(self, x: jax.Array, n: int) -> jax.Array:
+        """This device's n of what `gather` gave, from x [f * n] that is the same on all."""
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.tokens) * n, n) if self.tokens else x
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, self.vocabulary) if self.vocabulary else x
+
+    def max(self, x: jax.Array) -> jax.Array:
+        return jax.lax.pmax(x, self.vocabulary) if self.vocabulary else x
+
+    def sum_own(self, x: jax.Array) -> jax.Array:
+        """Sum over the parts of x [f * n, D], of which each device gets its own tokens [n, D]."""
+        others = tuple(a for a in self.vocabulary if a != self.tokens)
+        x = jax.lax.psum(x, others) if others else x
+        return jax.lax.psum_scatter(x, self.tokens, tiled=True) if self.tokens else x
+
+
+def embed(
+    table: jax.Array,  # [V, D]
+    tokens: jax.Array,  # i32[B, T]
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
+    context: bool = False,
+) -> jax.Array:  # [B, T, D] in dtype
+    """The tokens' rows of the table."""
+    if mesh is None or mesh.size == 1:
+        return table[tokens].astype(dtype)
+
+    def local(parts: _Parts, table: jax.Array, tokens: jax.Array) -> jax.Array:
+        rows, D = table.shape
+
+        def lookup(tokens: jax.Array) -> jax.Array:
+            here = parts.gather(tokens) - parts.first(rows)
+            found = table[jnp.clip(here, 0, rows - 1)].astype(dtype)
+            return parts.sum_own(jnp.where(((here >= 0) & (here < rows))[:, None], found, 0))
+
+        chunk = LOOKUP_ELEMENTS // (D * mesh_size(mesh, parts.tokens))
+        return _in_chunks(lookup, (tokens.reshape(-1),), chunk).reshape(*tokens.shape, D)
+
+    return _over_parts(local, mesh, context, table, tokens)
+
+
+def token_logprobs(
+    hidden: jax.Array,  # [..., D], the decoder's output before each target; [B, T, D] with a mesh
+    targets: jax.Array,  # i32[...]
+    unembedding: jax.Array,  # [V, D]
+    temperature: float = 1.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    mesh: Mesh | None = None,
+    context: bool = False,
+) -> tuple[jax.Array, jax.Array]:  # f32[...], f32[...]
+    """log softmax(logits / temperature) at the targets, and the entropy of that distribution in nats.
+
+    Logits are made for a chunk of tokens at a time, and again in the backward pass. The entropy carries no gradient.
+    """
+
+    def local(parts: _Parts, unembedding: jax.Array, hidden: jax.Array, targets: jax.Array):
+        flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        chunk = chunk_elements // (unembedding.shape[0] * mesh_size(mesh, parts.tokens))
+        out = _in_chunks(partial(_logprobs, parts, unembedding, temperature), flat, chunk)
+        return jax.tree.map(lambda x: x.reshape(targets.shape), out)
+
+    if mesh is None or mesh.size == 1:
+        return local(_Parts(), unembedding, hidden, targets)
+    return _over_parts(local, mesh, context, unembedding, hidden, targets)
+
+
+def _logprobs(parts, unembedding, temperature, hidden, targets):
+    """Of n tokens of this device: hidden [n, D], targets i32[n]."""
+    n, rows = len(targets), len(unembedding)
+    logits = matmul(parts.gather(hidden), unembedding.T) / temperature  # [f * n, rows]
+    here = parts.gather(targets) - parts.first(rows)
+    highest = parts.max(jax.lax.stop_gradient(logits).max(axis=-1))
+    weights = jnp.exp(logits - highest[:, None])
+    total = parts.sum(weights.sum(axis=-1))
+    log_z = highest + jnp.log(total)
+    chosen = jnp.take_along_axis(logits, jnp.clip(here, 0, rows - 1)[:, None], axis=-1)[:, 0]
+    chosen = parts.sum(jnp.where((here >= 0) & (here < rows), chosen, 0))
+    mean = parts.sum(jax.lax.stop_gradient((weights * logits).sum(axis=-1))) / total
+    entropy = jax.lax.stop_gradient(log_z - mean)
+    return parts.own(chosen - log_z, n), parts.own(entropy, n)
+
+
+def _in_chunks(f: Callable, arrays: tuple[jax.Array, ...], size: int):
+    """f over `size` rows of the arrays at a time; what it makes on the way is made again in the backward pass."""
+    n, size = len(arrays[0]), max(1, size)
+    if size >= n:
+        return f(*arrays)
+    chunks = -(-n // size)
+
+    def cut(x: jax.Array) -> jax.Array:
+        padding = [(0, chunks * size - n), *[(0, 0)] * (x.ndim - 1)]
+        return jnp.pad(x, padding).reshape(chunks, size, *x.shape[1:])
+
+    out = jax.lax.map(lambda c: jax.checkpoint(f)(*c), jax.tree.map(cut, arrays))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
+
+
+def _over_parts(local: Callable, mesh: Mesh, context: bool, table: jax.Array, *arrays: jax.Array):
+    """local(parts, table, *arrays) on each device, with its rows of the table and its tokens [B, T, ...]."""
+    vocabulary = partition_spec(("vocab",), pieces=table.shape[:1], mesh=mesh)
+    tokens = partition_spec(("batch", "time"), activations(context), arrays[0].shape[:2], mesh)
+    names = vocabulary[0] or ()
+    names = (names,) if isinstance(names, str) else names
+    cut = [name for axis in tokens for name in ((axis,) if isinstance(axis, str) else axis or ())]
+    both = [name for name in names if name in cut]
+    parts = _Parts(names, both[0] if both else None)
+
+    def varying(table: jax.Array, *arrays: jax.Array):
+        # All alike from here on. Sums of gradients over devices are then made here: once, not for each chunk.
+        table = jax.lax.pcast(table, tuple(n for n in cut if n not in names), to="varying")
+        of_tokens = tuple(n for n in names if n not in cut)
+        return local(parts, table, *(jax.lax.pcast(a, of_tokens, to="varying") for a in arrays))
+
+    return jax.shard_map(varying, mesh=mesh, in_specs=(vocabulary, *[tokens] * len(arrays)), out_specs=tokens)(
+        table, *arrays
+    )

@@ -1,0 +1,134 @@
+"""Attention over packed rows against float64 NumPy: the blocked form, splash in its interpreter, on any mesh."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from models import attention as kernels
+from models.attention import blocked_attention, kernel_of, splash_attention
+
+B, T, H, K, DH = 2, 256, 4, 2, 16
+
+
+def inputs(T=T, H=H, K=K):
+    rng = np.random.default_rng(0)
+    q, k, v, g = (rng.normal(size=(B, T, n, DH)) for n in (H, K, K, H))
+    ends = [0, T // 3, T // 2, T - 7], [0, T // 5, T - 40, T - 40]
+    segments = np.zeros((B, T), np.int32)
+    for b, cuts in enumerate(ends):
+        for i, (start, end) in enumerate(itertools.pairwise(cuts)):
+            segments[b, start:end] = i + 1
+    return q, k, v, g, segments
+
+
+def reference(q, k, v, g, segments, window):
+    """Value and gradients in float64, query by query; 0 for padding."""
+    out, dq, dk, dv = (np.zeros_like(a) for a in (q, q, k, v))
+    group = q.shape[2] // k.shape[2]
+    for b, t, h in np.ndindex(q.shape[:3]):
+        if not segments[b, t]:
+            continue
+        first = max(np.argmax(segments[b] == segments[b, t]), t - window + 1 if window else 0)
+        seen, head = slice(first, t + 1), h // group
+        scores = k[b, seen, head] @ q[b, t, h] / np.sqrt(DH)
+        p = np.exp(scores - scores.max())
+        p /= p.sum()
+        out[b, t, h] = p @ v[b, seen, head]
+        dp = v[b, seen, head] @ g[b, t, h]
+        ds = p * (dp - p @ dp) / np.sqrt(DH)
+        dv[b, seen, head] += np.outer(p, g[b, t, h])
+        dk[b, seen, head] += np.outer(ds, q[b, t, h])
+        dq[b, t, h] = ds @ k[b, seen, head]
+    return out, dq, dk, dv
+
+
+def value_and_gradients(run, q, k, v, g, segments):
+    """As `reference`, of run(q, k, v)."""
+    there = (segments > 0)[:, :, None, None]
+    out, vjp = jax.vjp(lambda *a: jnp.where(there, run(*a), 0), *(jnp.float32(a) for a in (q, k, v)))
+    return out, *vjp(jnp.float32(g))
+
+
+@pytest.mark.parametrize("window", [0, 37])
+@pytest.mark.parametrize("block", [64, 100, 512])
+def test_blocked_attention(block, window):
+    q, k, v, g, segments = inputs()
+    run = lambda q, k, v: blocked_attention(q, k, v, segments, segments, window, block=block)  # noqa: E731
+    for got, wanted in zip(value_and_gradients(run, q, k, v, g, segments), reference(q, k, v, g, segments, window)):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [256, 200])  # of whole blocks, and to be padded
+@pytest.mark.parametrize("window", [0, 37])
+def test_splash_attention(window, length):
+    q, k, v, g, segments = inputs(length)
+    run = lambda q, k, v: splash_attention(q, k, v, segments, segments, window, interpret=True)  # noqa: E731
+    found, wanted = value_and_gradients(run, q, k, v, g, segments), reference(q, k, v, g, segments, window)
+    for a, b in zip(found, wanted):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_blocks_are_not_all_alive():
+    """Memory for the scores of a block of queries, not of all."""
+    shape = jax.ShapeDtypeStruct((1, 4096, 4, 16), np.float32)
+    segments = jax.ShapeDtypeStruct((1, 4096), np.int32)
+    loss = lambda q, k, v, s: blocked_attention(q, k, v, s, s).sum()  # noqa: E731
+    memory = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape, segments).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4096 * 4096 * 4 * 4 / 2
+
+
+def test_kernel_of():
+    assert kernel_of("auto", None, jnp.dtype("bfloat16")) == "blocked"  # a CPU
+    with pytest.raises(ValueError, match="must be one of: auto, splash, cudnn, blocked"):
+        kernel_of("flash", None, jnp.dtype("float32"))
+
+
+def test_cudnn_is_not_used_where_it_does_not_work():
+    with pytest.warns(UserWarning, match="cuDNN attention is not used"):
+        assert not kernels._cudnn_works.__wrapped__()
+
+
+MESHES = (  # data, fsdp, tensor; context; kernel. Four devices along tensor are more than kv heads.
+    ((2, 2, 2), False, "blocked"),
+    ((2, 1, 4), False, "splash"),
+    ((2, 1, 4), False, "blocked"),
+    ((1, 8, 1), True, "blocked"),
+    ((2, 2, 2), True, "splash"),
+)
+ON_EIGHT_DEVICES = """
+import sys; sys.path.insert(0, "tests")
+import jax, numpy as np
+import models.attention as kernels
+from functools import partial
+from models.sharding import make_mesh
+from test_attention import MESHES, attention, inputs, reference, value_and_gradients
+arrays = inputs()
+build = kernels._splash_kernel
+kernels._splash_kernel = lambda *a: build(*a[:4], True)  # in the interpreter
+for window in (0, 37):
+    wanted = reference(*arrays, window)
+    for sizes, context, kernel in MESHES:
+        run = partial(
+            attention, segment_ids=arrays[-1], window=window, kernel=kernel, mesh=make_mesh(*sizes), context=context
+        )
+        for a, b in zip(jax.jit(partial(value_and_gradients, run))(*arrays), wanted):
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{sizes} {context} {kernel}")
+print("same on all meshes")
+"""
+
+
+def test_every_mesh_of_eight_devices_gives_the_same():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800
+    )
+    assert "same on all meshes" in result.stdout, result.stderr[-3000:]
