@@ -19,7 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.matmul import matmul
-from models.sharding import activations, mesh_size, partition_spec
+from models.sharding import activations, mesh_size, partition_spec, platform
 
 _MASKED = -1e30  # a finite minus infinity: a row without any visible key gives a mean, not NaN
 BLOCK = 512  # queries whose scores are alive at once in the blocked form
@@ -35,10 +35,10 @@ def kernel_of(name: str, mesh: Mesh | None, dtype: jnp.dtype) -> str:
         raise ValueError(f"attention = {name!r} must be one of: {', '.join(KERNELS)}")
     if name != "auto":
         return name
-    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
-    if platform == "gpu" and dtype == jnp.bfloat16 and _cudnn_works():
+    where = platform(mesh)
+    if where == "gpu" and dtype == jnp.bfloat16 and _cudnn_works():
         return "cudnn"
-    return "splash" if platform == "tpu" else "blocked"
+    return "splash" if where == "tpu" else "blocked"
 
 
 def attention(

@@ -50,6 +50,11 @@ def mesh_size(mesh: Mesh | None, axes: MeshAxes) -> int:
     return int(np.prod([mesh.shape[name] for name in names], dtype=int)) if mesh is not None else 1
 
 
+def platform(mesh: Mesh | None) -> str:
+    """cpu, gpu or tpu: where the mesh's arrays are computed on."""
+    return mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+
+
 def partition_spec(
     axes: tuple[str | None, ...],
     table: Mapping[str, MeshAxes] = LOGICAL_TO_MESH,

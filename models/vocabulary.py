@@ -15,10 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from models.matmul import matmul
-from models.sharding import activations, mesh_size, partition_spec
+from models.sharding import activations, mesh_size, partition_spec, platform
 
-CHUNK_ELEMENTS = 2**25  # f32 logits alive at once on a device: 128 MiB
+# f32 logits alive at once on a device: the gradient of the table is read and written once for each such chunk, so that
+# more is faster where there is memory. 128 MiB, 512 MiB, 1 GiB.
+CHUNK_ELEMENTS = {"cpu": 2**25, "tpu": 2**27, "gpu": 2**28}
 LOOKUP_ELEMENTS = 2**25  # of embeddings, before they are summed over the parts
+TILE = 128  # tokens of a chunk are a multiple of it: TPUs reduce-scatter whole tiles only
 
 
 class _Parts(NamedTuple):
@@ -82,7 +85,7 @@ def token_logprobs(
     targets: jax.Array,  # i32[...]
     unembedding: jax.Array,  # [V, D]
     temperature: float = 1.0,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,  # None: what suits the platform
     mesh: Mesh | None = None,
     context: bool = False,
 ) -> tuple[jax.Array, jax.Array]:  # f32[...], f32[...]
@@ -91,9 +94,11 @@ def token_logprobs(
     Logits are made for a chunk of tokens at a time, and again in the backward pass. The entropy carries no gradient.
     """
 
+    elements = chunk_elements or CHUNK_ELEMENTS.get(platform(mesh), CHUNK_ELEMENTS["cpu"])
+
     def local(parts: _Parts, unembedding: jax.Array, hidden: jax.Array, targets: jax.Array):
         flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        chunk = chunk_elements // (unembedding.shape[0] * mesh_size(mesh, parts.tokens))
+        chunk = elements // (unembedding.shape[0] * mesh_size(mesh, parts.tokens))
         out = _in_chunks(partial(_logprobs, parts, unembedding, temperature), flat, chunk)
         return jax.tree.map(lambda x: x.reshape(targets.shape), out)
 
@@ -120,7 +125,8 @@ def _logprobs(parts, unembedding, temperature, hidden, targets):
 
 def _in_chunks(f: Callable, arrays: tuple[jax.Array, ...], size: int):
     """f over `size` rows of the arrays at a time; what it makes on the way is made again in the backward pass."""
-    n, size = len(arrays[0]), max(1, size)
+    n = len(arrays[0])
+    size = max(1, size // TILE * TILE or size)
     if size >= n:
         return f(*arrays)
     chunks = -(-n // size)

@@ -110,7 +110,8 @@ import jax, numpy as np
 import models.attention as kernels
 from functools import partial
 from models.sharding import make_mesh
-from test_attention import MESHES, attention, inputs, reference, value_and_gradients
+from models.attention import attention
+from test_attention import MESHES, inputs, reference, value_and_gradients
 arrays = inputs()
 build = kernels._splash_kernel
 kernels._splash_kernel = lambda *a: build(*a[:4], True)  # in the interpreter
