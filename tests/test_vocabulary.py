@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from models.vocabulary import token_logprobs
 
@@ -39,3 +44,39 @@ def test_no_array_of_all_logits_is_made():
     loss = lambda h, t, w: token_logprobs(h, t, w, chunk_elements=2**18)[0].sum()  # noqa: E731
     memory = jax.jit(jax.grad(loss, (0, 2))).lower(*shapes).compile().memory_analysis()
     assert memory.temp_size_in_bytes < N * V * 4 / 4
+
+
+ON_EIGHT_DEVICES = """
+import sys; sys.path.insert(0, "tests")
+import jax, numpy as np
+import models.vocabulary as vocabulary
+from models.sharding import make_mesh
+vocabulary.LOOKUP_ELEMENTS = 3 * 16 * 8  # three tokens of a device at a time
+rng = np.random.default_rng(0)
+table, tokens = rng.normal(size=(56, 16)).astype(np.float32), rng.integers(0, 56, (8, 24))
+targets, weights = rng.integers(0, 56, (8, 24)), rng.normal(size=(8, 24))
+
+def total(table, mesh, context):
+    hidden = vocabulary.embed(table, tokens, np.dtype("float32"), mesh, context)
+    logprobs, entropy = vocabulary.token_logprobs(hidden, targets, table, 0.7, 7 * 56, mesh, context)
+    return (logprobs * weights).sum() + (hidden * weights[..., None]).sum(), (logprobs, entropy)
+
+def run(mesh, context):
+    return jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=(1, 2))(table, mesh, context)
+
+expected = run(None, False)
+for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (2, 1, 4)):
+    for context in (False, True):
+        found = run(make_mesh(*sizes), context)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{sizes} {context}")
+print("same on all meshes")
+"""
+
+
+def test_every_mesh_of_eight_devices_gives_the_same():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert "same on all meshes" in result.stdout, result.stderr[-3000:]
