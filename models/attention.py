@@ -65,7 +65,7 @@ def attention(
     tensor = mesh_size(mesh, "tensor")
     heads = "tensor" if H % tensor == 0 and (K % tensor == 0 or tensor % K == 0) else None
     kv_heads = heads if K % tensor == 0 else None
-    queries, keys = PartitionSpec(rows, time, heads), PartitionSpec(rows, None, kv_heads)
+    queries, keys = PartitionSpec(rows, time, heads), PartitionSpec(rows, time, kv_heads)
     shards = mesh_size(mesh, time)
     if T < LANES or (shards > 1 and T % (LANES * shards)):
         kernel = "blocked"
@@ -75,6 +75,8 @@ def attention(
         built_spec = built.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, time)))
 
     def local(q, k, v, query_segments, key_segments, built):
+        if time:  # gathered here, so that their gradients are reduced to each device's part
+            k, v = (jax.lax.all_gather(a, time, axis=1, tiled=True) for a in (k, v))
         if heads and not kv_heads:  # all of this device's queries share one kv head
             first = jax.lax.axis_index("tensor") * K // tensor
             k, v = (jax.lax.dynamic_slice_in_dim(a, first, 1, axis=2) for a in (k, v))
