@@ -22,6 +22,11 @@ class Published(NamedTuple):
     version: int
 
 
+def copied(params: Any) -> Any:
+    """The same arrays in buffers of their own."""
+    return jax.tree.map(lambda x: x.copy(), params)
+
+
 class SamplingAhead(Generic[T]):
     """Draws the batches of steps k + 1 .. k + staleness in a thread while step k trains; with staleness 0, none.
 
@@ -32,9 +37,10 @@ class SamplingAhead(Generic[T]):
     Args:
         draw: the batch of a step, sampled from the weights loaded before.
         load_weights: (params, version) into the sampler.
+        copy: parameters that the trainer will not use up, and that no other process is needed for.
         staleness: the most versions between sampling and update.
         last: the last step to draw for.
-        folder: where `save` writes; it keeps the newest `keep` files.
+        folder: where `save` writes (or, without `writes`, another process does); it keeps the newest `keep` files.
     """
 
     def __init__(
@@ -42,13 +48,16 @@ class SamplingAhead(Generic[T]):
         draw: Callable[[int], T],
         load_weights: Callable[[Any, int], None],
         *,
+        copy: Callable[[Any], Any] = copied,
         staleness: int,
         last: int,
         folder: Path,
         keep: int = 2,
+        writes: bool = True,
     ):
-        self._draw, self._load_weights, self._staleness, self._last = draw, load_weights, staleness, last
-        self._folder, self._keep = folder, keep
+        self._draw, self._load_weights, self._copy = draw, load_weights, copy
+        self._staleness, self._last = staleness, last
+        self._folder, self._keep, self._writes = folder, keep, writes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling-ahead")
         self._drawn: dict[int, Future[T]] = {}
         self._published: Published | None = None
@@ -58,7 +67,7 @@ class SamplingAhead(Generic[T]):
         if self._staleness == 0:
             self._load_weights(params, version)
         else:  # the trainer's own buffers are used up by its next update
-            self._published = Published(jax.tree.map(lambda x: x.copy(), params), version)
+            self._published = Published(self._copy(params), version)
 
     def take(self, step: int) -> T:
         """The batch of `step`; those of the next steps are on their way then. Raises what `draw` raised."""
@@ -96,6 +105,8 @@ class SamplingAhead(Generic[T]):
         if not self._drawn:
             return
         batches = {following: future.result() for following, future in self._drawn.items()}
+        if not self._writes:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         write_beside(self._path(step), pickle.dumps(batches))
         # Later ones are of a run that went on from an earlier checkpoint: they do not push this one out.

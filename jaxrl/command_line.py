@@ -18,6 +18,10 @@ class UserError(ValueError):
     """A mistake of the user's, said in one line; entry points print it without a traceback."""
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not finite, say); the message is for the user, without a traceback."""
+
+
 def read_config(arguments: list[str]) -> Config:
     """The Config of `--config FILE`, with the overrides `--config.a.b=value` among the arguments.
 

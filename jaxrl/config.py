@@ -52,6 +52,22 @@ class MeshConfig:
     context: bool = False  # rows over `data` only, their tokens over `fsdp`: for rows fewer than devices
 
 
+@dataclass
+class ProcessesConfig:
+    """A run in several processes (docs/processes.md). These settings may differ when a run is resumed.
+
+    With none of the first three, SLURM, Open MPI, GKE and TPU pods are found by themselves. The environment variables
+    JAXRL_PROCESS_ADDRESS, JAXRL_PROCESS_COUNT and JAXRL_PROCESS_INDEX may stand for them.
+    """
+
+    address: str = ""  # host:port of the first process, which the others can reach
+    count: int = 0
+    index: int = -1  # of this process, from 0
+    heartbeat_s: float = 30.0  # without a sign of life from a process until the run stops
+    wait_s: float = 300.0  # for the others at the start
+    cpu_devices: int = 0  # devices of each process on CPU, for tests; 0: one
+
+
 # Where a base model's completion of a function is cut: the next top-level statement (arXiv 2107.03374, section 2.1).
 BASE_STOPS = ("\ndef", "\nclass", "\nif", "\nprint", "\n#")
 BLOCKS = ("last", "first", "none")
@@ -388,6 +404,7 @@ class Config:
     seed: int = 0
     model: PolicyConfig = field(default_factory=PolicyConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    processes: ProcessesConfig = field(default_factory=ProcessesConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the GRPO stage

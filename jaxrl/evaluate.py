@@ -10,18 +10,23 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from jaxrl.channel import ChannelError
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, EvaluationConfig
 from jaxrl.cost import question_cost
 from jaxrl.estimators import best_of_n, bootstrap_interval, maj_at_k, n_at_k_of_episodes, pass_at_k
 from jaxrl.files import write_beside
 from jaxrl.metrics import write_samples
+from jaxrl.processes import Processes, start
 from jaxrl.run import (
     evaluation_task,
     make_engine,
@@ -38,7 +43,7 @@ from jaxrl.run import (
 from jaxrl.score import write_harness_files
 from jaxrl.tasks import Task, load_task
 from models.config import ModelConfig
-from rollouts.collect import Environment, collect
+from rollouts.collect import Environment
 from rollouts.engine import Engine
 from rollouts.episode import Attempt, Episode, Group
 from rollouts.sidecar import SidecarError
@@ -56,6 +61,7 @@ def evaluate(
     seed: Sequence[int],
     pool: Pool | None = None,
     model: ModelConfig | None = None,
+    processes: Processes = Processes(),
 ) -> tuple[dict[str, float], list[Group]]:
     """Scores on the task's held-out problems (see `scores`, `summary`), what an answer cost, and the episodes.
 
@@ -65,9 +71,10 @@ def evaluate(
     Args:
         pool: the sandbox; needed for best_of = "public".
         model: whose operations are counted; None: they are not.
+        processes: that share the episodes; each returns the same.
     """
-    groups, drawn = collect_well_formed(engine, environment, task, settings, seed)
-    metrics = summary(scores(groups, task, settings, pool), settings.bootstrap)
+    groups, drawn = collect_well_formed(engine, environment, task, settings, seed, processes)
+    metrics = summary(scores(groups, task, settings, pool, processes), settings.bootstrap)
     episodes = [e for g in groups for e in g.episodes]
     metrics["held_out/n"] = len(groups)
     metrics["held_out/length"] = float(np.mean([e.sampled_length for e in episodes]))
@@ -80,13 +87,19 @@ def evaluate(
 
 
 def collect_well_formed(
-    engine: Engine, environment: Environment, task: Task, settings: EvaluationConfig, seed: Sequence[int]
+    engine: Engine,
+    environment: Environment,
+    task: Task,
+    settings: EvaluationConfig,
+    seed: Sequence[int],
+    processes: Processes = Processes(),
 ) -> tuple[list[Group], list[Episode]]:
     """`samples` episodes of each held-out problem, and all that were drawn for them.
 
     Those whose text is not well formed are drawn anew, with other seeds, at most `regenerate` times; the last is kept.
     """
-    groups = collect(engine, environment, task.held_out, settings.samples, seed)
+    collect = partial(processes.collect, "evaluate", engine, environment)
+    groups = collect(task.held_out, settings.samples, seed)
     drawn = [e for g in groups for e in g.episodes]
     for again in range(1, settings.regenerate + 1):
         places = [
@@ -97,7 +110,7 @@ def collect_well_formed(
         ]
         if not places:
             break
-        fresh = collect(engine, environment, [group.problem for group, _ in places], 1, (*seed, again))
+        fresh = collect([group.problem for group, _ in places], 1, (*seed, again))
         for (group, i), new in zip(places, fresh):
             group.episodes[i] = new.episodes[0]
             drawn += new.episodes
@@ -105,7 +118,11 @@ def collect_well_formed(
 
 
 def scores(
-    groups: Sequence[Group], task: Task, settings: EvaluationConfig, pool: Pool | None = None
+    groups: Sequence[Group],
+    task: Task,
+    settings: EvaluationConfig,
+    pool: Pool | None = None,
+    processes: Processes = Processes(),
 ) -> dict[str, list[float]]:
     """What each problem contributes to each metric.
 
@@ -121,7 +138,7 @@ def scores(
     """
     table: dict[str, list[float]] = defaultdict(list)
     turns = max([1, *(len(e.attempts) for g in groups for e in g.episodes)])
-    ranking = sample_scores(groups, task, settings.best_of, pool)
+    ranking = sample_scores(groups, task, settings.best_of, pool, processes)
     for group, ranks in zip(groups, ranking):
         solved = [e.reward.solved for e in group.episodes]
         public = [rank == 1.0 for rank in ranks] if settings.best_of == "public" else [True] * len(solved)
@@ -161,7 +178,9 @@ def summary(table: dict[str, list[float]], bootstrap: int) -> dict[str, float]:
     return metrics
 
 
-def sample_scores(groups: Sequence[Group], task: Task, best_of: str, pool: Pool | None) -> list[list[float]]:
+def sample_scores(
+    groups: Sequence[Group], task: Task, best_of: str, pool: Pool | None, processes: Processes = Processes()
+) -> list[list[float]]:
     """A score for each episode of each group, by which best-of-n chooses; empty lists where nothing is chosen.
 
     Raises ValueError for an engine that gives no logprobs, and for problems without public tests.
@@ -169,7 +188,7 @@ def sample_scores(groups: Sequence[Group], task: Task, best_of: str, pool: Pool 
     if best_of == "logprob":
         return [[_mean_logprob(e) for e in group.episodes] for group in groups]
     if best_of == "public":
-        return _public_scores(groups, task, pool)
+        return _public_scores(groups, task, pool, processes)
     return [[] for _ in groups]
 
 
@@ -181,7 +200,7 @@ def _mean_logprob(episode: Episode) -> float:
     return float(values.mean()) if len(values) else -np.inf
 
 
-def _public_scores(groups: Sequence[Group], task: Task, pool: Pool | None) -> list[list[float]]:
+def _public_scores(groups: Sequence[Group], task: Task, pool: Pool | None, processes: Processes) -> list[list[float]]:
     programs = []
     for group in groups:
         tests = group.problem.public_tests
@@ -191,46 +210,57 @@ def _public_scores(groups: Sequence[Group], task: Task, pool: Pool | None) -> li
             )
         limits = group.problem.meta.get("limits", Limits())
         programs += [Program(task.program(e.problem, e.text), tuple(tests), limits) for e in group.episodes]
-    verdicts = iter(pool.run(programs)) if pool else iter(())
+    verdicts = iter(processes.shared("public tests", programs, pool.run) if pool else ())
     return [[next(verdicts).pass_fraction for _ in group.episodes] for group in groups]
 
 
-def evaluate_config(config: Config) -> dict[str, float]:
+def evaluate_config(config: Config, processes: Processes = Processes()) -> dict[str, float]:
     """Scores config.model on the held-out problems of config.task, into runs_dir/name/evaluation.json and samples/."""
     config.evaluation.check()
     config.task.extraction.check()
-    folder = open_run(config)
+    folder = open_run(config, processes)
     task = load_task(config.task, config.seed)
     test = evaluation_task(config, task)
     if config.rollout.engine == "openai":
-        policy, tokenizer = None, make_tokenizer(config.model, task, folder)
+        policy = None
+        with processes.after_first("tokenizer"):
+            tokenizer = make_tokenizer(config.model, task, folder)
     else:
-        policy = make_policy(config, task, folder)
+        policy = make_policy(config, task, folder, processes)
         tokenizer = policy.tokenizer
     if config.rollout.reject_long_prompts:
         test = without_long_prompts(test, tokenizer, config.rollout)
-    make = make_openai_engine(config, tokenizer) if policy is None else make_engine(config, policy, folder)
+    make = make_openai_engine(config, tokenizer) if policy is None else make_engine(config, policy, folder, processes)
     with make_pool(config) as pool, make_sessions(config) as sessions, closing(make) as engine:
         if policy is not None:
-            engine.load_weights(policy.params, 0)
+            engine.load_weights(processes.local(policy.params, policy.mesh), 0)
         environment = make_environment(config, test, tokenizer, pool, config.evaluation.temperature, sessions)
         seed = (config.seed, EVALUATION)
         model = policy.config if policy else None
-        metrics, groups = evaluate(engine, environment, test, config.evaluation, seed, pool, model)
-    write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
-    write_harness_files(folder / "samples", test, groups)
-    write_beside(folder / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
+        metrics, groups = evaluate(engine, environment, test, config.evaluation, seed, pool, model, processes)
+    if processes.first:
+        write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
+        write_harness_files(folder / "samples", test, groups)
+        write_beside(folder / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
 def main(arguments: list[str]) -> int:
     """The command: the scores, one a line; 1 with one line on stderr when there are none."""
+    processes = Processes()
     try:
+        config = read_config(arguments)
+        processes = start(config.processes, Path(config.runs_dir) / config.name)
         prepare_process()
-        for name, value in evaluate_config(read_config(arguments)).items():
-            print(f"{name}  {value:.4g}")
-    except (OSError, UserError, SidecarError, ValueError) as error:
-        if os.environ.get("JAXRL_TRACEBACK"):
+        for name, value in evaluate_config(config, processes).items():
+            if processes.first:
+                print(f"{name}  {value:.4g}")
+        processes.close()
+    except Exception as error:
+        known = (OSError, UserError, SidecarError, ChannelError, ValueError)
+        surprise = os.environ.get("JAXRL_TRACEBACK") or not isinstance(error, known)
+        processes.fail(traceback.format_exc() if surprise else f"error: {error}")
+        if surprise:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -80,7 +80,9 @@ class Learner:
 
         self._accumulate = jax.jit(accumulate, donate_argnums=1)
         self._apply = jax.jit(apply, donate_argnums=0)
-        self._logprobs = jax.jit(lambda params, batch: forward(params, batch)[0])
+        # Whole on every device, so that each process can read all of it.
+        whole = None if compute.mesh is None else NamedSharding(compute.mesh, PartitionSpec())
+        self._logprobs = jax.jit(lambda params, batch: forward(params, batch)[0], out_shardings=whole)
         self._zeros = jax.jit(lambda params: pinned(jax.tree.map(jnp.zeros_like, params)))
 
     def init(self, params: Params) -> TrainState:
@@ -127,7 +129,14 @@ class Learner:
         for start in range(0, len(batch.tokens), self.microbatch_rows):
             part = jax.tree.map(lambda a, s=start: a[s : s + self.microbatch_rows], batch)
             mesh = self.compute.mesh
-            yield part if mesh is None else jax.device_put(part, batch_sharding(mesh, self.compute.context))
+            yield part if mesh is None else _placed(part, batch_sharding(mesh, self.compute.context))
+
+
+def _placed(batch: Batch, sharding: NamedSharding) -> Batch:
+    """Host arrays, the same in all processes, on the devices; each process places its part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), batch)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -32,18 +32,20 @@ class MetricsLog:
         folder: of the run.
         keep_lines: lines that are kept of a log that is there already; those of later steps, and a line that was cut
             off, are dropped.
+        writes: False: only counts, as another process writes.
 
     Raises ValueError if there are fewer whole lines than keep_lines.
     """
 
-    def __init__(self, folder: Path, keep_lines: int = 0):
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, keep_lines: int = 0, writes: bool = True):
+        self.path, self.writes, self.lines = folder / "metrics.jsonl", writes, keep_lines
+        if not writes:
+            return
         records = read_metrics(self.path) if keep_lines else []
         if len(records) < keep_lines:
             raise ValueError(f"{self.path} has {len(records)} whole lines, the checkpoint was made after {keep_lines}")
         lines = self.path.read_bytes().splitlines(keepends=True)[:keep_lines] if keep_lines else []
         write_beside(self.path, b"".join(lines))
-        self.lines = keep_lines
         self._file = open(self.path, "a")
         step = max((record["step"] for record in records[:keep_lines]), default=-1)
         self._events = EventFileWriter(str(folder / "tensorboard"))
@@ -52,9 +54,11 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record. Raises OSError when the disk is full."""
+        self.lines += 1
+        if not self.writes:
+            return
         self._file.write(json.dumps({name: _plain(value) for name, value in record.items()}) + "\n")
         self._file.flush()
-        self.lines += 1
         stage = record["stage"]
         values = [
             Summary.Value(tag=f"{stage}/{name}", simple_value=value)
@@ -65,13 +69,16 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Returns when everything is on the disk."""
+        if not self.writes:
+            return
         os.fsync(self._file.fileno())
         self._events.flush()
 
     def close(self) -> None:
         self.sync()
-        self._file.close()
-        self._events.close()
+        if self.writes:
+            self._file.close()
+            self._events.close()
 
 
 def _plain(value: Any) -> Any:
@@ -135,10 +142,10 @@ def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 class Progress:
-    """The stage's progress in a terminal; elsewhere a line every few seconds."""
+    """The stage's progress in a terminal; elsewhere a line every few seconds; nowhere if `quiet`."""
 
-    def __init__(self, seconds_between_lines: float = 10.0):
-        self._console = Console()
+    def __init__(self, seconds_between_lines: float = 10.0, quiet: bool = False):
+        self._console = Console(quiet=quiet)
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -148,7 +155,7 @@ class Progress:
             TimeRemainingColumn(),
             console=self._console,
             speed_estimate_period=600.0,  # seconds; the step of a large model takes more than rich's 30
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._task, self._stage, self._total, self._first, self._began = None, "", 0, 0, 0.0
         self._between, self._last_line = seconds_between_lines, 0.0

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from jaxrl.command_line import UserError
 from jaxrl.config import Config, PolicyConfig, RolloutConfig
 from jaxrl.files import write_beside
+from jaxrl.processes import Processes, ordered_devices
 from jaxrl.tasks import Task, load_task
 from jaxrl.tokenizer import load_tokenizer, train_tokenizer
 from models.config import ModelConfig, from_hf
@@ -60,29 +61,30 @@ class Policy:
     mesh: Mesh
 
 
-def open_run(config: Config) -> Path:
+def open_run(config: Config, processes: Processes = Processes()) -> Path:
     """The run's folder, made if it is new.
 
     Raises UserError if it was made by other settings, naming the first that differs.
     """
     folder = Path(config.runs_dir) / config.name
     path, settings = folder / "config.json", json.loads(json.dumps(dataclasses.asdict(config)))
-    if path.exists():
-        difference = _first_difference(_lasting(json.loads(path.read_text())), _lasting(settings))
-        if difference:
-            raise UserError(
-                f"{folder} was made by other settings ({difference}); choose another --config.name, or delete it"
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_beside(path, json.dumps(settings, indent=2) + "\n")
+    with processes.after_first("config"):
+        if path.exists():
+            difference = _first_difference(_lasting(json.loads(path.read_text())), _lasting(settings))
+            if difference:
+                raise UserError(
+                    f"{folder} was made by other settings ({difference}); choose another --config.name, or delete it"
+                )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_beside(path, json.dumps(settings, indent=2) + "\n")
     return folder
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that must not change in the life of a run: not where its servers are."""
+    """The settings that must not change in the life of a run: not where its servers and processes are."""
     rollout = {name: value for name, value in settings.get("rollout", {}).items() if name != "sidecar"}
-    return settings | {"rollout": rollout}
+    return {name: value for name, value in settings.items() if name != "processes"} | {"rollout": rollout}
 
 
 def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:
@@ -95,9 +97,9 @@ def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:
     return None if old == new else f"{where} was {old!r}, is {new!r}"
 
 
-def make_policy(config: Config, task: Task, folder: Path) -> Policy:
+def make_policy(config: Config, task: Task, folder: Path, processes: Processes = Processes()) -> Policy:
     """The policy at its start: weights read from config.model.path, or random by config.model.shape."""
-    model, devices = config.model, jax.devices()
+    model, devices = config.model, ordered_devices()
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     dtype = jnp.dtype(model.param_dtype)
     name = model.compute_dtype
@@ -107,14 +109,16 @@ def make_policy(config: Config, task: Task, folder: Path) -> Policy:
     )
     if model.path:
         model_config, graphdef, params = load_model(model.path, mesh, dtype)
+    with processes.after_first("tokenizer"):
         tokenizer = make_tokenizer(model, task, folder)
-    else:
-        tokenizer = make_tokenizer(model, task, folder)
+    if not model.path:
         model_config = _shape(model, len(tokenizer))
         graphdef, params = random_params(model_config, config.seed, mesh, dtype)
     if len(tokenizer) > model_config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
-    describe_model(model_config, folder / "model", Path(model.path) if model.path else None)
+    with processes.after_first("model"):
+        if processes.first:
+            describe_model(model_config, folder / "model", Path(model.path) if model.path else None)
     return Policy(model_config, graphdef, params, tokenizer, compute, mesh)
 
 
@@ -149,21 +153,28 @@ def make_tokenizer(model: PolicyConfig, task: Task, folder: Path) -> Any:
     return tokenizer
 
 
-def make_engine(config: Config, policy: Policy, folder: Path, say: Callable[[str], None] = print) -> Engine:
-    """The sampler of config.rollout. One in this process holds the policy's current parameters, others need them sent.
+def make_engine(
+    config: Config,
+    policy: Policy,
+    folder: Path,
+    processes: Processes = Processes(),
+    say: Callable[[str], None] = print,
+) -> Engine:
+    """The sampler of config.rollout, for this process's part of the episodes.
 
-    `say` gets a line for whatever fails and is put right.
+    One in this process holds the policy's current parameters, others need them sent. `say` gets a line for whatever
+    fails and is put right.
     Raises UserError for a wrong setting, SidecarError when vLLM cannot be had.
     """
     rollout = config.rollout
     max_length = rollout.max_prompt_length + rollout.max_new_tokens
     if rollout.engine == "vllm":
-        return _make_vllm_engine(config, policy, folder, max_length, say)
+        return _make_vllm_engine(config, policy, folder, processes, max_length, say)
     if rollout.engine != "jax":
         raise UserError(f"rollout.engine = {rollout.engine!r} must be one of: jax, vllm (or openai, to evaluate)")
     return JaxEngine(
         policy.graphdef,
-        policy.params,
+        processes.local(policy.params, policy.mesh),
         slots=rollout.slots,
         max_length=max_length,
         max_new_tokens=rollout.max_new_tokens,
@@ -174,14 +185,28 @@ def make_engine(config: Config, policy: Policy, folder: Path, say: Callable[[str
 
 
 def _make_vllm_engine(
-    config: Config, policy: Policy, folder: Path, max_length: int, say: Callable[[str], None]
+    config: Config,
+    policy: Policy,
+    folder: Path,
+    processes: Processes,
+    max_length: int,
+    say: Callable[[str], None],
 ) -> VllmEngine:
-    """A client of running servers, or of its own, which start without weights and log to FOLDER/sidecar."""
+    """A client of running servers, or of its own, which start without weights and log to FOLDER/sidecar.
+
+    Of several processes each has its own servers: those that it starts, or every count-th of the addresses.
+    """
     rollout, s = config.rollout, config.rollout.sidecar
     key, sidecar = os.environ.get(KEY_VARIABLE, ""), None
+    logs = folder / "sidecar" if processes.count == 1 else folder / "sidecar" / f"process_{processes.index}"
+    if 0 < len(s.addresses) < processes.count:
+        raise UserError(
+            f"rollout.sidecar.addresses has {len(s.addresses)} servers for {processes.count} processes; each process "
+            "needs one of its own, or none is given and each starts its own"
+        )
     if not s.addresses:
         key = key or new_key()
-        model = folder / "sidecar" / "model"
+        model = logs / "model"
         describe_hf(policy.config, model, folder / "model")
         settings = SidecarSettings(
             model=model,
@@ -198,11 +223,10 @@ def _make_vllm_engine(
             start_timeout_s=s.start_timeout_s,
             key=key,
         )
-        sidecar = Sidecar(settings, folder / "sidecar")
+        sidecar = Sidecar(settings, logs)
     client = ClientSettings(key, s.sync, Path(s.sync_folder), s.in_flight, s.concurrency, s.request_timeout_s, s.wait_s)
-    return VllmEngine(
-        policy.config, addresses=s.addresses, sidecar=sidecar, max_length=max_length, settings=client, say=say
-    )
+    own = s.addresses[processes.index :: processes.count]
+    return VllmEngine(policy.config, addresses=own, sidecar=sidecar, max_length=max_length, settings=client, say=say)
 
 
 def make_openai_engine(config: Config, tokenizer: Any) -> OpenAIEngine:

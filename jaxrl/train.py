@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Sequence
+import traceback
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,19 +22,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl.ahead import SamplingAhead
+from jaxrl.ahead import SamplingAhead, copied
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
 from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch, token_counts
-from jaxrl.checkpoint import CheckpointError, Checkpoints
-from jaxrl.command_line import UserError, read_config
+from jaxrl.channel import ChannelError
+from jaxrl.checkpoint import CheckpointError, Checkpoints, saved_steps
+from jaxrl.command_line import TrainingError, UserError, read_config
 from jaxrl.config import Config, OptimizerConfig
 from jaxrl.cost import device_peak, step_flops, update_flops
 from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
 from jaxrl.learner import Learner, TrainState, make_optimizer
 from jaxrl.metrics import MetricsLog, Progress, write_samples
+from jaxrl.processes import Processes, Stop, start, stop_on_signals
 from jaxrl.report import write_report
 from jaxrl.run import (
     Policy,
@@ -50,19 +51,16 @@ from jaxrl.run import (
     prepare_process,
     without_long_prompts,
 )
+from jaxrl.step_metrics import episode_metrics, sandbox_seconds, staleness, utilization
 from jaxrl.tasks import Task, load_task, shuffled
 from jaxrl.traces import read_traces
-from rollouts.collect import Environment, collect
+from rollouts.collect import Environment
 from rollouts.engine import Engine
 from rollouts.episode import Group
 from rollouts.sidecar import SidecarError
 from sandbox.pool import Pool
 
 ROLLOUTS = 1  # stream of random numbers, beside EVALUATION
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not finite, say); the message is for the user, without a traceback."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,9 @@ class Trainer:
     log: MetricsLog
     checkpoints: Checkpoints
     progress: Progress
+    stop: Stop
+    processes: Processes
     peak_flops: float = 1.0  # of all devices, a second
-    stop_requested: bool = False
 
 
 def stages_of(config: Config) -> list[Stage]:
@@ -116,7 +115,7 @@ def stages_of(config: Config) -> list[Stage]:
     return stages
 
 
-def train(config: Config) -> Path:
+def train(config: Config, processes: Processes = Processes()) -> Path:
     """Runs, or resumes, the experiment; returns the run's folder.
 
     Raises UserError, TrainingError, and KeyboardInterrupt after it was stopped and has saved.
@@ -125,23 +124,23 @@ def train(config: Config) -> Path:
     config.rollout.check()
     config.evaluation.check()
     config.task.extraction.check()
-    stages, folder = stages_of(config), open_run(config)
+    stages, folder = stages_of(config), open_run(config, processes)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
     task = load_task(config.task, config.seed)
     if config.sft.path:
         task = dataclasses.replace(task, demonstrations=read_traces(config.sft.path, config.sft.split))
-    policy = make_policy(config, task, folder)
+    policy = make_policy(config, task, folder, processes)
     task, test = tasks_that_fit(config, task, policy.tokenizer)
-    write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
-    done = checkpoints.latest() or 0
+    done = processes.exchange("resume", checkpoints.latest() or 0)[0]
     place = checkpoints.place(done) if done else {"lines": 0}
     with (
         make_pool(config) as pool,
         make_sessions(config) as sessions,
-        Progress() as progress,
-        closing(make_engine(config, policy, folder, progress.print)) as engine,
+        Progress(quiet=not processes.first) as progress,
+        closing(make_engine(config, policy, folder, processes, progress.print)) as engine,
+        stop_on_signals(progress.print) as stop,
     ):
         trainer = Trainer(
             config=config,
@@ -153,30 +152,40 @@ def train(config: Config) -> Path:
             environment=make_environment(config, task, policy.tokenizer, pool, config.rollout.temperature, sessions),
             evaluator=make_environment(config, test, policy.tokenizer, pool, config.evaluation.temperature, sessions),
             pool=pool,
-            log=MetricsLog(folder, keep_lines=place["lines"]),
+            log=MetricsLog(folder, keep_lines=place["lines"], writes=processes.first),
             checkpoints=checkpoints,
             progress=progress,
-            peak_flops=describe_devices(policy, folder),
+            stop=stop,
+            processes=processes,
+            peak_flops=_device_peak(policy)["peak_flops"] * policy.mesh.size,
         )
-        signal.signal(signal.SIGINT, lambda *_: _request_stop(trainer))
+        if processes.first:
+            describe_run(trainer)
         if done:
             progress.print(f"resuming {folder} after step {done}")
-        try:
-            if not done:
-                run_evaluation(trainer, policy.params, 0, "start")
-            for stage in stages:
-                if done < stage.end and not trainer.stop_requested:
-                    policy.params = run_stage(trainer, stage, max(done, stage.start))
-            checkpoints.close()
-            trainer.log.close()
-        except OSError as error:  # a full disk, most likely
-            good = checkpoints.latest() or "none"
-            raise TrainingError(
-                f"{folder} cannot be written: {error}; the last good checkpoint is of step {good}"
-            ) from error
-    if trainer.stop_requested:
+        run_stages(trainer, stages, done)
+    if stop.agreed:
+        processes.close()
         raise KeyboardInterrupt
     return folder
+
+
+def run_stages(t: Trainer, stages: list[Stage], done: int) -> None:
+    """The evaluation at the start and every stage, from step done + 1."""
+    try:
+        if not done:
+            run_evaluation(t, t.policy.params, 0, "start")
+        t.stop.agree(t.processes)
+        for stage in stages:
+            if done < stage.end and not t.stop.agreed:
+                t.policy.params = run_stage(t, stage, max(done, stage.start))
+        t.checkpoints.close()
+        t.log.close()
+    except OSError as error:  # a full disk, most likely
+        good = t.checkpoints.latest() or "none"
+        raise TrainingError(
+            f"{t.folder} cannot be written: {error}; the last good checkpoint is of step {good}"
+        ) from error
 
 
 def tasks_that_fit(config: Config, task: Task, tokenizer: Any) -> tuple[Task, Task]:
@@ -188,13 +197,17 @@ def tasks_that_fit(config: Config, task: Task, tokenizer: Any) -> tuple[Task, Ta
     return task, test
 
 
-def describe_devices(policy: Policy, folder: Path) -> float:
-    """Operations a second that the devices could do at best; also into FOLDER/devices.json."""
+def describe_run(t: Trainer) -> None:
+    """Writes FOLDER/task.json and FOLDER/devices.json, for the report."""
+    write_beside(t.folder / "task.json", json.dumps({"name": t.task.name, "rejected": t.task.rejected}) + "\n")
+    write_beside(t.folder / "devices.json", json.dumps(_device_peak(t.policy)) + "\n")
+
+
+def _device_peak(policy: Policy) -> dict[str, Any]:
+    """Kind and number of the devices, and the operations a second that one of them could do at best."""
     devices = list(policy.mesh.devices.flat)
     peak, source = device_peak(devices[0], policy.compute.dtype)
-    described = {"kind": devices[0].device_kind, "count": len(devices), "peak_flops": peak, "peak": source}
-    write_beside(folder / "devices.json", json.dumps(described) + "\n")
-    return peak * len(devices)
+    return {"kind": devices[0].device_kind, "count": len(devices), "peak_flops": peak, "peak": source}
 
 
 def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
@@ -226,28 +239,22 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
                 state, metrics = grpo_step(t, learner, state, sampling, step, stage_step, reference)
             metrics["learning_rate"] = float(np.asarray(schedule(stage_step - 1)))
             metrics["time/step_s"] = time.perf_counter() - start
-            metrics |= utilization(t, metrics)
+            metrics |= utilization(metrics, t.peak_flops)
             t.log.write({"step": step, "stage": stage.name, "stage_step": stage_step, **metrics})
             _show(t, stage, stage_step, metrics)
             if step == stage.end or (config.evaluation.every and stage_step % config.evaluation.every == 0):
                 sampling.wait()
                 run_evaluation(t, state.params, step, stage.name)
-            if step == stage.end or step % config.checkpoint.every == 0 or t.stop_requested:
+            t.stop.agree(t.processes)
+            if step == stage.end or step % config.checkpoint.every == 0 or t.stop.agreed:
                 t.log.sync()
                 sampling.save(step)
                 t.checkpoints.save(step, state, {"lines": t.log.lines, "stage": stage.name, "stage_step": stage_step})
-            if t.stop_requested:
+            if t.stop.agreed:
                 t.progress.print(f"stopped after step {step}; the same command goes on from there")
                 break
     t.checkpoints.wait()
     return state.params
-
-
-def utilization(t: Trainer, metrics: dict[str, float]) -> dict[str, float]:
-    """Tokens a second of the whole step, and the share of the devices' peak that its updates reached (MFU)."""
-    seconds = metrics.get("time/train_s", metrics["time/step_s"])
-    mfu = metrics["flops/update"] / (seconds * t.peak_flops)
-    return {"time/mfu": mfu, "time/tokens_per_s": metrics["tokens"] / metrics["time/step_s"]}
 
 
 def _sampling(t: Trainer, stage: Stage, state: TrainState, done: int) -> SamplingAhead[Draw]:
@@ -255,13 +262,15 @@ def _sampling(t: Trainer, stage: Stage, state: TrainState, done: int) -> Samplin
     sampling = SamplingAhead(
         lambda step: draw(t, step - stage.start),
         t.engine.load_weights,
+        copy=copied if t.processes.count == 1 else lambda params: params,  # it gets one of its own already
         staleness=t.config.rollout.max_staleness,
         last=stage.end,
         folder=t.folder / "pending",
         keep=t.config.checkpoint.keep + 1,
+        writes=t.processes.first,
     )
     if stage.name == "grpo":
-        sampling.publish(state.params, done)
+        sampling.publish(t.processes.local(state.params, t.policy.mesh), done)
         sampling.restore(done)
     return sampling
 
@@ -326,11 +335,12 @@ def grpo_step(
     times["time/train_s"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    sampling.publish(state.params, step)
-    if config.log_samples_every and stage_step % config.log_samples_every == 0:
+    sampling.publish(t.processes.local(state.params, t.policy.mesh), step)
+    if t.processes.first and config.log_samples_every and stage_step % config.log_samples_every == 0:
         write_samples(t.folder / "samples" / f"{step:08d}.jsonl", drawn, step, "grpo")
     times["time/sync_s"] = time.perf_counter() - clock
-    busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / t.pool.workers, "trainer": times["time/train_s"]}
+    workers = t.pool.workers * t.processes.count
+    busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / workers, "trainer": times["time/train_s"]}
     return state, metrics | times | {f"time/busy_{part}_s": seconds for part, seconds in busy.items()}
 
 
@@ -344,31 +354,12 @@ def draw(t: Trainer, stage_step: int) -> Draw:
     for attempt in range(draws):
         problems = t.task.batch(config.seed, (stage_step - 1) * draws + attempt, size)
         seed = (config.seed, ROLLOUTS, stage_step, attempt)
-        groups = collect(t.engine, t.environment, problems, config.grpo.group_size, seed)
+        groups = t.processes.collect("draw", t.engine, t.environment, problems, config.grpo.group_size, seed)
         seconds += max(e.timings["sample"] for g in groups for e in g.episodes)
         drawn += groups
         if dynamic and sum(map(has_signal, drawn)) >= size:
             break
     return Draw(select_groups(drawn, size) if dynamic else drawn, drawn, seconds)
-
-
-def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float]:
-    """How many versions older than the policy the weights were that sampled the episodes.
-
-    Raises TrainingError if an episode is older than `limit`: such an episode must never be trained on.
-    """
-    ages = [step - 1 - version for g in groups for e in g.episodes for version in e.weight_versions]
-    if max(ages, default=0) > limit:
-        raise TrainingError(
-            f"step {step}: an episode was sampled {max(ages)} versions ago, rollout.max_staleness is {limit}"
-        )
-    return {"staleness": float(np.mean(ages))} if limit else {}
-
-
-def sandbox_seconds(groups: Sequence[Group]) -> float:
-    """Wall time that the programs of these episodes took in the sandbox, one after another."""
-    verdicts = [e.reward.verdict for g in groups for e in g.episodes]
-    return sum(v.wall_s for v in verdicts if v is not None)
 
 
 def with_logprobs(learner: Learner, state: TrainState, batch: Batch, loss: Any, reference: Any) -> Batch:
@@ -390,43 +381,20 @@ def _reference_params(t: Trainer, stage: Stage, state: TrainState, done: int) ->
         return jax.tree.map(lambda x: x.copy(), state.params)  # the state's own buffers are used up by the update
     if stage.start:
         return t.checkpoints.restore_params(stage.start, state.params)
-    return make_policy(t.config, t.task, t.folder).params
+    return make_policy(t.config, t.task, t.folder, t.processes).params
 
 
 def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
     """Logs a record of stage "evaluate" and keeps the episodes."""
     clock = time.perf_counter()
-    t.engine.load_weights(params, step)
-    seed = (t.config.seed, EVALUATION)
-    metrics, groups = evaluate(t.engine, t.evaluator, t.test, t.config.evaluation, seed, t.pool, t.policy.config)
+    t.engine.load_weights(t.processes.local(params, t.policy.mesh), step)
+    seed, settings = (t.config.seed, EVALUATION), t.config.evaluation
+    metrics, groups = evaluate(t.engine, t.evaluator, t.test, settings, seed, t.pool, t.policy.config, t.processes)
     metrics["time/evaluate_s"] = time.perf_counter() - clock
     t.log.write({"step": step, "stage": "evaluate", "stage_step": step, "after": after, **metrics})
-    write_samples(t.folder / "samples" / f"evaluate_{step:08d}.jsonl", groups, step, "evaluate")
+    if t.processes.first:
+        write_samples(t.folder / "samples" / f"evaluate_{step:08d}.jsonl", groups, step, "evaluate")
     t.progress.print(f"held-out pass@1 after {after} (step {step}): {metrics['held_out/pass@1']:.1%}")
-
-
-def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the sampled episodes say, before any update. Shares and means of nothing are left out."""
-    episodes = [e for g in groups for e in g.episodes]
-    rewards = np.array([e.reward.value for e in episodes])
-    lengths = [e.sampled_length for e in episodes]
-    calls = [status for e in episodes for status in e.calls]
-    some = {
-        "length/solved": [n for n, e in zip(lengths, episodes) if e.reward.solved],
-        "length/unsolved": [n for n, e in zip(lengths, episodes) if not e.reward.solved],
-        "calls/failed": [status != "passed" for status in calls],
-    }
-    return {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "solved": float(np.mean([e.reward.solved for e in episodes])),
-        "length/mean": float(np.mean(lengths)),
-        "truncated": float(np.mean([e.status == "truncated" for e in episodes])),
-        "groups/zero_variance": float(np.mean([not has_signal(g) for g in groups])),
-        "tokens": float(sum(lengths)),
-        "turns/mean": sum(t.sampled for e in episodes for t in e.turns) / len(episodes),
-        "calls/mean": len(calls) / len(episodes),
-    } | {name: float(np.mean(values)) for name, values in some.items() if values}
 
 
 def row_length(config: Config) -> int:
@@ -453,7 +421,8 @@ def check_update(t: Trainer, metrics: dict[str, float], batch: Batch, step: int)
     path = t.folder / f"bad_batch_{step:08d}.npz"
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     arrays: dict[str, Any] = {name: np.asarray(a) for name, a in fields.items() if a is not None}
-    np.savez(path, **arrays)
+    if t.processes.first:
+        np.savez(path, **arrays)
     raise TrainingError(
         f"step {step}: {reason}; the batch is in {path}, the last checkpoint is of step "
         f"{t.checkpoints.latest() or 'none'}"
@@ -470,24 +439,32 @@ def _show(t: Trainer, stage: Stage, stage_step: int, metrics: dict[str, float]) 
     )
 
 
-def _request_stop(trainer: Trainer) -> None:
-    if trainer.stop_requested:
-        raise KeyboardInterrupt
-    trainer.stop_requested = True
-    trainer.progress.print("stopping after this step (press Ctrl-C again to stop at once)")
+def _how_to_go_on(folder: Path) -> str:
+    """After the loss of a process."""
+    step = saved_steps(folder / "checkpoints")[-1:]
+    return f"; the same command resumes from step {step[0]}" if step else "; the same command starts again"
 
 
 def main(arguments: list[str]) -> int:
     """The command: 0 when the run is complete, 1 with one line on stderr when it cannot be, 130 when stopped."""
+    processes = Processes()
     try:
-        prepare_process()
         config = read_config(arguments)
-        folder = train(config)
-        print(f"report: {write_report(folder)}")
+        folder = Path(config.runs_dir) / config.name
+        processes = start(config.processes, folder, after=lambda: _how_to_go_on(folder))
+        prepare_process()
+        train(config, processes)
+        if processes.first:
+            print(f"report: {write_report(folder)}")
+        processes.close()
     except KeyboardInterrupt:
+        processes.fail("interrupted", 130)
         return 130
-    except (OSError, UserError, TrainingError, CheckpointError, SidecarError, ValueError) as error:
-        if os.environ.get("JAXRL_TRACEBACK"):
+    except Exception as error:
+        known = (OSError, UserError, TrainingError, CheckpointError, SidecarError, ChannelError, ValueError)
+        surprise = os.environ.get("JAXRL_TRACEBACK") or not isinstance(error, known)
+        processes.fail(traceback.format_exc() if surprise else f"error: {error}")
+        if surprise:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1

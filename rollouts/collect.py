@@ -29,16 +29,25 @@ def collect(
     Each episode draws with a seed of its own, made from `seed` (for example run seed and step), the place of its
     problem and its place in the group, so that the result does not depend on timing.
     """
+    numbers = range(len(problems) * group_size)
+    episodes = collect_episodes(engine, environment, problems, group_size, seed, numbers)
+    return [Group(p, episodes[i * group_size : (i + 1) * group_size]) for i, p in enumerate(problems)]
 
-    async def play_all() -> list[Group]:
-        episodes = await asyncio.gather(
-            *(
-                environment.play(problem, engine, episode_seed(seed, p, g))
-                for p, problem in enumerate(problems)
-                for g in range(group_size)
-            )
-        )
-        return [Group(p, list(episodes[i * group_size : (i + 1) * group_size])) for i, p in enumerate(problems)]
+
+def collect_episodes(
+    engine: Engine,
+    environment: Environment,
+    problems: Sequence[Problem],
+    group_size: int,
+    seed: Sequence[int],
+    numbers: Sequence[int],
+) -> list[Episode]:
+    """Some of the episodes of `collect`: number p * group_size + g is the g-th of the p-th problem."""
+
+    async def play_all() -> list[Episode]:
+        places = [divmod(number, group_size) for number in numbers]
+        plays = (environment.play(problems[p], engine, episode_seed(seed, p, g)) for p, g in places)
+        return list(await asyncio.gather(*plays))
 
     return _run(play_all())
 
