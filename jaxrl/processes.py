@@ -23,11 +23,12 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxrl.channel import Channel, relay
 from jaxrl.command_line import UserError
 from jaxrl.config import ProcessesConfig
+from models.sharding import param_shardings
 from rollouts.collect import Environment, collect_episodes
 from rollouts.engine import Engine
 from rollouts.episode import Episode, Group, Problem
@@ -305,27 +306,23 @@ def local_mesh(mesh: Mesh) -> Mesh:
 
 
 def local_copy(params: Any, mesh: Mesh) -> Any:
-    """Arrays on a mesh over all processes -> the same ones, whole on the devices of each process (`local_mesh`).
+    """Parameters (nnx.State) on a mesh over all processes -> whole on the devices of each process (`local_mesh`).
 
     All processes must call this. One program gathers the shards; nothing goes through the hosts' memory.
     """
     apart = Mesh(_by_process(mesh), ("process", *mesh.axis_names))
-    own = local_mesh(mesh)
+    own = param_shardings(params, local_mesh(mesh))
+    gathered = jax.jit(_same, out_shardings=jax.tree.map(lambda s: NamedSharding(apart, s.spec), own))(params)
 
-    def spec(array: jax.Array) -> PartitionSpec:
-        """As the array is sharded now, where the own devices divide it."""
-        names = array.sharding.spec if isinstance(array.sharding, NamedSharding) else ()
-        kept = [n if n in own.shape and size % own.shape[n] == 0 else None for n, size in zip(names, array.shape)]
-        return PartitionSpec(*kept)
-
-    specs = jax.tree.map(spec, params)
-    gathered = jax.jit(lambda x: x, out_shardings=jax.tree.map(lambda s: NamedSharding(apart, s), specs))(params)
-
-    def as_local(array: jax.Array, s: PartitionSpec) -> jax.Array:
+    def as_local(array: jax.Array, sharding: NamedSharding) -> jax.Array:
         shards = [shard.data for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(array.shape, NamedSharding(own, s), shards)
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
-    return jax.tree.map(as_local, gathered, specs)
+    return jax.tree.map(as_local, gathered, own)
+
+
+def _same(params: Any) -> Any:  # one function, so that it is compiled once
+    return params
 
 
 def _by_process(mesh: Mesh) -> np.ndarray:

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -124,16 +125,19 @@ class SafetensorsFolder:
             raise ConversionError(f"{self.folder}: tensor {name} is {kind}; supported: F32, BF16, F16")
         return np.dtype(kinds[kind])
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, part: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or a part of it; the rest is not read."""
         with self._open(self._where[name][0]) as file:
-            return file.get_tensor(name)
+            whole = all(s == slice(0, n) for s, n in zip(part, self.shape(name)))
+            return file.get_tensor(name) if whole else file.get_slice(name)[part]
 
 
 def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
     """A Hugging Face folder as (config, graphdef, params), tensor by tensor straight into the sharded arrays.
 
     Beside the parameters only one of them, stacked over the layers, is in host memory at a time, so that the peak
-    is that of the parameters or of twice the largest. `dtype` None keeps the checkpoint's own. Raises ConversionError
+    is that of the parameters or of twice the largest. Of several processes each reads the shards of its own devices.
+    `dtype` None keeps the checkpoint's own. Raises ConversionError
     naming the missing, extra or mis-shaped tensor, or the broken file; UnsupportedModelError and FileNotFoundError
     as `read_config` does.
     """
@@ -151,36 +155,50 @@ def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> 
     values = []
     # Largest first: the host's copy of the next one then never comes on top of all the others.
     for path, variable in sorted(flat, key=lambda item: -item[1].size):
-        host = _read_parameter(tensors, variable, *hf_tensors(path, config.num_layers))
-        array = jax.device_put(host, shardings[path].get_value()).block_until_ready()
+        array = _load_parameter(tensors, variable, shardings[path].get_value(), *hf_tensors(path, config.num_layers))
         values.append((path, variable.replace(array)))
-        large = host.nbytes >= LARGE
-        del host
-        if large:
+        if array.nbytes >= LARGE:
             gc.collect()  # jax lets go of the host's copy at the next collection
     return config, graphdef, nnx.from_flat_state(values)
 
 
-def _read_parameter(
-    tensors: SafetensorsFolder, variable: Any, names: list[str], stacked: bool, transposed: bool
-) -> np.ndarray:
-    """The parameter of these tensors, with the shape and type of `variable`."""
+def _load_parameter(
+    tensors: SafetensorsFolder,
+    variable: Any,
+    sharding: NamedSharding,
+    names: list[str],
+    stacked: bool,
+    transposed: bool,
+) -> jax.Array:
+    """The parameter of these tensors, with the shape and type of `variable`; each of its shards is read once."""
     shape = variable.shape[1:] if stacked else variable.shape
     wanted = shape[::-1] if transposed else shape
-
-    def read(name: str) -> np.ndarray:
+    for name in names:
         if tensors.shape(name) != wanted:
             raise ConversionError(
                 f"{tensors.folder}: tensor {name} has shape {tensors.shape(name)}, should be {wanted}"
             )
-        return tensors.read(name).T if transposed else tensors.read(name)
 
-    if not stacked:
-        return read(names[0]).astype(variable.dtype, copy=False)
-    host = np.empty(variable.shape, variable.dtype)
-    for l, name in enumerate(names):
-        host[l] = read(name)
-    return host
+    def read(name: str, part: tuple[slice, ...]) -> np.ndarray:
+        return tensors.read(name, part[::-1]).T if transposed else tensors.read(name, part)
+
+    def shard(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        part = tuple(slice(*b) for b in bounds)
+        if not stacked:
+            return read(names[0], part).astype(variable.dtype, copy=False)
+        host = np.empty([end - start for start, end in bounds], variable.dtype)
+        for l, name in enumerate(names[part[0]]):
+            host[l] = read(name, part[1:])
+        return host
+
+    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = defaultdict(list)
+    for device, part in sharding.addressable_devices_indices_map(variable.shape).items():
+        devices[tuple(s.indices(n)[:2] for s, n in zip(part or (), variable.shape))].append(device)
+    pieces = []
+    for bounds, holders in devices.items():
+        host = shard(bounds)
+        pieces += [jax.device_put(host, device).block_until_ready() for device in holders]
+    return jax.make_array_from_single_device_arrays(variable.shape, sharding, pieces)
 
 
 def _check_names(config: ModelConfig, tensors: SafetensorsFolder, paths: list[Any]) -> None:
