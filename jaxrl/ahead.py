@@ -11,8 +11,17 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 
 from jaxrl.files import write_beside
+from rollouts.episode import Group
 
 T = TypeVar("T")
+
+
+class Draw(NamedTuple):
+    """What was sampled for one step."""
+
+    groups: list[Group]  # to train on
+    drawn: list[Group]  # all of them: more, with dynamic sampling
+    seconds: float  # that the sampler was busy
 
 
 class Published(NamedTuple):

@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxrl.channel import Channel, relay
 from jaxrl.command_line import UserError
 from jaxrl.config import ProcessesConfig
-from models.sharding import param_shardings
+from models.sharding import SERVING, param_shardings
 from rollouts.collect import Environment, collect_episodes
 from rollouts.engine import Engine
 from rollouts.episode import Episode, Group, Problem
@@ -306,12 +306,12 @@ def local_mesh(mesh: Mesh) -> Mesh:
 
 
 def local_copy(params: Any, mesh: Mesh) -> Any:
-    """Parameters (nnx.State) on a mesh over all processes -> whole on the devices of each process (`local_mesh`).
+    """Parameters (nnx.State) on a mesh over all processes -> for sampling on the devices of each (`local_mesh`).
 
     All processes must call this. One program gathers the shards; nothing goes through the hosts' memory.
     """
     apart = Mesh(_by_process(mesh), ("process", *mesh.axis_names))
-    own = param_shardings(params, local_mesh(mesh))
+    own = param_shardings(params, local_mesh(mesh), SERVING)
     gathered = jax.jit(_same, out_shardings=jax.tree.map(lambda s: NamedSharding(apart, s.spec), own))(params)
 
     def as_local(array: jax.Array, sharding: NamedSharding) -> jax.Array:

@@ -17,12 +17,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrl.ahead import SamplingAhead, copied
+from jaxrl.ahead import Draw, SamplingAhead, copied
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
@@ -71,14 +71,6 @@ class Stage:
     start: int
     end: int
     optimizer: OptimizerConfig
-
-
-class Draw(NamedTuple):
-    """What was sampled for one step."""
-
-    groups: list[Group]  # to train on
-    drawn: list[Group]  # all of them: more, with dynamic sampling
-    seconds: float  # that the sampler was busy
 
 
 @dataclass

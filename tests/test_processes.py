@@ -29,7 +29,7 @@ TINY = [
     "--config", "configs/scramble.py",
     "--config.model.shape.hidden_size=32", "--config.model.shape.intermediate_size=64",
     "--config.model.shape.num_hidden_layers=1", "--config.model.tokenizer_size=300",
-    "--config.task.held_out_problems=16", "--config.sft.steps=12", "--config.sft.batch_size=16",
+    "--config.task.held_out_problems=8", "--config.sft.steps=12", "--config.sft.batch_size=16",
     "--config.sft.optimizer.warmup_steps=0", "--config.sft.optimizer.learning_rate=1e-2",
     "--config.grpo.steps=6", "--config.grpo.problems_per_step=3", "--config.grpo.group_size=4",
     "--config.grpo.loss.kl_coefficient=0.01", "--config.rollout.slots=8", "--config.batch.microbatch_rows=4",
@@ -244,7 +244,7 @@ def records(folder: Path) -> list[dict]:
     return read_metrics(folder / "scramble" / "metrics.jsonl")
 
 
-def wait_for(condition, job: Job, timeout: float = 300) -> None:
+def wait_for(condition, job: Job, timeout: float = 600) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         ended = [p.communicate()[0] for p in job.started if p.poll() is not None]
@@ -266,15 +266,14 @@ def same_numbers(folder: Path, expected: Path) -> None:
             if name.startswith(("reward", "length", "groups", "held_out", "batch", "staleness")) or name == "tokens":
                 assert found[name] == value, name
             elif not name.startswith("time/"):
-                assert found[name] == pytest.approx(value, rel=1e-3, abs=2e-5), name
+                assert found[name] == pytest.approx(value, rel=1e-4, abs=2e-6), name
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_restarted_job_is_the_run_of_one_process(jobs, tmp_path):
     expected = alone(tmp_path / "one")
     assert any(r.get("reward/std", 0) > 0 for r in records(expected))
-    mesh = ["--config.mesh.data=2", "--config.processes.cpu_devices=2"]
-    command = train_command(tmp_path / "two", *mesh)
+    command = train_command(tmp_path / "two")
     job = jobs(2, *command)
     wait_for(lambda: lines(tmp_path / "two") >= 17, job)
     job.started[1].send_signal(signal.SIGKILL)
@@ -355,6 +354,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.config import OptimizerConfig, ProcessesConfig
 from jaxrl.learner import Learner, TrainState, make_optimizer
+from models.decoder import Compute
 from jaxrl.processes import local_copy, ordered_devices, start
 from models.convert import load_hf
 from models.sharding import make_mesh
@@ -374,7 +374,8 @@ expected = bits(load_hf(folder / "hf", make_mesh(devices=jax.local_devices()[:1]
 assert bits(local_copy(params, mesh)) == expected
 if processes.count > 1:
     assert any(not x.is_fully_replicated for x in jax.tree.leaves(params))
-state = Learner(graphdef, None, make_optimizer(OptimizerConfig(), 10)[0]).init(params)
+optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+state = Learner(graphdef, None, optimizer, compute=Compute(mesh=mesh)).init(params)
 checkpoints = Checkpoints(folder / "checkpoints", 2)
 if save:
     checkpoints.save(3, TrainState(params, filled(state.opt_state, 7)), {"lines": 5})
