@@ -23,8 +23,8 @@ from jaxrl.estimators import t_interval
 from jaxrl.page import markdown_table
 from jaxrl.report import main, told_apart
 from jaxrl.run_folder import Run, find_parent, read_run
+from jaxrl.step_metrics import episode_metrics
 from jaxrl.tokenizer import train_tokenizer
-from jaxrl.train import episode_metrics
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 
 
