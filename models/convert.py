@@ -191,7 +191,7 @@ def _load_parameter(
             host[l] = read(name, part[1:])
         return host
 
-    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = defaultdict(list)
+    devices: dict[tuple[tuple[int, int], ...], list[Any]] = defaultdict(list)
     for device, part in sharding.addressable_devices_indices_map(variable.shape).items():
         devices[tuple(s.indices(n)[:2] for s, n in zip(part or (), variable.shape))].append(device)
     pieces = []
