@@ -8,9 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import jax
-
 from jaxrl.files import write_beside
+from models.lora import copy_trained
 
 T = TypeVar("T")
 
@@ -58,7 +57,7 @@ class SamplingAhead(Generic[T]):
         if self._staleness == 0:
             self._load_weights(params, version)
         else:  # the trainer's own buffers are used up by its next update
-            self._published = Published(jax.tree.map(lambda x: x.copy(), params), version)
+            self._published = Published(copy_trained(params), version)
 
     def take(self, step: int) -> T:
         """The batch of `step`; those of the next steps are on their way then. Raises what `draw` raised."""

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxrl.ahead import SamplingAhead
@@ -41,6 +40,7 @@ from jaxrl.run import (
     Policy,
     demonstration_tokens,
     evaluation_task,
+    keep_base,
     make_engine,
     make_environment,
     make_policy,
@@ -52,6 +52,7 @@ from jaxrl.run import (
 )
 from jaxrl.tasks import Task, load_task, shuffled
 from jaxrl.traces import read_traces
+from models.lora import copy_trained
 from rollouts.collect import Environment, collect
 from rollouts.engine import Engine
 from rollouts.episode import Group
@@ -125,6 +126,7 @@ def train(config: Config) -> Path:
     config.rollout.check()
     config.evaluation.check()
     config.task.extraction.check()
+    config.model.lora.check()
     stages, folder = stages_of(config), open_run(config)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
@@ -132,6 +134,7 @@ def train(config: Config) -> Path:
     if config.sft.path:
         task = dataclasses.replace(task, demonstrations=read_traces(config.sft.path, config.sft.split))
     policy = make_policy(config, task, folder)
+    keep_base(config, policy, folder)
     task, test = tasks_that_fit(config, task, policy.tokenizer)
     write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
@@ -387,10 +390,10 @@ def _reference_params(t: Trainer, stage: Stage, state: TrainState, done: int) ->
     if stage.name != "grpo" or not t.config.grpo.loss.kl_coefficient:
         return None
     if done == stage.start:
-        return jax.tree.map(lambda x: x.copy(), state.params)  # the state's own buffers are used up by the update
+        return copy_trained(state.params)
     if stage.start:
         return t.checkpoints.restore_params(stage.start, state.params)
-    return make_policy(t.config, t.task, t.folder).params
+    return t.policy.params  # of the start of the run: the state was restored
 
 
 def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
