@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -41,11 +42,7 @@ from rollouts.nccl import device_tensors
 from rollouts.weight_files import named_tensors
 
 ALL = Lora(4, 6.0, LORA_TARGETS)
-SETTINGS = {
-    "all": ALL,
-    "q and v": Lora(3, 8.0, ("q", "v")),
-    "rank-stabilized": dataclasses.replace(ALL, rank_stabilized=True),
-}
+SETTINGS = {"q and v": Lora(3, 8.0, ("q", "v")), "stabilized": dataclasses.replace(ALL, rank_stabilized=True)}
 
 
 def adapted(config, params, lora=ALL, seed=0, size=0.3):
@@ -57,14 +54,22 @@ def adapted(config, params, lora=ALL, seed=0, size=0.3):
     return config, graphdef, nnx.merge_state(jax.tree.map(random, trained), frozen)
 
 
+def merged_state(params, config):
+    variables = dict(nnx.to_flat_state(params))
+    return nnx.from_flat_state([(p, variables[p].replace(v)) for p, v in merged_parameters(params, config)])
+
+
 def host_values(params):
     return {str(path[-1]): np.asarray(v[...]) for path, v in nnx.to_flat_state(split_params(params)[0])}
 
 
 def logits(graphdef, params, tokens):
-    model = nnx.merge(graphdef, params)
-    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    return np.asarray(model(tokens, positions) @ model.unembedding().T)
+    @jax.jit
+    def forward(params):
+        model = nnx.merge(graphdef, params)
+        return model(tokens, np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)) @ model.unembedding().T
+
+    return np.asarray(forward(params))
 
 
 def some_tokens(config, rows=2, length=24):
@@ -86,8 +91,12 @@ one_family = pytest.mark.parametrize("family", ["qwen2_tied"], indirect=True)
 # ---------------------------------------------------------------------- PEFT
 
 
-@pytest.mark.parametrize("lora", SETTINGS.values(), ids=SETTINGS)
-@every_family
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [*((name, ALL) for name in FAMILIES), *(("qwen2_tied", lora) for lora in SETTINGS.values())],
+    indirect=["family"],
+    ids=str,
+)
 def test_peft_loads_our_adapters_and_gives_the_same_logits(family, lora, tmp_path):
     peft = pytest.importorskip("peft")
     torch_model, _, config, plain_graphdef, plain = family
@@ -100,8 +109,12 @@ def test_peft_loads_our_adapters_and_gives_the_same_logits(family, lora, tmp_pat
     assert np.abs(logits(plain_graphdef, plain, tokens) - theirs).max() > 0.1  # the adapters say something
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@every_family
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((name, torch.float32) for name in FAMILIES), ("llama_bias", torch.bfloat16)],
+    indirect=["family"],
+    ids=str,
+)
 def test_we_load_peft_adapters_and_give_the_same_logits(family, dtype, tmp_path):
     peft = pytest.importorskip("peft")
     torch_model, _, config, graphdef, params = family
@@ -140,6 +153,15 @@ def test_peft_folders_go_there_and_back(family, tmp_path):
         save_peft(host_values(params), config, tmp_path / "adapter")
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Adapters of rank 4 as a PEFT folder."""
+    folder = tmp_path_factory.mktemp("saved") / "adapter"
+    config, _, params = adapted(CONFIG, nnx.split(initialize(Decoder(CONFIG), jax.random.key(0)))[1])
+    save_peft(host_values(params), config, folder)
+    return folder
+
+
 Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 
 
@@ -163,12 +185,9 @@ Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
         ({}, {Q: np.zeros((4, 9), np.float32)}, [Q, "(4, 9)", "(4, 32)"]),
         ({}, {Q: np.zeros((4, 32), np.int32)}, [Q, "I32"]),
     ],
-    ids=str,
 )
-def test_adapters_that_do_not_fit_are_named(fields, tensors, words, tmp_path):
-    config, _, params = adapted(CONFIG, nnx.state(initialize(Decoder(CONFIG), jax.random.key(0))))
-    folder = tmp_path / "adapter"
-    save_peft(host_values(params), config, folder)
+def test_adapters_that_do_not_fit_are_named(saved, fields, tensors, words, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "adapter"))
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     found = load_file(folder / "adapter_model.safetensors") | tensors
@@ -179,13 +198,11 @@ def test_adapters_that_do_not_fit_are_named(fields, tensors, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_adapters_of_other_settings_or_nowhere_are_refused(tmp_path):
-    graphdef, params = nnx.split(initialize(Decoder(CONFIG), jax.random.key(0)))
-    config, _, with_adapters = adapted(CONFIG, params)
-    save_peft(host_values(with_adapters), config, tmp_path / "adapter")
+def test_adapters_of_other_settings_or_nowhere_are_refused(saved, tmp_path):
+    graphdef, params = nnx.split(Decoder(CONFIG))
     start = partial(start_adapters, CONFIG, graphdef, params, key=jax.random.key(0), mesh=make_mesh())
     with pytest.raises(ConversionError, match=r"adapter has rank 4, config\.model\.lora\.rank is 8"):
-        start(dataclasses.replace(ALL, rank=8), str(tmp_path / "adapter"))
+        start(dataclasses.replace(ALL, rank=8), str(saved))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty holds no adapter: neither adapter_config\.json nor"):
         start(ALL, str(tmp_path / "empty"))
@@ -275,9 +292,7 @@ def test_the_engine_samples_with_adapters():
     """Greedy tokens of the adapters beside the weights, and of the merged weights."""
     _, plain = nnx.split(initialize(Decoder(CONFIG), jax.random.key(0), scale=0.1))
     config, graphdef, params = adapted(CONFIG, plain)
-    merged = nnx.from_flat_state(
-        [(p, dict(nnx.to_flat_state(plain))[p].replace(v)) for p, v in merged_parameters(params, config)]
-    )
+    merged = merged_state(params, config)
     prompts = [np.arange(3 + i, 9 + 2 * i, dtype=np.int32) for i in range(4)]
     greedy = SamplingParams(max_new_tokens=10, temperature=0.0)
 
@@ -339,10 +354,10 @@ def test_gradient_is_that_of_the_merged_weights():
     zeros = jax.tree.map(jnp.zeros_like, trained)
     found = {str(p[-1]): v[...] for p, v in nnx.to_flat_state(learner._accumulate(state.params, zeros, whole)[0])}
     config = dataclasses.replace(CONFIG, lora=ALL)
-    plain_graphdef, plain = nnx.split(Decoder(CONFIG))
-    variables = dict(nnx.to_flat_state(plain))
-    merged = nnx.from_flat_state([(p, variables[p].replace(v)) for p, v in merged_parameters(state.params, config)])
-    dense = Learner(plain_graphdef, partial(policy_gradient_loss, config=LOSS), optax.sgd(1.0), microbatch_rows=16)
+    merged = merged_state(state.params, config)
+    dense = Learner(
+        nnx.split(Decoder(CONFIG))[0], partial(policy_gradient_loss, config=LOSS), optax.sgd(1.0), microbatch_rows=16
+    )
     gradient = dict(nnx.to_flat_state(dense._accumulate(merged, jax.tree.map(jnp.zeros_like, merged), whole)[0]))
     values = host_values(state.params)
     for name in LORA_TARGETS:
