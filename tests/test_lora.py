@@ -32,7 +32,7 @@ from jaxrl.learner import Learner, TrainState, make_optimizer
 from models.adapters import attach, read_adapter, save_peft, start_adapters
 from models.config import LORA_TARGETS, Lora
 from models.convert import ConversionError, check_model, export_model, load_hf, load_model, main, save_hf
-from models.decoder import Decoder, initialize, insert, make_cache
+from models.decoder import Compute, Decoder, initialize, insert, make_cache
 from models.lora import LoraParam, merged_parameters, split_params
 from models.sharding import make_mesh, param_shardings
 from rollouts.collect import generate
@@ -84,7 +84,6 @@ def family(request, tmp_path):
     return model, tmp_path / "hf", *load_hf(tmp_path / "hf")
 
 
-every_family = pytest.mark.parametrize("family", FAMILIES, indirect=True)
 one_family = pytest.mark.parametrize("family", ["qwen2_tied"], indirect=True)
 
 
@@ -235,7 +234,7 @@ def test_targets_are_ours_or_pefts():
 # ---------------------------------------------------------------------- the decoder and its weights elsewhere
 
 
-@every_family
+@pytest.mark.parametrize("family", ["qwen3", "mistral_window"], indirect=True)
 def test_decoding_with_adapters_equals_the_full_pass(family):
     """By `decode` and `extend`, unrolled and scanned, with no merged weights anywhere."""
     config, graphdef, params = adapted(*family[2:3], family[4])
@@ -314,7 +313,8 @@ def learner_and_state(rows, mesh=None, dtype=jnp.float32, lora=ALL):
     if mesh is not None:
         params = jax.device_put(params, param_shardings(params, mesh))
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), 10)
-    learner = Learner(graphdef, partial(policy_gradient_loss, config=LOSS), optimizer, microbatch_rows=rows, mesh=mesh)
+    loss = partial(policy_gradient_loss, config=LOSS)
+    learner = Learner(graphdef, loss, optimizer, compute=Compute(mesh=mesh), microbatch_rows=rows)
     return learner, learner.init(params)
 
 
@@ -376,7 +376,7 @@ from flax import nnx
 from test_lora import updated
 from models.sharding import make_mesh
 expected, metrics = updated(8)
-for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)):
+for sizes in ((2, 2, 2), (1, 8, 1)):
     state, measured = updated(8, mesh=make_mesh(*sizes))
     chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=2e-4)
     assert abs(measured["loss"] - metrics["loss"]) < 1e-5 and abs(measured["grad_norm"] - metrics["grad_norm"]) < 1e-4
