@@ -122,11 +122,8 @@ def train(config: Config) -> Path:
 
     Raises UserError, TrainingError, and KeyboardInterrupt after it was stopped and has saved.
     """
-    config.grpo.loss.check()
-    config.rollout.check()
-    config.evaluation.check()
-    config.task.extraction.check()
-    config.model.lora.check()
+    for settings in (config.grpo.loss, config.rollout, config.evaluation, config.task.extraction, config.model.lora):
+        settings.check()
     stages, folder = stages_of(config), open_run(config)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
