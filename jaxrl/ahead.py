@@ -8,9 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import jax
-
 from jaxrl.files import write_beside
+from models.lora import copy_trained
 from rollouts.episode import Group
 
 T = TypeVar("T")
@@ -29,11 +28,6 @@ class Published(NamedTuple):
 
     params: Any
     version: int
-
-
-def copied(params: Any) -> Any:
-    """The same arrays in buffers of their own."""
-    return jax.tree.map(lambda x: x.copy(), params)
 
 
 class SamplingAhead(Generic[T]):
@@ -57,7 +51,7 @@ class SamplingAhead(Generic[T]):
         draw: Callable[[int], T],
         load_weights: Callable[[Any, int], None],
         *,
-        copy: Callable[[Any], Any] = copied,
+        copy: Callable[[Any], Any] = copy_trained,
         staleness: int,
         last: int,
         folder: Path,

@@ -1,4 +1,7 @@
-"""Checkpoints by orbax: parameters, optimizer state and the place in the run."""
+"""Checkpoints by orbax: the trained parameters, optimizer state and the place in the run.
+
+Parameters that are not trained never change: `jaxrl.run.keep_base` sees to those once a run.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxrl.learner import TrainState
+from models.lora import join_params, split_params
 
 
 class CheckpointError(RuntimeError):
@@ -44,7 +48,7 @@ class Checkpoints:
         Raises CheckpointError if this save, or the one still running, fails.
         """
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(nnx.to_pure_dict(state.params)),
+            params=ocp.args.StandardSave(nnx.to_pure_dict(split_params(state.params)[0])),
             opt_state=ocp.args.StandardSave(_flat(state.opt_state)),
             place=ocp.args.JsonSave(place),
         )
@@ -61,12 +65,13 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(place=ocp.args.JsonRestore()))["place"]
 
     def restore_params(self, step: int, like: Any) -> Any:
-        """The parameters at a step, with the structure, types and shardings of `like`."""
-        target = ocp.args.StandardRestore(_abstract(nnx.to_pure_dict(like)))
+        """The parameters at a step, with the structure, types and shardings of `like`, whose frozen ones they share."""
+        trained, frozen = split_params(like)
+        target = ocp.args.StandardRestore(_abstract(nnx.to_pure_dict(trained)))
         pure = self._manager.restore(step, args=ocp.args.Composite(params=target))["params"]
-        params = jax.tree.map(lambda x: x, like)
-        nnx.replace_by_pure_dict(params, pure)
-        return params
+        trained = jax.tree.map(lambda x: x, trained)
+        nnx.replace_by_pure_dict(trained, pure)
+        return join_params(trained, frozen)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at a step, with the structure, types and shardings of `like`."""

@@ -6,6 +6,8 @@ A config file defines `get_config() -> Config`; the command line overrides singl
 
 from dataclasses import dataclass, field
 
+from models.config import Lora, lora_targets
+
 
 @dataclass
 class ShapeConfig:
@@ -26,11 +28,42 @@ class ShapeConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Adapters, which are then all that is trained (arXiv 2106.09685); the rest of the model is frozen."""
+
+    rank: int = 0  # 0: no adapters, everything is trained
+    alpha: float = 16.0  # what they add is scaled by alpha / rank
+    rank_stabilized: bool = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def check(self) -> None:
+        """Raises ValueError naming the first field whose value is not allowed, and what is."""
+        self.adapters()
+
+    def adapters(self) -> Lora | None:
+        """These settings as the model has them; None without adapters. Raises what `check` raises."""
+        for name, ok, rule in (
+            ("rank", self.rank >= 0, ">= 0"),
+            ("alpha", self.alpha > 0, "> 0"),
+            ("targets", self.targets and not isinstance(self.targets, str), "a tuple of names, one at least"),
+        ):
+            if not ok:
+                raise ValueError(f"model.lora.{name} = {getattr(self, name)!r} must be {rule}")
+        try:
+            targets = lora_targets(self.targets)
+        except ValueError as error:
+            raise ValueError(f"model.lora.targets: {error}") from None
+        return Lora(self.rank, self.alpha, targets, self.rank_stabilized) if self.rank else None
+
+
+@dataclass
 class PolicyConfig:
     """Where the policy comes from and how it computes."""
 
     path: str = ""  # Hugging Face folder or hub name, or a folder of `models.convert import`; "": random weights
     shape: ShapeConfig = field(default_factory=ShapeConfig)  # used only without a path
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    adapter: str = ""  # folder of a PEFT adapter or of a run with one, to start from; lora.rank 0: merged at the start
     pretraining_tokens: float = 0.0  # that the model has seen before, for its cost; 0: not known, not counted
     tokenizer: str = ""  # folder or hub name; "": the model's own, or one trained on the task's own text
     tokenizer_size: int = 576  # tokens of one trained on the task's own text

@@ -2,7 +2,8 @@
 
 A matmul of [a, b] and [b, c] is 2abc operations; norms, activations and softmax are not counted. N is the number of
 parameters without the embedding table but with the output projection (which a tied model shares with the table).
-With attention left out a token costs 2N forward and 6N in training (Kaplan et al., arXiv 2001.08361, section 2.1).
+With attention left out a token costs 2N forward and 6N in training (Kaplan et al., arXiv 2001.08361, section 2.1);
+with adapters of A parameters, 2N + 2A and 4N + 6A, since the N are frozen and have no gradient.
 """
 
 from __future__ import annotations
@@ -33,26 +34,40 @@ def matmul_parameters(config: ModelConfig) -> int:
     return config.num_layers * (attention + 3 * D * F) + config.vocab_size * D
 
 
+def adapter_parameters(config: ModelConfig) -> int:
+    """A: weights of adapters, each of rank x (in + out)."""
+    if config.lora is None:
+        return 0
+    D, F, Dh = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_heads * Dh, config.num_kv_heads * Dh
+    other = {"q": queries, "k": keys, "v": keys, "o": queries, "gate": F, "up": F, "down": F}  # beside D
+    return config.num_layers * config.lora.rank * sum(D + other[name] for name in config.lora.targets)
+
+
 def parameters(config: ModelConfig) -> int:
-    """All parameters: matrices, embedding table, norms and biases."""
+    """All parameters: matrices, embedding table, norms, biases and adapters."""
     D, Dh, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
     small = 2 * D + (config.qkv_bias * (H + 2 * K) * Dh) + config.output_bias * D + config.qk_norm * 2 * Dh
     table = 0 if config.tied_embeddings else config.vocab_size * D
-    return matmul_parameters(config) + table + config.num_layers * small + D
+    return matmul_parameters(config) + table + config.num_layers * small + D + adapter_parameters(config)
 
 
 def forward_flops(config: ModelConfig, tokens: int, mean_context: float) -> float:
-    """Forward pass of `tokens` tokens that attend to `mean_context` tokens each: 2N + 4 L H Dh T a token.
+    """Forward pass of `tokens` tokens that attend to `mean_context` tokens each: 2N + 2A + 4 L H Dh T a token.
 
-    The second term is the scores and the mixing of values, each 2 H Dh T.
+    The last term is the scores and the mixing of values, each 2 H Dh T.
     """
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * mean_context
-    return tokens * (2 * matmul_parameters(config) + attention)
+    return tokens * (2 * matmul_parameters(config) + 2 * adapter_parameters(config) + attention)
 
 
 def update_flops(config: ModelConfig, tokens: int, mean_context: float) -> float:
-    """Forward and backward pass: three times the forward pass (6N a token where attention is small)."""
-    return 3 * forward_flops(config, tokens, mean_context)
+    """Forward and backward pass: three times the forward pass (6N a token where attention is small).
+
+    With adapters it is 2N a token less: the frozen matrices' own gradients.
+    """
+    frozen = matmul_parameters(config) if config.lora is not None else 0
+    return 3 * forward_flops(config, tokens, mean_context) - 2.0 * tokens * frozen
 
 
 def sampling_flops(config: ModelConfig, prompt: int, new_tokens: int, samples: int = 1) -> float:

@@ -17,6 +17,7 @@ from jaxrl.algorithms import LossMetrics, combine, summarize
 from jaxrl.batch import Batch
 from jaxrl.config import OptimizerConfig
 from models.decoder import Compute, Decoder
+from models.lora import join_params, split_params
 from models.sharding import batch_sharding, mesh_size, param_shardings
 from models.vocabulary import token_logprobs
 
@@ -25,7 +26,7 @@ Loss = Callable[[jax.Array, Batch], tuple[jax.Array, LossMetrics]]
 
 
 class TrainState(NamedTuple):
-    """Parameters and the optimizer's state."""
+    """Parameters, all of them, and the optimizer's state of those that are trained."""
 
     params: Params
     opt_state: optax.OptState
@@ -36,7 +37,8 @@ class Learner:
 
     `update` cuts the batch into microbatches of `microbatch_rows` rows; because the loss is a sum over tokens, the
     result does not depend on the cut but for rounding. All shapes are fixed by the configuration, so each of the
-    programs below is compiled once.
+    programs below is compiled once. Of a model with adapters only these have gradients and optimizer state, and only
+    their buffers are used up (models/lora.py).
 
     Args:
         graphdef: of the Decoder.
@@ -57,8 +59,8 @@ class Learner:
         self.optimizer, self.microbatch_rows, self.compute = optimizer, microbatch_rows, compute
         forward = partial(_logprobs, graphdef, compute, temperature)
 
-        def objective(params: Params, batch: Batch) -> tuple[jax.Array, LossMetrics]:
-            logprobs, entropy = forward(params, batch)
+        def objective(trained: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, LossMetrics]:
+            logprobs, entropy = forward(join_params(trained, frozen), batch)
             value, metrics = loss(logprobs, batch)
             sums = {**metrics.sums, "entropy": jnp.sum(entropy * batch.loss_mask)}
             return value, LossMetrics(sums, metrics.maxima)
@@ -70,32 +72,34 @@ class Learner:
             return jax.lax.with_sharding_constraint(params, param_shardings(params, compute.mesh))
 
         def accumulate(params: Params, total: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
-            (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(params, batch)
+            (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(*split_params(params), batch)
             return pinned(jax.tree.map(jnp.add, total, gradient)), value, metrics
 
-        def apply(state: TrainState, gradient: Params) -> tuple[TrainState, jax.Array]:
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        def apply(trained: TrainState, gradient: Params) -> tuple[TrainState, jax.Array]:
+            updates, opt_state = optimizer.update(gradient, trained.opt_state, trained.params)
             norm = optax.tree.norm(gradient)
-            return TrainState(pinned(optax.apply_updates(state.params, updates)), opt_state), norm
+            return TrainState(pinned(optax.apply_updates(trained.params, updates)), opt_state), norm
 
         self._accumulate = jax.jit(accumulate, donate_argnums=1)
         self._apply = jax.jit(apply, donate_argnums=0)
         # Whole on every device, so that each process can read all of it.
         whole = None if compute.mesh is None else NamedSharding(compute.mesh, PartitionSpec())
         self._logprobs = jax.jit(lambda params, batch: forward(params, batch)[0], out_shardings=whole)
-        self._zeros = jax.jit(lambda params: pinned(jax.tree.map(jnp.zeros_like, params)))
+        self._zeros = jax.jit(lambda trained: pinned(jax.tree.map(jnp.zeros_like, trained)))
 
     def init(self, params: Params) -> TrainState:
         """A state with a fresh optimizer."""
-        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=self.state_shardings(params))(params))
+        trained, _ = split_params(params)
+        return TrainState(params, jax.jit(self.optimizer.init, out_shardings=self.state_shardings(params))(trained))
 
     def state_shardings(self, params: Params) -> Any:
         """Of the optimizer's state: what belongs to a parameter is sharded as it is; None: on one device."""
-        mesh = self.compute.mesh
+        mesh, (trained, _) = self.compute.mesh, split_params(params)
         if mesh is None:
             return None
         shardings = {
-            path: sharding.spec for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings(params, mesh))
+            path: sharding.spec
+            for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings(trained, mesh))
         }
 
         def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -103,16 +107,18 @@ class Learner:
             whole = (n if s % mesh_size(mesh, n) == 0 else None for n, s in zip(names, leaf.shape))
             return NamedSharding(mesh, PartitionSpec(*whole))
 
-        return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(self.optimizer.init, params))
+        return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(self.optimizer.init, trained))
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, float]]:
-        """One optimizer step on the batch. The old state's buffers are used up."""
-        gradient, values, metrics = self._zeros(state.params), [], []
+        """One optimizer step on the batch. The old state's buffers are used up, but for the frozen parameters'."""
+        trained, frozen = split_params(state.params)
+        gradient, values, metrics = self._zeros(trained), [], []
         for microbatch in self.microbatches(batch):
             gradient, value, measured = self._accumulate(state.params, gradient, microbatch)
             values.append(value)
             metrics.append(measured)
-        state, norm = self._apply(state, gradient)
+        (trained, opt_state), norm = self._apply(TrainState(trained, state.opt_state), gradient)
+        state = TrainState(join_params(trained, frozen), opt_state)
         total = metrics[0]
         for measured in metrics[1:]:
             total = combine(total, measured)

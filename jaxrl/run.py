@@ -29,9 +29,11 @@ from jaxrl.files import write_beside
 from jaxrl.processes import Processes, ordered_devices
 from jaxrl.tasks import Task, load_task
 from jaxrl.tokenizer import load_tokenizer, train_tokenizer
+from models.adapters import start_adapters
 from models.config import ModelConfig, from_hf
-from models.convert import describe_hf, describe_model, load_model
+from models.convert import describe_hf, describe_model, is_run, load_model, save_params
 from models.decoder import Compute, Decoder, initialize
+from models.lora import split_params
 from models.sharding import make_mesh, param_shardings
 from rollouts import environments
 from rollouts.chat import chat_prompt, conversation, stop_tokens
@@ -107,19 +109,35 @@ def make_policy(config: Config, task: Task, folder: Path, processes: Processes =
     compute = Compute(
         jnp.dtype(compute_dtype), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention
     )
-    if model.path:
-        model_config, graphdef, params = load_model(model.path, mesh, dtype)
+    kept = folder / "model" if (folder / "model" / "params").is_dir() else None  # by keep_base
+    if model.path or kept:
+        model_config, graphdef, params = load_model(kept or model.path, mesh, dtype)
     with processes.after_first("tokenizer"):
         tokenizer = make_tokenizer(model, task, folder)
-    if not model.path:
+    if not (model.path or kept):
         model_config = _shape(model, len(tokenizer))
         graphdef, params = random_params(model_config, config.seed, mesh, dtype)
     if len(tokenizer) > model_config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
+    lora = model.lora.adapters()
+    if lora or model.adapter:
+        key = jax.random.key(config.seed)
+        model_config, graphdef, params = start_adapters(model_config, graphdef, params, lora, model.adapter, key, mesh)
     with processes.after_first("model"):
         if processes.first:
             describe_model(model_config, folder / "model", Path(model.path) if model.path else None)
     return Policy(model_config, graphdef, params, tokenizer, compute, mesh)
+
+
+def keep_base(config: Config, policy: Policy, folder: Path) -> None:
+    """Saves the frozen parameters of a model with adapters in FOLDER/model/params, once; checkpoints leave them out.
+
+    Not those of a Hugging Face or imported model, which model.json names and which serves all its adapters. Random ones
+    may differ on another platform, and another run may go on and change.
+    """
+    path, kept = config.model.path, folder / "model" / "params"
+    if policy.config.lora is not None and not kept.exists() and (not path or is_run(Path(path))):
+        save_params(split_params(policy.params)[1], kept)
 
 
 def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tuple[nnx.GraphDef, Any]:

@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxrl.ahead import Draw, SamplingAhead, copied
+from jaxrl.ahead import Draw, SamplingAhead
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
@@ -42,6 +41,7 @@ from jaxrl.run import (
     Policy,
     demonstration_tokens,
     evaluation_task,
+    keep_base,
     make_engine,
     make_environment,
     make_policy,
@@ -54,6 +54,7 @@ from jaxrl.run import (
 from jaxrl.step_metrics import episode_metrics, sandbox_seconds, staleness, utilization
 from jaxrl.tasks import Task, load_task, shuffled
 from jaxrl.traces import read_traces
+from models.lora import copy_trained
 from rollouts.collect import Environment
 from rollouts.engine import Engine
 from rollouts.episode import Group
@@ -112,10 +113,8 @@ def train(config: Config, processes: Processes = Processes()) -> Path:
 
     Raises UserError, TrainingError, and KeyboardInterrupt after it was stopped and has saved.
     """
-    config.grpo.loss.check()
-    config.rollout.check()
-    config.evaluation.check()
-    config.task.extraction.check()
+    for settings in (config.grpo.loss, config.rollout, config.evaluation, config.task.extraction, config.model.lora):
+        settings.check()
     stages, folder = stages_of(config), open_run(config, processes)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
@@ -123,6 +122,7 @@ def train(config: Config, processes: Processes = Processes()) -> Path:
     if config.sft.path:
         task = dataclasses.replace(task, demonstrations=read_traces(config.sft.path, config.sft.split))
     policy = make_policy(config, task, folder, processes)
+    keep_base(config, policy, folder)
     task, test = tasks_that_fit(config, task, policy.tokenizer)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
     done = processes.exchange("resume", checkpoints.latest() or 0)[0]
@@ -254,7 +254,7 @@ def _sampling(t: Trainer, stage: Stage, state: TrainState, done: int) -> Samplin
     sampling = SamplingAhead(
         lambda step: draw(t, step - stage.start),
         t.engine.load_weights,
-        copy=copied if t.processes.count == 1 else lambda params: params,  # it gets one of its own already
+        copy=copy_trained if t.processes.count == 1 else lambda params: params,  # it gets one of its own already
         staleness=t.config.rollout.max_staleness,
         last=stage.end,
         folder=t.folder / "pending",
@@ -370,10 +370,10 @@ def _reference_params(t: Trainer, stage: Stage, state: TrainState, done: int) ->
     if stage.name != "grpo" or not t.config.grpo.loss.kl_coefficient:
         return None
     if done == stage.start:
-        return jax.tree.map(lambda x: x.copy(), state.params)  # the state's own buffers are used up by the update
+        return copy_trained(state.params)
     if stage.start:
         return t.checkpoints.restore_params(stage.start, state.params)
-    return make_policy(t.config, t.task, t.folder, t.processes).params
+    return t.policy.params  # of the start of the run: the state was restored
 
 
 def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,35 @@ class Llama3RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer; PEFT's names end with _proj
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: y = x W + scale (x A) B with A [in, rank], B [rank, out] (Hu et al., arXiv 2106.09685)."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]  # of LORA_TARGETS, in their order
+    rank_stabilized: bool = False
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, or alpha / sqrt(rank) where it is rank-stabilized (Kalajdzievski, arXiv 2312.03732)."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+
+def lora_targets(names: Sequence[str]) -> tuple[str, ...]:
+    """Our names of matrices, in order, from ours or PEFT's (q or q_proj). Raises ValueError naming the nearest."""
+    known = {name: name for name in LORA_TARGETS} | {f"{name}_proj": name for name in LORA_TARGETS}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(f'{n}_proj' for n in LORA_TARGETS)}"
+            raise ValueError(f"{name!r} is no matrix that can have an adapter; {hint}")
+    return tuple(name for name in LORA_TARGETS if name in {known[n] for n in names})
 
 
 @dataclass(frozen=True)
@@ -44,6 +75,7 @@ class ModelConfig:
     qk_norm: bool = False
     tied_embeddings: bool = False
     windows: tuple[int, ...] = ()  # per layer: tokens that a token sees, itself included; 0: all. (): all, everywhere
+    lora: Lora | None = None  # adapters beside some matrices, which a config.json knows nothing of
 
 
 # Fields of config.json that the decoder reads, and those that do not change its numbers. Any other is an error,
@@ -136,7 +168,7 @@ def from_hf(fields: dict[str, Any], where: str = "config.json") -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json fields of a model that was not read from one: `from_hf(to_hf(c)) == c`."""
+    """The config.json fields of a model that was not read from one: `from_hf(to_hf(c)) == c` but for adapters."""
     fields: dict[str, Any] = {
         "architectures": [_FAMILIES[config.model_type][0]],
         "model_type": config.model_type,

@@ -4,7 +4,8 @@
     python -m models.convert export RUN_OR_DIR HF_DIR   a run's newest checkpoint, or OUT -> a folder for transformers
     python -m models.convert check HF_DIR               logits here against transformers'
 
-`--check` with import and export compares the result as well.
+`--check` with import and export compares the result as well. Adapters of a run are merged; `export --adapter` writes
+them as a folder for PEFT instead.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from models.config import ModelConfig, from_hf, read_config, to_hf
+from models.config import Llama3RopeScaling, Lora, ModelConfig, from_hf, read_config, to_hf
 from models.decoder import Compute, Decoder
+from models.lora import merge, merged_parameters, split_params
 from models.sharding import make_mesh, param_shardings
 
 SHARD_BYTES = 5 * 2**30
@@ -82,21 +84,21 @@ def hf_tensors(path: Sequence[Any], layers: int) -> tuple[list[str], bool, bool]
 
 
 class SafetensorsFolder:
-    """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names.
+    """The tensors of a file, or of the shards that FILE.index.json names.
 
     A file is opened anew for each tensor, because the pages of a mapped file stay in memory as long as it is open.
     Raises ConversionError for a missing, truncated or broken file.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, file_name: str = "model.safetensors"):
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
+        index = folder / f"{file_name}.index.json"
         if index.is_file():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        elif (folder / "model.safetensors").is_file():
-            names = ["model.safetensors"]
+        elif (folder / file_name).is_file():
+            names = [file_name]
         else:
-            raise ConversionError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+            raise ConversionError(f"{folder} has neither {file_name} nor {index.name}")
         self._where: dict[str, tuple[str, tuple[int, ...], str]] = {}  # tensor -> file, shape, dtype
         for name in names:
             if not (folder / name).is_file():
@@ -220,6 +222,7 @@ def _check_names(config: ModelConfig, tensors: SafetensorsFolder, paths: list[An
 def save_hf(params: Any, config: ModelConfig, out: Path, source: Path | None = None) -> None:
     """Writes a folder that transformers loads: config.json, safetensors, and the tokenizer's files of `source`.
 
+    Adapters are merged.
     `source` is a folder with hf_config.json (the original config.json) and tokenizer/, as in an imported model or a
     run's model/. Raises ConversionError if `out` exists and is not empty.
     """
@@ -228,9 +231,9 @@ def save_hf(params: Any, config: ModelConfig, out: Path, source: Path | None = N
         fields = json.loads((folder / "config.json").read_text())
         shards: list[dict[str, np.ndarray]] = [{}]
         size, total = 0, 0
-        for path, variable in nnx.to_flat_state(params):
+        for path, value in merged_parameters(params, config):
             names, stacked, transposed = hf_tensors(path, config.num_layers)
-            host = np.asarray(jax.device_get(variable[...]))
+            host = np.asarray(jax.device_get(value))
             for l, name in enumerate(names):
                 tensor = host[l] if stacked else host
                 tensor = np.ascontiguousarray(tensor.T if transposed else tensor)
@@ -274,12 +277,15 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def describe_model(config: ModelConfig, folder: Path, source: Path | None) -> None:
-    """Writes model.json (the ModelConfig) into `folder`, and hf_config.json and tokenizer/ of the model in `source`.
+    """Writes model.json (ModelConfig, source) into `folder`, and hf_config.json and tokenizer/ of the `source`.
 
-    `source` is a Hugging Face folder, a folder that was described before, or a run; None writes model.json alone.
+    That is a Hugging Face folder, a folder that was described before, a run, or a hub name, which has no files yet;
+    None writes model.json alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    where = str(source.resolve() if source and source.is_dir() else source or "")
+    described = {**dataclasses.asdict(config), "source": where}
+    (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
     if source is None:
         return
     described = next((f for f in (source, source / "model") if (f / "model.json").is_file()), None)
@@ -312,15 +318,24 @@ def describe_hf(config: ModelConfig, folder: Path, source: Path) -> None:
 
 def read_description(folder: Path) -> ModelConfig:
     """The ModelConfig of a folder with model.json."""
-    return from_hf(to_hf(_model_config(json.loads((folder / "model.json").read_text()))))
+    fields = json.loads((folder / "model.json").read_text())
+    names = {f.name for f in dataclasses.fields(ModelConfig)}
+    plain: dict[str, Any] = {name: value for name, value in fields.items() if name in names}
+    scaling, windows, lora = plain.pop("rope_scaling"), tuple(plain.pop("windows")), plain.pop("lora", None)
+    scaling = Llama3RopeScaling(**scaling) if scaling else None
+    config = from_hf(to_hf(ModelConfig(**plain, rope_scaling=scaling, windows=windows)))
+    lora = Lora(**lora | {"targets": tuple(lora["targets"])}) if lora else None
+    return dataclasses.replace(config, lora=lora)
 
 
-def _model_config(fields: dict[str, Any]) -> ModelConfig:
-    from models.config import Llama3RopeScaling
-
-    scaling = fields.pop("rope_scaling")
-    windows = tuple(fields.pop("windows"))
-    return ModelConfig(**fields, rope_scaling=Llama3RopeScaling(**scaling) if scaling else None, windows=windows)
+def base_of(description: Path) -> Path | str:
+    """Where the frozen parameters of a described model with adapters are: in its folder, or in its source."""
+    if (description / "params").is_dir():
+        return description
+    source = json.loads((description / "model.json").read_text()).get("source", "")
+    if not source:
+        raise ConversionError(f"{description} has no params/ and names no source: the frozen parameters are not there")
+    return source
 
 
 def save_params(params: Any, folder: Path) -> None:
@@ -330,11 +345,15 @@ def save_params(params: Any, folder: Path) -> None:
 
 
 def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None, dtype: Any) -> tuple[nnx.GraphDef, Any]:
-    """Parameters saved by orbax in `folder`, sharded over the mesh; `dtype` None keeps the saved one."""
+    """Parameters saved by orbax in `folder`, sharded over the mesh; `dtype` None keeps the saved one.
+
+    Of a model with adapters those are the parameters, without the frozen ones, and always f32.
+    """
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder.absolute()).item_metadata.tree
         dtype = dtype or jax.tree.leaves(saved)[0].dtype
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, jnp.dtype(dtype))))
+        abstract, _ = split_params(abstract)
         shardings = param_shardings(abstract, mesh or make_mesh(devices=jax.devices()[:1]))
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -347,6 +366,8 @@ def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None, dtype: Any
 
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
     """(config, graphdef, params) of a Hugging Face folder, an imported folder, a run's folder or a hub name.
+
+    Adapters of a run are merged.
 
     Raises FileNotFoundError for a folder that does not exist or holds no model, and what `load_hf` raises.
     """
@@ -361,14 +382,27 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) ->
     if description is None or params is None:
         return load_hf(folder, mesh, dtype)
     config = read_description(description)
-    return config, *load_params(params, config, mesh, dtype)
+    plain = dataclasses.replace(config, lora=None)
+    if config.lora is None or params == description / "params":
+        return plain, *load_params(params, plain, mesh, dtype)
+    _, graphdef, base = load_model(base_of(description), mesh, dtype)
+    adapters = load_params(params, config, mesh, None)[1]["blocks"]
+    for name in config.lora.targets:
+        matrix, a, b = base["blocks"][name], adapters[f"{name}_lora_a"][...], adapters[f"{name}_lora_b"][...]
+        base["blocks"][name] = matrix.replace(merge(matrix[...], a, b, scale=config.lora.scale))
+    return plain, graphdef, base
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run."""
+    return (folder / "model" / "model.json").is_file()
 
 
 def find_params(folder: Path) -> tuple[Path | None, Path | None]:
     """Where the description and the parameters of an imported folder or of a run's newest checkpoint are."""
     if (folder / "model.json").is_file():
         return folder, folder / "params"
-    if (folder / "model" / "model.json").is_file():
+    if is_run(folder):
         steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
         if not steps:
             raise ConversionError(f"{folder} has no checkpoint yet")
@@ -424,11 +458,18 @@ def main(arguments: list[str]) -> int:
             command.add_argument(place, type=Path)
         if name != "check":
             command.add_argument("--check", action="store_true", help="compare logits with transformers'")
+        if name == "export":
+            command.add_argument("--adapter", action="store_true", help="a run's adapters, as a folder for PEFT")
     options = vars(parser.parse_args(arguments))
     try:
         if options["command"] == "import":
             import_model(options["HF_DIR"], options["OUT"])
             pair = (options["OUT"], options["HF_DIR"])
+        elif options.get("adapter"):
+            from models.adapters import export_adapter
+
+            export_adapter(options["RUN_OR_DIR"], options["HF_DIR"])
+            return 0
         elif options["command"] == "export":
             export_model(options["RUN_OR_DIR"], options["HF_DIR"])
             pair = (options["RUN_OR_DIR"], options["HF_DIR"])

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from models.attention import attention, decode_attention, kernel_of, masked_attention
 from models.config import Llama3RopeScaling, ModelConfig
+from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters
 from models.matmul import WeightSharding, project
 from models.sharding import LOGICAL_TO_MESH, SERVING, activations, constrain, partition_spec
 from models.vocabulary import embed
@@ -50,9 +51,14 @@ class Compute(NamedTuple):
             return x
         return constrain(x, self.mesh, partition_spec(axes, activations(self.context), x.shape, self.mesh))
 
-    def project(self, x: jax.Array, weight: nnx.Variable, bias: nnx.Variable | None = None) -> jax.Array:
-        """x [..., I] @ weight [I, O] + bias [O] in x's dtype, accumulated in f32."""
+    def project(
+        self, x: jax.Array, weight: nnx.Variable, bias: nnx.Variable | None = None, adapter: Adapter | None = None
+    ) -> jax.Array:
+        """x [..., I] @ weight [I, O] + bias [O], and what an adapter adds, in x's dtype, accumulated in f32."""
         y = project(x, weight[...], self._sharding(weight))
+        if adapter is not None:
+            narrow = adapter.scale * project(x, adapter.a[...], self._sharding(adapter.a))
+            y = y + project(narrow.astype(x.dtype), adapter.b[...], self._sharding(adapter.b))
         return (y if bias is None else y + bias[...].astype(jnp.float32)).astype(x.dtype)
 
     def _sharding(self, weight: nnx.Variable) -> WeightSharding | None:
@@ -112,6 +118,7 @@ class Block(nnx.Module):
         self.gate = stacked((D, "embed"), (F, "mlp"))
         self.up = stacked((D, "embed"), (F, "mlp"))
         self.down = stacked((F, "mlp"), (D, "embed"))
+        add_adapters(self, config.lora)
 
     def __call__(self, x, rotation, attend, compute: Compute):
         """x [B, T, D] -> [B, T, D]. `attend(q, k, v)` mixes values over the visible tokens and keeps k and v."""
@@ -124,17 +131,20 @@ class Block(nnx.Module):
     def attention(self, x, rotation, attend, compute):
         config, (B, T, _) = self.config, x.shape
         bias = (self.q_bias, self.k_bias, self.v_bias) if config.qkv_bias else (None, None, None)
-        q, k, v = (compute.project(x, w, b) for w, b in zip((self.q, self.k, self.v), bias))
+        q, k, v = (self.project(x, name, compute, b) for name, b in zip("qkv", bias))
         q, k, v = (a.reshape(B, T, -1, config.head_dim) for a in (q, k, v))
         if config.qk_norm:
             q = rms_norm(q, self.q_norm[...], config.norm_epsilon)
             k = rms_norm(k, self.k_norm[...], config.norm_epsilon)
         mixed = attend(rotate(q, *rotation), rotate(k, *rotation), v)
-        return compute.project(mixed.reshape(B, T, -1), self.o, self.o_bias if config.output_bias else None)
+        return self.project(mixed.reshape(B, T, -1), "o", compute, self.o_bias if config.output_bias else None)
 
     def mlp(self, x, compute):
-        hidden = jax.nn.silu(compute.project(x, self.gate)) * compute.project(x, self.up)
-        return compute.project(compute.place(hidden, "batch", "time", "mlp"), self.down)
+        hidden = jax.nn.silu(self.project(x, "gate", compute)) * self.project(x, "up", compute)
+        return self.project(compute.place(hidden, "batch", "time", "mlp"), "down", compute)
+
+    def project(self, x, name, compute, bias=None):
+        return compute.project(x, getattr(self, name), bias, adapter(self, name))
 
 
 class Decoder(nnx.Module):
@@ -358,11 +368,15 @@ def _llama3_frequencies(frequencies: jax.Array, scaling: Llama3RopeScaling) -> j
 
 
 def initialize(model: Decoder, key: jax.Array, scale: float = 0.02) -> Decoder:
-    """Random weights in place: norms 1, biases 0, matrices normal(0, scale) (GPT-2's and Hugging Face's default)."""
+    """Random weights in place: norms 1, biases 0, matrices normal(0, scale) (GPT-2's and Hugging Face's default).
+
+    Adapters, where there are any, begin as models/lora.py says.
+    """
     graphdef, params = nnx.split(model)
+    adapters, params = nnx.split_state(params, LoraParam, ...)
     flat = nnx.to_flat_state(params)
-    keys = jax.random.split(key, len(flat))
-    values = []
+    keys = jax.random.split(key, len(flat))  # as many as without adapters, whose base is then the same
+    values = list(nnx.to_flat_state(initial_adapters(adapters, key)))
     for (path, variable), k in zip(flat, keys):
         name, value = str(path[-1]), variable[...]
         if name.endswith("norm"):

@@ -20,6 +20,7 @@ from flax import nnx
 
 from models.config import ModelConfig
 from models.convert import hf_tensors
+from models.lora import LoraParam, merged_parameters
 from rollouts.sidecar import SidecarError
 from rollouts.vllm_server import PAUSE_MODES, Server, compare
 
@@ -101,11 +102,14 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
 
 def device_tensors(params: Any, config: ModelConfig, dtype: str) -> Iterator[tuple[str, jax.Array]]:
-    """Hugging Face's name and the tensor [out, in] of `dtype`, one at a time, whole on the first device."""
-    for path, variable in nnx.to_flat_state(params):
+    """Hugging Face's name and the tensor [out, in] of `dtype`, one at a time, whole on the first device.
+
+    Adapters are merged.
+    """
+    for path, value in merged_parameters(params, config):
         names, stacked, transposed = hf_tensors(path, config.num_layers)
         for l, name in enumerate(names):
-            tensor = variable[...][l] if stacked else variable[...]
+            tensor = value[l] if stacked else value
             tensor = (tensor.T if transposed else tensor).astype(dtype)
             yield name, jax.device_put(tensor, jax.local_devices()[0])
 
@@ -173,6 +177,8 @@ class NcclTransfer:
 def _shapes(params: Any, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """As `device_tensors`, without the tensors."""
     for path, variable in nnx.to_flat_state(params):
+        if isinstance(variable, LoraParam):
+            continue
         names, stacked, transposed = hf_tensors(path, config.num_layers)
         shape = variable.shape[1:] if stacked else variable.shape
         for name in names:
@@ -184,10 +190,10 @@ def _first_and_last_layer(params: Any, config: ModelConfig, dtype: str) -> dict[
     wanted = {"model.norm.weight"}
     prefixes = ("model.layers.0.", f"model.layers.{config.num_layers - 1}.")
     tensors = {}
-    for path, variable in nnx.to_flat_state(params):
+    for path, value in merged_parameters(params, config):
         names, stacked, transposed = hf_tensors(path, config.num_layers)
         for l, name in enumerate(names):
             if name in wanted or name.startswith(prefixes):
-                tensor = np.asarray((variable[...][l] if stacked else variable[...]).astype(dtype))
+                tensor = np.asarray((value[l] if stacked else value).astype(dtype))
                 tensors[name] = tensor.T if transposed else tensor
     return tensors

@@ -21,10 +21,10 @@ from typing import IO, Any
 import jax
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from models.config import ModelConfig
 from models.convert import hf_tensors
+from models.lora import merged_parameters
 
 CHECKED_ROWS = 64  # of each parameter, in the checksums; as in rollouts/vllm_extension.py
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # by vLLM
@@ -49,11 +49,13 @@ def claim_folder(folder: Path) -> IO[str]:
 
 
 def named_tensors(params: Any, config: ModelConfig, dtype: str) -> dict[str, np.ndarray]:
-    """Hugging Face's names -> host arrays [out, in] of `dtype`: views, where the parameters are in host memory."""
+    """Hugging Face's names -> host arrays [out, in] of `dtype`: views, where the parameters are in host memory.
+
+    Adapters are merged.
+    """
     tensors = {}
-    for path, variable in nnx.to_flat_state(params):
+    for path, value in merged_parameters(params, config):
         names, stacked, transposed = hf_tensors(path, config.num_layers)
-        value = variable[...]
         host = np.asarray(jax.device_get(value.astype(dtype) if value.dtype != dtype else value))
         for l, name in enumerate(names):
             tensor = host[l] if stacked else host

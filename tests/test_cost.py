@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from jaxrl import cost
-from models.config import ModelConfig
+from models.adapters import attach
+from models.config import LORA_TARGETS, Lora, ModelConfig
 from models.decoder import Compute, Decoder, initialize, make_cache
+from models.lora import join_params, split_params
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 
 QWEN_1P5B = ModelConfig("qwen2", 151_936, 1536, 8960, 28, 12, 2, 128, 32_768, qkv_bias=True, tied_embeddings=True)
@@ -42,6 +44,31 @@ def test_forward_and_update_against_xla():
     assert cost.forward_flops(config, B * T, T) == pytest.approx(measured, rel=0.05)  # XLA computes all T x T scores
     measured = jax.jit(jax.grad(forward)).lower(params).compile().cost_analysis()["flops"]
     assert cost.update_flops(config, B * T, T) == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), LORA_TARGETS], ids=len)
+def test_adapters_against_xla(targets):
+    """The frozen matrices' gradients, a third of an update, are not computed: not in unrolled layers, nor in a scan."""
+    config = ModelConfig("qwen2", 512, 256, 640, 4, 4, 2, 64, 256, tied_embeddings=True)
+    _, plain = nnx.split(initialize(Decoder(config), jax.random.key(0)))
+    config, graphdef, params = attach(config, plain, Lora(16, 16.0, targets), jax.random.key(0))
+    assert cost.parameters(config) == sum(x.size for x in jax.tree.leaves(params))
+    B, T = 2, 64
+    tokens, positions = jnp.zeros((B, T), jnp.int32), jnp.broadcast_to(jnp.arange(T), (B, T))
+
+    def forward(trained, frozen, unroll):
+        model = nnx.merge(graphdef, join_params(trained, frozen))
+        return jnp.sum((model(tokens, positions, compute=Compute(unroll=unroll)) @ model.unembedding().T) ** 2)
+
+    def measured(f, unroll=True):
+        compiled = jax.jit(f, static_argnums=2).lower(*split_params(params), unroll).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert cost.forward_flops(config, B * T, T) == pytest.approx(measured(forward), rel=0.05)
+    adapters_only, everything = jax.grad(forward), jax.grad(forward, argnums=(0, 1))
+    assert cost.update_flops(config, B * T, T) == pytest.approx(measured(adapters_only), rel=0.05)
+    for unroll in (True, False):
+        assert measured(adapters_only, unroll) < 0.75 * measured(everything, unroll)
 
 
 def test_sampling_pays_the_prompt_once():

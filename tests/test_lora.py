@@ -1,0 +1,539 @@
+"""Adapters: the numbers against PEFT and against merged weights; training that leaves the rest of the model alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from conftest import ROOT
+from families import FAMILIES, reference
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from test_learner import CONFIG, LOSS, batch
+from test_train import run, same_run, without_times
+
+from jaxrl.algorithms.grpo import policy_gradient_loss
+from jaxrl.checkpoint import Checkpoints
+from jaxrl.config import LoraConfig, OptimizerConfig
+from jaxrl.learner import Learner, TrainState, make_optimizer
+from models.adapters import attach, read_adapter, save_peft, start_adapters
+from models.config import LORA_TARGETS, Lora
+from models.convert import ConversionError, check_model, export_model, load_hf, load_model, main, save_hf
+from models.decoder import Compute, Decoder, initialize, insert, make_cache
+from models.lora import LoraParam, merged_parameters, split_params
+from models.sharding import make_mesh, param_shardings
+from rollouts.collect import generate
+from rollouts.engine import SamplingParams
+from rollouts.jax_engine import JaxEngine
+from rollouts.nccl import device_tensors
+from rollouts.weight_files import named_tensors
+
+ALL = Lora(4, 6.0, LORA_TARGETS)
+SETTINGS = {"q and v": Lora(3, 8.0, ("q", "v")), "stabilized": dataclasses.replace(ALL, rank_stabilized=True)}
+
+
+def adapted(config, params, lora=ALL, seed=0, size=0.3):
+    """The model with random adapters, both of whose matrices matter."""
+    config, graphdef, params = attach(config, params, lora, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    trained, frozen = split_params(params)
+    random = lambda x: jnp.asarray(rng.normal(0, size, x.shape), jnp.float32)  # noqa: E731
+    return config, graphdef, nnx.merge_state(jax.tree.map(random, trained), frozen)
+
+
+def merged_state(params, config):
+    variables = dict(nnx.to_flat_state(params))
+    return nnx.from_flat_state([(p, variables[p].replace(v)) for p, v in merged_parameters(params, config)])
+
+
+def host_values(params):
+    return {str(path[-1]): np.asarray(v[...]) for path, v in nnx.to_flat_state(split_params(params)[0])}
+
+
+def logits(graphdef, params, tokens):
+    @jax.jit
+    def forward(params):
+        model = nnx.merge(graphdef, params)
+        return model(tokens, np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)) @ model.unembedding().T
+
+    return np.asarray(forward(params))
+
+
+def some_tokens(config, rows=2, length=24):
+    return np.random.default_rng(1).integers(0, config.vocab_size, (rows, length))
+
+
+@pytest.fixture
+def family(request, tmp_path):
+    """A torch model, its folder, and the decoder with the same weights."""
+    model = reference(request.param)
+    model.save_pretrained(tmp_path / "hf")
+    return model, tmp_path / "hf", *load_hf(tmp_path / "hf")
+
+
+one_family = pytest.mark.parametrize("family", ["qwen2_tied"], indirect=True)
+
+
+# ---------------------------------------------------------------------- PEFT
+
+
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [*((name, ALL) for name in FAMILIES), *(("qwen2_tied", lora) for lora in SETTINGS.values())],
+    indirect=["family"],
+    ids=str,
+)
+def test_peft_loads_our_adapters_and_gives_the_same_logits(family, lora, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch_model, _, config, plain_graphdef, plain = family
+    config, graphdef, params = adapted(config, plain, lora)
+    save_peft(host_values(params), config, tmp_path / "adapter")
+    tokens = some_tokens(config)
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(torch_model, tmp_path / "adapter")(torch.tensor(tokens)).logits.numpy()
+    assert np.abs(logits(graphdef, params, tokens) - theirs).max() <= 1e-4
+    assert np.abs(logits(plain_graphdef, plain, tokens) - theirs).max() > 0.1  # the adapters say something
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((name, torch.float32) for name in FAMILIES), ("llama_bias", torch.bfloat16)],
+    indirect=["family"],
+    ids=str,
+)
+def test_we_load_peft_adapters_and_give_the_same_logits(family, dtype, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch_model, _, config, graphdef, params = family
+    torch.manual_seed(3)
+    settings = peft.LoraConfig(
+        r=5, lora_alpha=9, target_modules=["q_proj", "o_proj", "up_proj", "down_proj"], init_lora_weights=False,
+        task_type="CAUSAL_LM", use_rslora=dtype == torch.bfloat16, lora_dropout=0.1,
+    )  # fmt: skip
+    theirs = peft.get_peft_model(torch_model, settings).eval()
+    for name, p in theirs.named_parameters():
+        if "lora_" in name:
+            p.data = p.data.to(dtype)
+    theirs.save_pretrained(tmp_path / "adapter")
+    tokens = some_tokens(config)
+    with torch.no_grad():
+        expected = theirs.float()(torch.tensor(tokens)).logits.numpy()
+    lora, values = read_adapter(tmp_path / "adapter", config)
+    assert lora == Lora(5, 9.0, ("q", "o", "up", "down"), dtype == torch.bfloat16)
+    _, with_adapters, adapted_params = attach(config, params, lora, values)
+    assert np.abs(logits(with_adapters, adapted_params, tokens) - expected).max() <= 1e-4
+    start = partial(start_adapters, config, graphdef, params, key=jax.random.key(0), mesh=make_mesh())
+    _, merged_graphdef, merged = start(None, str(tmp_path / "adapter"))  # without config.model.lora: merged
+    assert np.abs(logits(merged_graphdef, merged, tokens) - expected).max() <= 1e-4
+
+
+@one_family
+def test_peft_folders_go_there_and_back(family, tmp_path):
+    config, _, params = adapted(*family[2:3], family[4], SETTINGS["q and v"])
+    save_peft(host_values(params), config, tmp_path / "adapter", "Qwen/Qwen2.5-Coder-1.5B")
+    lora, values = read_adapter(tmp_path / "adapter", config)
+    assert lora == config.lora
+    chex.assert_trees_all_equal(values, host_values(params))
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == "Qwen/Qwen2.5-Coder-1.5B" and fields["lora_alpha"] == 8
+    with pytest.raises(ConversionError, match="not empty"):
+        save_peft(host_values(params), config, tmp_path / "adapter")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Adapters of rank 4 as a PEFT folder."""
+    folder = tmp_path_factory.mktemp("saved") / "adapter"
+    config, _, params = adapted(CONFIG, nnx.split(initialize(Decoder(CONFIG), jax.random.key(0)))[1])
+    save_peft(host_values(params), config, folder)
+    return folder
+
+
+Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("fields", "tensors", "words"),
+    [
+        ({"bias": "lora_only"}, {}, ["bias", "lora_only", "none"]),
+        ({"use_dora": True}, {}, ["use_dora"]),
+        ({"modules_to_save": ["lm_head"]}, {}, ["modules_to_save", "lm_head"]),
+        ({"rank_pattern": {"q_proj": 2}}, {}, ["rank_pattern"]),
+        ({"layers_to_transform": [1]}, {}, ["layers_to_transform"]),
+        ({"init_lora_weights": "pissa"}, {}, ["init_lora_weights", "pissa"]),
+        ({"peft_type": "LOHA"}, {}, ["peft_type", "LOHA"]),
+        ({"target_modules": "all-linear"}, {}, ["target_modules", "a list"]),
+        ({"target_modules": ["q_proj", "lm_head"]}, {}, ["target_modules", "lm_head"]),
+        ({"target_modules": None}, {}, ["target_modules", "missing"]),
+        ({"something_new": 3}, {}, ["something_new"]),
+        ({"r": 8}, {}, ["has shape (4, ", "should be (8, "]),
+        ({}, {Q: None}, [Q, "missing"]),
+        ({}, {"base_model.model.lm_head.lora_A.weight": np.zeros(3, np.float32)}, ["lm_head", "unexpected"]),
+        ({}, {Q: np.zeros((4, 9), np.float32)}, [Q, "(4, 9)", "(4, 32)"]),
+        ({}, {Q: np.zeros((4, 32), np.int32)}, [Q, "I32"]),
+    ],
+)
+def test_adapters_that_do_not_fit_are_named(saved, fields, tensors, words, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "adapter"))
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    found = load_file(folder / "adapter_model.safetensors") | tensors
+    save_file({n: t for n, t in found.items() if t is not None}, folder / "adapter_model.safetensors")
+    with pytest.raises(ConversionError) as error:
+        read_adapter(folder, CONFIG)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_adapters_of_other_settings_or_nowhere_are_refused(saved, tmp_path):
+    graphdef, params = nnx.split(Decoder(CONFIG))
+    start = partial(start_adapters, CONFIG, graphdef, params, key=jax.random.key(0), mesh=make_mesh())
+    with pytest.raises(ConversionError, match=r"adapter has rank 4, config\.model\.lora\.rank is 8"):
+        start(dataclasses.replace(ALL, rank=8), str(saved))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty holds no adapter: neither adapter_config\.json nor"):
+        start(ALL, str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": -1}, ["model.lora.rank = -1", ">= 0"]),
+        ({"alpha": 0.0}, ["model.lora.alpha = 0.0", "> 0"]),
+        ({"targets": ()}, ["model.lora.targets", "one at least"]),
+        ({"targets": "q_proj"}, ["model.lora.targets", "tuple"]),
+        ({"targets": ("q_proj", "gate_porj")}, ["'gate_porj'", "did you mean 'gate_proj'"]),
+        ({"targets": ("embed_tokens",)}, ["'embed_tokens'", "known: q_proj, k_proj"]),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(ValueError) as error:
+        LoraConfig(**settings).check()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_targets_are_ours_or_pefts():
+    settings = LoraConfig(rank=2, targets=("up_proj", "v", "q_proj"))
+    assert settings.adapters() == Lora(2, 16.0, ("q", "v", "up"))
+    assert LoraConfig().adapters() is None
+    assert LoraConfig(rank=1).adapters().targets == LORA_TARGETS
+
+
+# ---------------------------------------------------------------------- the decoder and its weights elsewhere
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral_window"], indirect=True)
+def test_decoding_with_adapters_equals_the_full_pass(family):
+    """By `decode` and `extend`, unrolled and scanned, with no merged weights anywhere."""
+    config, graphdef, params = adapted(*family[2:3], family[4])
+    model, tokens = nnx.merge(graphdef, params), some_tokens(config)
+    B, T = tokens.shape
+    positions = np.broadcast_to(np.arange(T), tokens.shape)
+    full = np.asarray(model(tokens, positions))
+    for unrolled in (True, False):
+        layers = model.unstack() if unrolled else None
+        _, k, v = model.prefill(tokens[:, :5], positions[:, :5])
+        cache = insert(make_cache(config, B, T, jnp.dtype(jnp.float32), unrolled), jnp.arange(B), k, v)
+        hidden, cache = model.extend(tokens[:, 5:12], positions[:, 5:12], jnp.arange(B), cache, layers)
+        np.testing.assert_allclose(hidden, full[:, 5:12], atol=5e-5)
+        for t in range(12, 15):
+            hidden, cache = model.decode(tokens[:, t], jnp.full(B, t), cache, layers)
+            np.testing.assert_allclose(hidden, full[:, t], atol=5e-5)
+
+
+@one_family
+def test_fresh_adapters_change_nothing(family):
+    _, _, config, graphdef, params = family
+    config, with_adapters, adapted_params = attach(config, params, ALL, jax.random.key(0))
+    tokens = some_tokens(config)
+    np.testing.assert_array_equal(logits(with_adapters, adapted_params, tokens), logits(graphdef, params, tokens))
+    a = host_values(adapted_params)["q_lora_a"]
+    assert abs(a).max() <= 64**-0.5 < 1.05 * abs(a).max()  # PEFT's: uniform in +-1 / sqrt(in)
+
+
+@one_family
+def test_merged_weights_are_w_plus_the_product(family, tmp_path):
+    """In f64, wherever weights go: vLLM by files and by NCCL, and a folder for transformers."""
+    config, graphdef, params = adapted(*family[2:3], family[4], SETTINGS["q and v"])
+    values, frozen = host_values(params), dict(nnx.to_flat_state(family[4]))
+    files = named_tensors(params, config, "float32")
+    nccl = {name: np.asarray(tensor) for name, tensor in device_tensors(params, config, "float32")}
+    save_hf(params, config, tmp_path / "exported")
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert files.keys() == nccl.keys() == exported.keys() == dict(family[0].named_parameters()).keys()
+    for name, ours in (("q_proj", "q"), ("v_proj", "v"), ("k_proj", "k")):
+        for l in range(config.num_layers):
+            expected = np.asarray(frozen["blocks", ours][...][l], np.float64)
+            if ours != "k":
+                a, b = (values[f"{ours}_lora_{part}"][l].astype(np.float64) for part in "ab")
+                expected = expected + 8.0 / 3 * a @ b
+            for tensors in (files, nccl, exported):
+                found = tensors[f"model.layers.{l}.self_attn.{name}.weight"]
+                np.testing.assert_allclose(found.T, expected, rtol=1e-5, atol=1e-6)
+    tokens = some_tokens(config)
+    _, merged_graphdef, merged = load_hf(tmp_path / "exported")
+    assert np.abs(logits(merged_graphdef, merged, tokens) - logits(graphdef, params, tokens)).max() <= 1e-4
+
+
+def test_the_engine_samples_with_adapters():
+    """Greedy tokens of the adapters beside the weights, and of the merged weights."""
+    _, plain = nnx.split(initialize(Decoder(CONFIG), jax.random.key(0), scale=0.1))
+    config, graphdef, params = adapted(CONFIG, plain)
+    merged = merged_state(params, config)
+    prompts = [np.arange(3 + i, 9 + 2 * i, dtype=np.int32) for i in range(4)]
+    greedy = SamplingParams(max_new_tokens=10, temperature=0.0)
+
+    def tokens(graphdef, params, unroll):
+        engine = JaxEngine(graphdef, params, slots=4, max_length=32, unroll=unroll)
+        return [c.tokens.tolist() for (c,) in generate(engine, prompts, greedy)]
+
+    expected = tokens(nnx.split(Decoder(CONFIG))[0], merged, True)
+    assert tokens(graphdef, params, True) == tokens(graphdef, params, False) == expected
+    assert expected != tokens(nnx.split(Decoder(CONFIG))[0], plain, True)
+
+
+# ---------------------------------------------------------------------- training
+
+
+def learner_and_state(rows, mesh=None, dtype=jnp.float32, lora=ALL):
+    _, plain = nnx.split(initialize(Decoder(CONFIG, jnp.dtype(dtype)), jax.random.key(0), scale=0.1))
+    _, graphdef, params = adapted(CONFIG, plain, lora)
+    if mesh is not None:
+        params = jax.device_put(params, param_shardings(params, mesh))
+    optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), 10)
+    loss = partial(policy_gradient_loss, config=LOSS)
+    learner = Learner(graphdef, loss, optimizer, compute=Compute(mesh=mesh), microbatch_rows=rows)
+    return learner, learner.init(params)
+
+
+def updated(rows, **settings):
+    learner, state = learner_and_state(rows, **settings)
+    return learner.update(state, batch(rows))
+
+
+def is_adapter(path) -> bool:
+    return str(path[-1]).endswith(("_lora_a", "_lora_b"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_adapters_are_trained(dtype):
+    learner, state = learner_and_state(8, dtype=dtype)
+    before, copies = dict(nnx.to_flat_state(state.params)), jax.device_get(dict(nnx.to_flat_state(state.params)))
+    shapes = sorted(v.shape for p, v in before.items() if is_adapter(p))
+    moments = [x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sorted(moments) == sorted(2 * shapes)
+    state, metrics = learner.update(state, batch(8))
+    assert metrics["grad_norm"] > 0
+    for path, variable in nnx.to_flat_state(state.params):
+        if is_adapter(path):
+            assert variable.dtype == jnp.float32 and isinstance(variable, LoraParam)
+            assert np.abs(np.asarray(variable[...]) - copies[path][...]).max() > 1e-3, path
+        else:
+            assert variable[...] is before[path][...], path  # the same buffer: neither copied nor donated
+            assert variable.dtype == dtype
+            np.testing.assert_array_equal(np.asarray(variable[...]), copies[path][...])
+
+
+def test_gradient_is_that_of_the_merged_weights():
+    """dL/dA = s G B^T and dL/dB = s A^T G, with G the gradient of the merged matrix in the model without adapters."""
+    learner, state = learner_and_state(16)
+    whole = batch(16)
+    trained, _ = split_params(state.params)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    found = {str(p[-1]): v[...] for p, v in nnx.to_flat_state(learner._accumulate(state.params, zeros, whole)[0])}
+    config = dataclasses.replace(CONFIG, lora=ALL)
+    merged = merged_state(state.params, config)
+    dense = Learner(
+        nnx.split(Decoder(CONFIG))[0], partial(policy_gradient_loss, config=LOSS), optax.sgd(1.0), microbatch_rows=16
+    )
+    gradient = dict(nnx.to_flat_state(dense._accumulate(merged, jax.tree.map(jnp.zeros_like, merged), whole)[0]))
+    values = host_values(state.params)
+    for name in LORA_TARGETS:
+        G = np.asarray(gradient["blocks", name][...], np.float64)
+        a, b = values[f"{name}_lora_a"], values[f"{name}_lora_b"]
+        expected = {"a": 1.5 * G @ b.transpose(0, 2, 1), "b": 1.5 * a.transpose(0, 2, 1) @ G}
+        for part, value in expected.items():
+            error = np.linalg.norm(np.asarray(found[f"{name}_lora_{part}"]) - value)
+            assert error <= 1e-4 * np.linalg.norm(value), (name, part)
+
+
+MESHES = """
+import sys; sys.path.insert(0, "tests")
+import chex, jax
+from flax import nnx
+from test_lora import updated
+from models.sharding import make_mesh
+expected, metrics = updated(8)
+for sizes in ((2, 2, 2), (1, 8, 1)):
+    state, measured = updated(8, mesh=make_mesh(*sizes))
+    chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=2e-4)
+    assert abs(measured["loss"] - metrics["loss"]) < 1e-5 and abs(measured["grad_norm"] - metrics["grad_norm"]) < 1e-4
+    parts = dict(nnx.to_flat_state(state.params))
+    for name in ("q_lora_a", "up_lora_b"):
+        array = parts["blocks", name][...]
+        assert (array.sharding.shard_shape(array.shape) != array.shape) == (sizes[1 if name == "q_lora_a" else 2] > 1)
+print("same on all meshes")
+"""
+
+
+def test_every_mesh_of_eight_devices_gives_the_same_update():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", MESHES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert "same on all meshes" in result.stdout, result.stderr[-3000:]
+
+
+def test_checkpoints_hold_the_adapters_alone(tmp_path):
+    state, _ = updated(16)
+    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    _, like = learner_and_state(16)
+    restored = checkpoints.restore(1, like)
+    chex.assert_trees_all_equal(restored, TrainState(state.params, state.opt_state))
+    metadata = json.loads((tmp_path / "1" / "params" / "_METADATA").read_text())["tree_metadata"]
+    assert len(metadata) == 2 * len(LORA_TARGETS) and all("_lora_" in name for name in metadata)
+
+
+# ---------------------------------------------------------------------- runs
+
+LORA = [
+    "--config.model.lora.rank=4",
+    "--config.optimizer.learning_rate=3e-3",
+    "--config.sft.optimizer.learning_rate=1e-2",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of SFT and GRPO with adapters and a KL term, from random weights, that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(folder, *LORA)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def final_params(folder: Path) -> dict[str, np.ndarray]:
+    return host_values_of_run(folder / "scramble") | {
+        "/".join(path): np.asarray(v[...]) for path, v in nnx.to_flat_state(load_model(folder / "scramble")[2])
+    }
+
+
+def host_values_of_run(folder: Path) -> dict[str, np.ndarray]:
+    from models.convert import read_description
+
+    return read_adapter(folder, read_description(folder / "model"))[1]
+
+
+def test_a_run_that_was_stopped_ends_bit_by_bit_the_same(whole, tmp_path):
+    """Stopped in each stage: in SFT, at its end, and in GRPO, whose reference policy is then made anew."""
+    from jaxrl import train
+
+    saved = train.Checkpoints.save
+    for stop in (3, 6, 9):
+
+        def stopping(self, step, state, place, stop=stop):
+            saved(self, step, state, place)
+            if step == stop:
+                self.wait()
+                raise OSError("stopped by the test")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train.Checkpoints, "save", stopping)
+            assert "stopped by the test" in run(tmp_path, *LORA).stderr
+    result = run(tmp_path, *LORA)
+    assert result.returncode == 0 and "resuming" in result.stdout
+    same_run(whole, tmp_path)
+    for name, value in final_params(whole).items():
+        assert value.tobytes() == final_params(tmp_path)[name].tobytes(), name
+
+
+def test_the_run_learns_and_knows_its_reference(whole):
+    records = without_times(whole)
+    losses = [r["loss"] for r in records if r["stage"] == "sft"]
+    assert losses[-1] < losses[0]
+    drift = [r["kl/reference"] for r in records if r["stage"] == "grpo"]
+    assert drift[0] == pytest.approx(0, abs=1e-6) and drift[-1] > 1e-5
+
+
+def test_the_base_is_kept_once(whole):
+    folder = whole / "scramble"
+    size = lambda path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file())  # noqa: E731
+    base = load_model(folder / "model")[2]  # a model of its own
+    assert not any(isinstance(v, LoraParam) for _, v in nnx.to_flat_state(base))
+    assert size(folder / "model" / "params") > 50_000
+    for step in (folder / "checkpoints").glob("*"):
+        names = json.loads((step / "params" / "_METADATA").read_text())["tree_metadata"]
+        assert names and all("_lora_" in name for name in names)
+
+
+def test_export_of_a_run_is_merged(whole, tmp_path):
+    assert main(["export", str(whole / "scramble"), str(tmp_path / "hf")]) == 0
+    assert check_model(whole / "scramble", tmp_path / "hf") <= 1e-4
+    merged, base = load_model(tmp_path / "hf")[2], load_model(whole / "scramble" / "model")[2]
+    assert np.abs(merged["blocks"]["down"][...] - base["blocks"]["down"][...]).max() > 1e-3
+    np.testing.assert_array_equal(merged["embed"][...], base["embed"][...])
+
+
+def test_export_of_a_runs_adapters_loads_in_peft(whole, tmp_path):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    run_folder = whole / "scramble"
+    assert main(["export", str(run_folder), str(tmp_path / "adapter"), "--adapter"]) == 0
+    export_model(run_folder / "model", tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    config, graphdef, params = load_model(run_folder)
+    tokens = some_tokens(config)
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")(torch.tensor(tokens)).logits.numpy()
+    assert np.abs(logits(graphdef, params, tokens) - theirs).max() <= 1e-4
+
+
+def test_a_run_goes_on_from_adapters_and_from_a_folder(whole, tmp_path):
+    """From a Hugging Face folder, which is not copied, and from the adapters of a run or of PEFT."""
+    export_model(whole / "scramble" / "model", tmp_path / "base")
+    assert main(["export", str(whole / "scramble"), str(tmp_path / "adapter"), "--adapter"]) == 0
+    trained = [r for r in without_times(whole) if r["stage"] == "evaluate"][-1]
+    steps = ["--config.sft.steps=0", "--config.grpo.steps=1", f"--config.model.path={tmp_path / 'base'}"]
+    for name, source in (("peft", tmp_path / "adapter"), ("run", whole / "scramble")):
+        result = run(tmp_path / name, *LORA, *steps, f"--config.model.adapter={source}")
+        assert result.returncode == 0, result.stderr
+        start = without_times(tmp_path / name)[0]
+        assert start["held_out/length"] == trained["held_out/length"]
+        assert not (tmp_path / name / "scramble" / "model" / "params").exists()
+    same_run(tmp_path / "peft", tmp_path / "run")
+    assert main(["export", str(tmp_path / "run" / "scramble"), str(tmp_path / "again"), "--adapter"]) == 0
+    fields = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == str(tmp_path / "base")
+    merged = run(tmp_path / "merged", *steps, f"--config.model.adapter={whole / 'scramble'}")
+    assert merged.returncode == 0, merged.stderr
+    assert without_times(tmp_path / "merged")[0]["held_out/length"] == trained["held_out/length"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.model.lora.targets=('q_porj',)"], ["model.lora.targets", "'q_porj'", "did you mean 'q_proj'"]),
+        (["--config.model.lora.rank=-2"], ["model.lora.rank = -2"]),
+        (["--config.model.adapter=/no/such/folder"], ["/no/such/folder", "no adapter"]),
+    ],
+)
+def test_mistakes_are_said_in_one_line(arguments, words, tmp_path):
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and all(word in last for word in words), last
