@@ -34,8 +34,9 @@ from jaxrl.config import Config, OptimizerConfig
 from jaxrl.cost import device_peak, step_flops, update_flops
 from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
-from jaxrl.learner import Learner, TrainState, make_optimizer
+from jaxrl.learner import Learner, TrainState
 from jaxrl.metrics import MetricsLog, Progress, write_samples
+from jaxrl.optimizer import make_optimizer
 from jaxrl.report import write_report
 from jaxrl.run import (
     Policy,
