@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl.algorithms import LossMetrics, combine, summarize
 from jaxrl.batch import Batch
+from jaxrl.optimizer import check_host_memory, state_shardings, to_device
 from models.decoder import Compute, Decoder
-from models.sharding import batch_sharding, mesh_size, param_shardings
+from models.sharding import batch_sharding, param_shardings
 from models.vocabulary import token_logprobs
 
 Params = Any  # nnx.State of the decoder
@@ -41,6 +41,7 @@ class Learner:
         graphdef: of the Decoder.
         loss: (logprobs f32[b, T], microbatch) -> (loss, LossMetrics), see jaxrl.algorithms.
         temperature: the logprobs are those of softmax(logits / temperature), as the sampler's are.
+        offload: the optimizer's state is in host memory between updates; `make_optimizer` must know it too.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class Learner:
         compute: Compute = Compute(),
         temperature: float = 1.0,
         microbatch_rows: int = 16,
+        offload: bool = False,
     ):
         self.optimizer, self.microbatch_rows, self.compute = optimizer, microbatch_rows, compute
+        self.offload = offload
         forward = partial(_logprobs, graphdef, compute, temperature)
 
         def objective(params: Params, batch: Batch) -> tuple[jax.Array, LossMetrics]:
@@ -68,56 +71,78 @@ class Learner:
                 return params
             return jax.lax.with_sharding_constraint(params, param_shardings(params, compute.mesh))
 
-        def accumulate(params: Params, total: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
+        def gradient(params: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
             (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(params, batch)
-            return pinned(jax.tree.map(jnp.add, total, gradient)), value, metrics
+            return pinned(gradient), value, metrics
 
-        def apply(state: TrainState, gradient: Params) -> tuple[TrainState, jax.Array]:
+        def accumulate(params: Params, total: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
+            part, value, metrics = gradient(params, batch)
+            return pinned(jax.tree.map(jnp.add, total, part)), value, metrics
+
+        def apply(state: TrainState, gradient: Params) -> tuple[TrainState, jax.Array, Params]:
+            gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             norm = optax.tree.norm(gradient)
-            return TrainState(pinned(optax.apply_updates(state.params, updates)), opt_state), norm
+            state = TrainState(optax.apply_updates(state.params, updates), opt_state)
+            # Given back, the updates take the gradient's place while the moments' pieces come and go.
+            return state, norm, updates if offload else None
 
+        self._gradient = jax.jit(gradient)
         self._accumulate = jax.jit(accumulate, donate_argnums=1)
-        self._apply = jax.jit(apply, donate_argnums=0)
+        self._apply = apply
+        self._applying: Callable[..., Any] | None = None
         self._logprobs = jax.jit(lambda params, batch: forward(params, batch)[0])
-        self._zeros = jax.jit(lambda params: pinned(jax.tree.map(jnp.zeros_like, params)))
+        self._zeros = jax.jit(lambda params: pinned(jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)))
 
     def init(self, params: Params) -> TrainState:
-        """A state with a fresh optimizer."""
+        """A state with a fresh optimizer. Raises ValueError where it cannot be in host memory as it should."""
+        if self.offload:
+            check_host_memory(params, "optimizer.offload")
         return TrainState(params, jax.jit(self.optimizer.init, out_shardings=self.state_shardings(params))(params))
 
     def state_shardings(self, params: Params) -> Any:
-        """Of the optimizer's state: what belongs to a parameter is sharded as it is; None: on one device."""
+        """Where the optimizer's state is: what belongs to a parameter is sharded as it is."""
         mesh = self.compute.mesh
-        if mesh is None:
-            return None
-        shardings = {
-            path: sharding.spec for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings(params, mesh))
-        }
-
-        def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-            names = next((shardings[path[i:]] for i in range(len(path)) if path[i:] in shardings), ())
-            whole = (n if s % mesh_size(mesh, n) == 0 else None for n, s in zip(names, leaf.shape))
-            return NamedSharding(mesh, PartitionSpec(*whole))
-
-        return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(self.optimizer.init, params))
+        shardings = jax.tree.map(lambda x: x.sharding, params) if mesh is None else param_shardings(params, mesh)
+        return state_shardings(self.optimizer, params, shardings, self.offload)
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the batch. The old state's buffers are used up."""
-        gradient, values, metrics = self._zeros(state.params), [], []
+        values, metrics = [], []
+        # One microbatch needs no sum to add to, and so neither its memory nor its time.
+        gradient = self._zeros(state.params) if len(batch.tokens) > self.microbatch_rows else None
         for microbatch in self.microbatches(batch):
-            gradient, value, measured = self._accumulate(state.params, gradient, microbatch)
+            if gradient is None:
+                gradient, value, measured = self._gradient(state.params, microbatch)
+            else:
+                gradient, value, measured = self._accumulate(state.params, gradient, microbatch)
             values.append(value)
             metrics.append(measured)
-        state, norm = self._apply(state, gradient)
+        state, norm, _ = self.apply_program(state)(state, gradient)
         total = metrics[0]
         for measured in metrics[1:]:
             total = combine(total, measured)
         host = jax.device_get({**summarize(total), "loss": sum(values), "grad_norm": norm})
         return state, {name: float(value) for name, value in host.items()}
 
+    def apply_program(self, state: TrainState) -> Callable[..., tuple[TrainState, jax.Array, Params]]:
+        """The jitted step of the optimizer: (state, gradient) -> (the next state, the gradient's norm, what is left).
+
+        The state's leaves, which may be abstract, say where the next one's are: on the same devices, cut the same way,
+        in the same memory. So its buffers are used again.
+        """
+        if self._applying is None:
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            donated, left = ((0, 1), shardings.params) if self.offload else (0, None)
+            self._applying = jax.jit(self._apply, donate_argnums=donated, out_shardings=(shardings, None, left))
+        return self._applying
+
     def logprobs(self, params: Params, batch: Batch) -> np.ndarray:
-        """f32[B, T]: the logprob of each token under `params`, 0 for the first of a row."""
+        """f32[B, T]: the logprob of each token under `params`, 0 for the first of a row.
+
+        Parameters in host memory are on the devices during the call only.
+        """
+        params = to_device(params)
         rows = [self._logprobs(params, microbatch) for microbatch in self.microbatches(batch)]
         return np.concatenate(jax.device_get(rows))
 

@@ -36,7 +36,6 @@ from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
 from jaxrl.learner import Learner, TrainState
 from jaxrl.metrics import MetricsLog, Progress, write_samples
-from jaxrl.optimizer import make_optimizer
 from jaxrl.report import write_report
 from jaxrl.run import (
     Policy,
@@ -126,6 +125,7 @@ def train(config: Config) -> Path:
     config.rollout.check()
     config.evaluation.check()
     config.task.extraction.check()
+    _check_optimizers(config)
     stages, folder = stages_of(config), open_run(config)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
@@ -180,6 +180,13 @@ def train(config: Config) -> Path:
     return folder
 
 
+def _check_optimizers(config: Config) -> None:
+    for stage in stages_of(config):
+        stage.optimizer.check()
+        if stage.optimizer.stochastic_rounding and config.model.param_dtype != "bfloat16":
+            raise UserError("optimizer.stochastic_rounding = True needs model.param_dtype = 'bfloat16'")
+
+
 def tasks_that_fit(config: Config, task: Task, tokenizer: Any) -> tuple[Task, Task]:
     """The task to train on and the one to evaluate on, without their long prompts where those are to be rejected."""
     test = evaluation_task(config, task)
@@ -201,7 +208,7 @@ def describe_devices(policy: Policy, folder: Path) -> float:
 def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     """Steps done + 1 .. stage.end, or fewer if a stop is requested; the parameters after them."""
     config, policy = t.config, t.policy
-    optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start)
+    optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start, config.seed)
     learner = Learner(
         policy.graphdef,
         sft_loss if stage.name == "sft" else partial(policy_gradient_loss, config=config.grpo.loss),
@@ -209,6 +216,7 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
         compute=policy.compute,
         temperature=1.0 if stage.name == "sft" else config.rollout.temperature or 1.0,
         microbatch_rows=config.batch.microbatch_rows,
+        offload=stage.optimizer.offload,
     )
     state = learner.init(policy.params)
     if done > stage.start:
@@ -216,6 +224,8 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     elif done:
         state = learner.init(t.checkpoints.restore_params(done, policy.params))
     reference = _reference_params(t, stage, state, done)
+    if config.model.offload_reference:
+        reference = to_host(reference, "model.offload_reference")
     t.progress.stage(stage.name, total=stage.end - stage.start, done=done - stage.start)
     with closing(_sampling(t, stage, state, done)) as sampling:
         for step in range(done + 1, stage.end + 1):
