@@ -182,9 +182,7 @@ def check_host_memory(params: Params, setting: str) -> None:
     for device in {device for leaf in jax.tree.leaves(params) for device in leaf.sharding.addressable_devices}:
         kinds = sorted(memory.kind for memory in device.addressable_memories())
         if "pinned_host" not in kinds:
-            raise ValueError(
-                f"{setting} = True needs devices with pinned_host memory; {device} has: {', '.join(kinds)}"
-            )
+            raise ValueError(f"{setting} = True needs devices with pinned_host memory: {device} has {', '.join(kinds)}")
 
 
 Step = tuple[jax.Array, Moment, Moment]  # the direction, and the moments to put away

@@ -36,6 +36,7 @@ from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
 from jaxrl.learner import Learner, TrainState
 from jaxrl.metrics import MetricsLog, Progress, write_samples
+from jaxrl.optimizer import make_optimizer, to_host
 from jaxrl.report import write_report
 from jaxrl.run import (
     Policy,
