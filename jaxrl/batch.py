@@ -90,9 +90,7 @@ def make_batch(
         "overlong_filtered": filtered,
         "without_gradient": len(examples) - len(used),
         "sampled_tokens": sum(lengths),
-        "rows": len(batch.tokens),
-        "row_fill": float(np.mean(batch.segment_ids > 0)),  # share of the positions that are not padding
-    }
+    } | fill(batch)
     return batch, log
 
 
@@ -115,6 +113,15 @@ def fill_behaviour(batch: Batch, logprobs: Array) -> Batch:
     """The batch with the trainer's logprobs f32[B, T] where nobody sampled a token that is learned all the same."""
     given = np.asarray(batch.behaviour_logprobs)
     return dataclasses.replace(batch, behaviour_logprobs=np.where(np.isnan(given), np.asarray(logprobs), given))
+
+
+def fill(batch: Batch) -> dict[str, float]:
+    """Rows of the batch, the share of their positions that are not padding, and the rows that are padding alone.
+
+    Every row is computed: 1 - row_fill of the update's time goes into padding.
+    """
+    real = np.asarray(batch.segment_ids) > 0
+    return {"rows": len(real), "row_fill": float(real.mean()), "padding_rows": int((~real.any(axis=1)).sum())}
 
 
 def token_counts(batch: Batch) -> tuple[int, float]:

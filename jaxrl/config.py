@@ -219,11 +219,13 @@ class OptimizerConfig:
     stochastic_rounding: bool = False  # of model.param_dtype = "bfloat16": small updates are not lost
     offload: bool = False  # keep the moments in host memory between updates
 
-    def check(self) -> None:
+    def check(self, param_dtype: str = "bfloat16") -> None:
         """Raises ValueError naming the field whose value is not allowed, and what is."""
         for name, allowed in (("schedule", ("constant", "cosine")), ("state", ("float32", "bfloat16", "int8"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"optimizer.{name} = {getattr(self, name)!r} must be one of: {', '.join(allowed)}")
+        if self.stochastic_rounding and param_dtype != "bfloat16":
+            raise ValueError("optimizer.stochastic_rounding = True needs model.param_dtype = 'bfloat16'")
 
 
 @dataclass

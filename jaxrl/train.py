@@ -27,7 +27,7 @@ from jaxrl.ahead import SamplingAhead
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
-from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch, token_counts
+from jaxrl.batch import Batch, fill, fill_behaviour, make_batch, sft_batch, token_counts
 from jaxrl.checkpoint import CheckpointError, Checkpoints
 from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config, OptimizerConfig
@@ -105,13 +105,14 @@ class Trainer:
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """The stages that have steps, in order."""
+    """The stages that have steps, in order. Raises ValueError for a wrong setting of an optimizer."""
     stages, start = [], 0
     for name, steps, optimizer in (
         ("sft", config.sft.steps, config.sft.optimizer),
         ("grpo", config.grpo.steps, config.optimizer),
     ):
         if steps:
+            optimizer.check(config.model.param_dtype)
             stages.append(Stage(name, start, start + steps, optimizer))
             start += steps
     return stages
@@ -126,7 +127,6 @@ def train(config: Config) -> Path:
     config.rollout.check()
     config.evaluation.check()
     config.task.extraction.check()
-    _check_optimizers(config)
     stages, folder = stages_of(config), open_run(config)
     if not stages:
         raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
@@ -179,13 +179,6 @@ def train(config: Config) -> Path:
     if trainer.stop_requested:
         raise KeyboardInterrupt
     return folder
-
-
-def _check_optimizers(config: Config) -> None:
-    for stage in stages_of(config):
-        stage.optimizer.check()
-        if stage.optimizer.stochastic_rounding and config.model.param_dtype != "bfloat16":
-            raise UserError("optimizer.stochastic_rounding = True needs model.param_dtype = 'bfloat16'")
 
 
 def tasks_that_fit(config: Config, task: Task, tokenizer: Any) -> tuple[Task, Task]:
@@ -288,6 +281,7 @@ def sft_step(t: Trainer, learner: Learner, state: TrainState, stage_step: int, s
     batch = sft_batch(examples, row_length=row_length(config), microbatch_rows=config.batch.microbatch_rows)
     state, metrics = learner.update(state, batch)
     check_update(t, metrics, batch, step)
+    metrics |= {f"batch/{name}": value for name, value in fill(batch).items()}
     metrics["flops"] = metrics["flops/update"] = update_flops(t.policy.config, *token_counts(batch))
     return state, metrics
 

@@ -283,3 +283,5 @@ def test_eight_bits_on_meshes_of_eight_devices():
 def test_wrong_settings_name_what_would_be_right():
     with pytest.raises(ValueError, match=r"optimizer.state = 'int4' must be one of: float32, bfloat16, int8"):
         make_optimizer(OptimizerConfig(state="int4"), 1)
+    with pytest.raises(ValueError, match=r"stochastic_rounding = True needs model.param_dtype = 'bfloat16'"):
+        OptimizerConfig(stochastic_rounding=True).check("float32")
