@@ -215,11 +215,11 @@ def _pieces(shape: tuple[int, ...]) -> tuple[int, ...]:
 
     Host memory can be cut along a leading axis only.
     """
-    if len(shape) > 2:
-        return shape
-    n, k = shape[-2:]
-    c = next((c for c in (256, 128) if k % c == 0), k)  # whole tiles of a TPU, where they divide k
-    return k // c, n, c
+    if len(shape) == 2:
+        n, k = shape
+        c = next((c for c in (256, 128) if k % c == 0), k)  # whole tiles of a TPU, where they divide k
+        return k // c, n, c
+    return shape
 
 
 def _moved(moment: Moment, space: Any) -> Moment:
