@@ -168,7 +168,7 @@ def test_offload_changes_no_number_and_keeps_the_state_in_host_memory():
         assert leaf.sharding.memory_kind == where, name
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(found.params)} == {"device"}
     plain, moved = trained(), trained(offload=True)
-    chex.assert_trees_all_close(jax.device_get(moved), jax.device_get(plain), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(jax.device_get(moved.params), jax.device_get(plain.params), rtol=1e-4, atol=1e-6)
 
 
 def test_a_device_without_host_memory_is_an_error_of_one_line():
