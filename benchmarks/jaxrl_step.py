@@ -15,7 +15,8 @@ from flax import nnx
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.batch import make_batch
 from jaxrl.config import OptimizerConfig, PolicyGradientConfig
-from jaxrl.learner import Learner, make_optimizer
+from jaxrl.learner import Learner
+from jaxrl.optimizer import make_optimizer
 from jaxrl.run import prepare_process
 from models.config import from_hf
 from models.decoder import Compute, Decoder, initialize

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxrl.algorithms.advantages import advantages, has_signal, overlong_penalty, usable
-from jaxrl.config import PolicyGradientConfig
+from jaxrl.config import Config, PolicyGradientConfig
 from rollouts.episode import Episode, Group
 
 Array = np.ndarray | jax.Array
@@ -45,6 +45,11 @@ class Example(NamedTuple):
     learned: np.ndarray  # bool[n], the tokens in the loss
     logprobs: np.ndarray  # f32[n], the sampler's, 0 where not learned
     advantage: float
+
+
+def row_length(config: Config) -> int:
+    """Tokens of a packed row."""
+    return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens
 
 
 def make_batch(
@@ -90,9 +95,7 @@ def make_batch(
         "overlong_filtered": filtered,
         "without_gradient": len(examples) - len(used),
         "sampled_tokens": sum(lengths),
-        "rows": len(batch.tokens),
-        "row_fill": float(np.mean(batch.segment_ids > 0)),  # share of the positions that are not padding
-    }
+    } | fill(batch)
     return batch, log
 
 
@@ -115,6 +118,15 @@ def fill_behaviour(batch: Batch, logprobs: Array) -> Batch:
     """The batch with the trainer's logprobs f32[B, T] where nobody sampled a token that is learned all the same."""
     given = np.asarray(batch.behaviour_logprobs)
     return dataclasses.replace(batch, behaviour_logprobs=np.where(np.isnan(given), np.asarray(logprobs), given))
+
+
+def fill(batch: Batch) -> dict[str, float]:
+    """Rows of the batch, the share of their positions that are not padding, and the rows that are padding alone.
+
+    Every row is computed: 1 - row_fill of the update's time goes into padding.
+    """
+    real = np.asarray(batch.segment_ids) > 0
+    return {"rows": len(real), "row_fill": float(real.mean()), "padding_rows": int((~real.any(axis=1)).sum())}
 
 
 def token_counts(batch: Batch) -> tuple[int, float]:

@@ -68,7 +68,8 @@ class PolicyConfig:
     tokenizer: str = ""  # folder or hub name; "": the model's own, or one trained on the task's own text
     tokenizer_size: int = 576  # tokens of one trained on the task's own text
     tokenizer_digits: int = 1  # digits in a token of it, at most
-    param_dtype: str = "float32"  # float32 | bfloat16
+    param_dtype: str = "float32"  # float32 | bfloat16 (see optimizer.stochastic_rounding)
+    offload_reference: bool = False  # keep the parameters of a KL term's reference policy in host memory
     compute_dtype: str = "auto"  # auto: float32 on CPU, bfloat16 on accelerators
     remat: str = "none"  # computed again in the backward pass: none | dots (all but matmuls) | full (every layer)
     attention: str = "auto"  # auto | splash (TPU) | cudnn (GPU) | blocked: see models/attention.py
@@ -263,6 +264,17 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # global norm; 0: no clipping
+    state: str = "float32"  # float32 | bfloat16 | int8: how the two moments are kept: 8, 4 or about 2.1 B a parameter
+    stochastic_rounding: bool = False  # of model.param_dtype = "bfloat16": small updates are not lost
+    offload: bool = False  # keep the moments in host memory between updates
+
+    def check(self, param_dtype: str = "bfloat16") -> None:
+        """Raises ValueError naming the field whose value is not allowed, and what is."""
+        for name, allowed in (("schedule", ("constant", "cosine")), ("state", ("float32", "bfloat16", "int8"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"optimizer.{name} = {getattr(self, name)!r} must be one of: {', '.join(allowed)}")
+        if self.stochastic_rounding and param_dtype != "bfloat16":
+            raise ValueError("optimizer.stochastic_rounding = True needs model.param_dtype = 'bfloat16'")
 
 
 @dataclass

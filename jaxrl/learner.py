@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl.algorithms import LossMetrics, combine, summarize
 from jaxrl.batch import Batch
-from jaxrl.config import OptimizerConfig
+from jaxrl.optimizer import check_host_memory, state_shardings, to_device
 from models.decoder import Compute, Decoder
 from models.lora import join_params, split_params
-from models.sharding import batch_sharding, mesh_size, param_shardings
+from models.sharding import batch_sharding, param_shardings
 from models.vocabulary import token_logprobs
 
 Params = Any  # nnx.State of the decoder
@@ -44,6 +43,7 @@ class Learner:
         graphdef: of the Decoder.
         loss: (logprobs f32[b, T], microbatch) -> (loss, LossMetrics), see jaxrl.algorithms.
         temperature: the logprobs are those of softmax(logits / temperature), as the sampler's are.
+        offload: the optimizer's state is in host memory between updates; `make_optimizer` must know it too.
     """
 
     def __init__(
@@ -55,8 +55,10 @@ class Learner:
         compute: Compute = Compute(),
         temperature: float = 1.0,
         microbatch_rows: int = 16,
+        offload: bool = False,
     ):
         self.optimizer, self.microbatch_rows, self.compute = optimizer, microbatch_rows, compute
+        self.offload = offload
         forward = partial(_logprobs, graphdef, compute, temperature)
 
         def objective(trained: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, LossMetrics]:
@@ -71,53 +73,58 @@ class Learner:
                 return params
             return jax.lax.with_sharding_constraint(params, param_shardings(params, compute.mesh))
 
-        def accumulate(params: Params, total: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
+        def gradient(params: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
             (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(*split_params(params), batch)
-            return pinned(jax.tree.map(jnp.add, total, gradient)), value, metrics
+            return pinned(gradient), value, metrics
 
-        def apply(trained: TrainState, gradient: Params) -> tuple[TrainState, jax.Array]:
+        def accumulate(params: Params, total: Params, batch: Batch) -> tuple[Params, jax.Array, LossMetrics]:
+            part, value, metrics = gradient(params, batch)
+            return pinned(jax.tree.map(jnp.add, total, part)), value, metrics
+
+        def apply(trained: TrainState, gradient: Params) -> tuple[TrainState, jax.Array, Params]:
+            gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
             updates, opt_state = optimizer.update(gradient, trained.opt_state, trained.params)
             norm = optax.tree.norm(gradient)
-            return TrainState(pinned(optax.apply_updates(trained.params, updates)), opt_state), norm
+            trained = TrainState(optax.apply_updates(trained.params, updates), opt_state)
+            # Given back, the updates take the gradient's place while the moments' pieces come and go.
+            return trained, norm, updates if offload else None
 
+        self._gradient = jax.jit(gradient)
         self._accumulate = jax.jit(accumulate, donate_argnums=1)
-        self._apply = jax.jit(apply, donate_argnums=0)
+        self._apply = apply
+        self._applying: Callable[..., Any] | None = None
         # Whole on every device, so that each process can read all of it.
         whole = None if compute.mesh is None else NamedSharding(compute.mesh, PartitionSpec())
         self._logprobs = jax.jit(lambda params, batch: forward(params, batch)[0], out_shardings=whole)
-        self._zeros = jax.jit(lambda trained: pinned(jax.tree.map(jnp.zeros_like, trained)))
+        self._zeros = jax.jit(lambda trained: pinned(jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), trained)))
 
     def init(self, params: Params) -> TrainState:
-        """A state with a fresh optimizer."""
+        """A state with a fresh optimizer. Raises ValueError where it cannot be in host memory as it should."""
+        if self.offload:
+            check_host_memory(params, "optimizer.offload")
         trained, _ = split_params(params)
         return TrainState(params, jax.jit(self.optimizer.init, out_shardings=self.state_shardings(params))(trained))
 
     def state_shardings(self, params: Params) -> Any:
-        """Of the optimizer's state: what belongs to a parameter is sharded as it is; None: on one device."""
+        """Where the optimizer's state is: what belongs to a parameter is sharded as it is."""
         mesh, (trained, _) = self.compute.mesh, split_params(params)
-        if mesh is None:
-            return None
-        shardings = {
-            path: sharding.spec
-            for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings(trained, mesh))
-        }
-
-        def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-            names = next((shardings[path[i:]] for i in range(len(path)) if path[i:] in shardings), ())
-            whole = (n if s % mesh_size(mesh, n) == 0 else None for n, s in zip(names, leaf.shape))
-            return NamedSharding(mesh, PartitionSpec(*whole))
-
-        return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(self.optimizer.init, trained))
+        shardings = jax.tree.map(lambda x: x.sharding, trained) if mesh is None else param_shardings(trained, mesh)
+        return state_shardings(self.optimizer, trained, shardings, self.offload)
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the batch. The old state's buffers are used up, but for the frozen parameters'."""
-        trained, frozen = split_params(state.params)
-        gradient, values, metrics = self._zeros(trained), [], []
+        (trained, frozen), values, metrics = split_params(state.params), [], []
+        # One microbatch needs no sum to add to, and so neither its memory nor its time.
+        gradient = self._zeros(trained) if len(batch.tokens) > self.microbatch_rows else None
         for microbatch in self.microbatches(batch):
-            gradient, value, measured = self._accumulate(state.params, gradient, microbatch)
+            if gradient is None:
+                gradient, value, measured = self._gradient(state.params, microbatch)
+            else:
+                gradient, value, measured = self._accumulate(state.params, gradient, microbatch)
             values.append(value)
             metrics.append(measured)
-        (trained, opt_state), norm = self._apply(TrainState(trained, state.opt_state), gradient)
+        before = TrainState(trained, state.opt_state)
+        (trained, opt_state), norm, _ = self.apply_program(before)(before, gradient)
         state = TrainState(join_params(trained, frozen), opt_state)
         total = metrics[0]
         for measured in metrics[1:]:
@@ -125,8 +132,26 @@ class Learner:
         host = jax.device_get({**summarize(total), "loss": sum(values), "grad_norm": norm})
         return state, {name: float(value) for name, value in host.items()}
 
+    def apply_program(self, trained: TrainState) -> Callable[..., tuple[TrainState, jax.Array, Params]]:
+        """The jitted step of the optimizer, on the trained parameters and its state.
+
+        (state, gradient) -> (the next state, the gradient's norm, what is left).
+
+        The state's leaves, which may be abstract, say where the next one's are: on the same devices, cut the same way,
+        in the same memory. So its buffers are used again.
+        """
+        if self._applying is None:
+            shardings = jax.tree.map(lambda x: x.sharding, trained)
+            donated, left = ((0, 1), shardings.params) if self.offload else (0, None)
+            self._applying = jax.jit(self._apply, donate_argnums=donated, out_shardings=(shardings, None, left))
+        return self._applying
+
     def logprobs(self, params: Params, batch: Batch) -> np.ndarray:
-        """f32[B, T]: the logprob of each token under `params`, 0 for the first of a row."""
+        """f32[B, T]: the logprob of each token under `params`, 0 for the first of a row.
+
+        Parameters in host memory are on the devices during the call only.
+        """
+        params = to_device(params)
         rows = [self._logprobs(params, microbatch) for microbatch in self.microbatches(batch)]
         return np.concatenate(jax.device_get(rows))
 
@@ -143,36 +168,6 @@ def _placed(batch: Batch, sharding: NamedSharding) -> Batch:
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), batch)
-
-
-def make_optimizer(config: OptimizerConfig, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW (arXiv 1711.05101) behind a clip of the global norm, and its learning rate as a function of the step.
-
-    Norms and biases are not decayed. Raises ValueError for an unknown schedule.
-    """
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - config.warmup_steps))
-    elif config.schedule == "constant":
-        after = optax.constant_schedule(config.learning_rate)
-    else:
-        raise ValueError(f"optimizer.schedule = {config.schedule!r} must be one of: constant, cosine")
-    warmup = optax.linear_schedule(
-        config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps
-    )
-    schedule = optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
-    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-    adamw = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_decayed)
-    return optax.chain(clip, adamw), schedule
-
-
-def _decayed(params: Params) -> Any:
-    """True for matrices, False for norms and biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not _is_norm_or_bias(path), params)
-
-
-def _is_norm_or_bias(path: tuple[Any, ...]) -> bool:
-    names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-    return names[-1].endswith(("norm", "bias"))
 
 
 def _logprobs(

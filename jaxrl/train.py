@@ -25,7 +25,7 @@ from jaxrl.ahead import Draw, SamplingAhead
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
-from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch, token_counts
+from jaxrl.batch import Batch, fill, fill_behaviour, make_batch, row_length, sft_batch, token_counts
 from jaxrl.channel import ChannelError
 from jaxrl.checkpoint import CheckpointError, Checkpoints, saved_steps
 from jaxrl.command_line import TrainingError, UserError, read_config
@@ -33,8 +33,9 @@ from jaxrl.config import Config, OptimizerConfig
 from jaxrl.cost import device_peak, step_flops, update_flops
 from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
-from jaxrl.learner import Learner, TrainState, make_optimizer
+from jaxrl.learner import Learner, TrainState
 from jaxrl.metrics import MetricsLog, Progress, write_samples
+from jaxrl.optimizer import make_optimizer, to_host
 from jaxrl.processes import Processes, Stop, start, stop_on_signals
 from jaxrl.report import write_report
 from jaxrl.run import (
@@ -96,13 +97,14 @@ class Trainer:
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """The stages that have steps, in order."""
+    """The stages that have steps, in order. Raises ValueError for a wrong setting of an optimizer."""
     stages, start = [], 0
     for name, steps, optimizer in (
         ("sft", config.sft.steps, config.sft.optimizer),
         ("grpo", config.grpo.steps, config.optimizer),
     ):
         if steps:
+            optimizer.check(config.model.param_dtype)
             stages.append(Stage(name, start, start + steps, optimizer))
             start += steps
     return stages
@@ -205,7 +207,7 @@ def _device_peak(policy: Policy) -> dict[str, Any]:
 def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     """Steps done + 1 .. stage.end, or fewer if a stop is requested; the parameters after them."""
     config, policy = t.config, t.policy
-    optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start)
+    optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start, config.seed)
     learner = Learner(
         policy.graphdef,
         sft_loss if stage.name == "sft" else partial(policy_gradient_loss, config=config.grpo.loss),
@@ -213,6 +215,7 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
         compute=policy.compute,
         temperature=1.0 if stage.name == "sft" else config.rollout.temperature or 1.0,
         microbatch_rows=config.batch.microbatch_rows,
+        offload=stage.optimizer.offload,
     )
     state = learner.init(policy.params)
     if done > stage.start:
@@ -220,6 +223,8 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     elif done:
         state = learner.init(t.checkpoints.restore_params(done, policy.params))
     reference = _reference_params(t, stage, state, done)
+    if config.model.offload_reference:
+        reference = to_host(reference, "model.offload_reference")
     t.progress.stage(stage.name, total=stage.end - stage.start, done=done - stage.start)
     with closing(_sampling(t, stage, state, done)) as sampling:
         for step in range(done + 1, stage.end + 1):
@@ -277,6 +282,7 @@ def sft_step(t: Trainer, learner: Learner, state: TrainState, stage_step: int, s
     batch = sft_batch(examples, row_length=row_length(config), microbatch_rows=config.batch.microbatch_rows)
     state, metrics = learner.update(state, batch)
     check_update(t, metrics, batch, step)
+    metrics |= {f"batch/{name}": value for name, value in fill(batch).items()}
     metrics["flops"] = metrics["flops/update"] = update_flops(t.policy.config, *token_counts(batch))
     return state, metrics
 
@@ -387,11 +393,6 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
     if t.processes.first:
         write_samples(t.folder / "samples" / f"evaluate_{step:08d}.jsonl", groups, step, "evaluate")
     t.progress.print(f"held-out pass@1 after {after} (step {step}): {metrics['held_out/pass@1']:.1%}")
-
-
-def row_length(config: Config) -> int:
-    """Tokens of a packed row."""
-    return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens
 
 
 def check_update(t: Trainer, metrics: dict[str, float], batch: Batch, step: int) -> None:

@@ -111,6 +111,29 @@ def test_rows_are_padded_to_a_multiple_of_the_microbatch(rows, expected):
     assert batch.tokens.shape == (expected, 12) and log["rows"] == expected
     assert not np.asarray(batch.segment_ids)[3:].any()
     np.testing.assert_allclose(log["row_fill"], 24 / (12 * expected))
+    assert log["padding_rows"] == expected - 3
+
+
+# Tokens of an episode: a log-normal prompt (median 150 or 300) and a log-normal completion, cut at a limit.
+EPISODES = {  # median completion, sigma, limit, prompt
+    "short": (200, 0.6, 1024, 150),
+    "long": (1500, 0.8, 8192, 300),
+    "often truncated": (800, 1.0, 2048, 150),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("times", [1, 2, 4])
+@pytest.mark.parametrize("name", EPISODES)
+def test_rows_are_nine_tenths_full(name, times, rows):
+    """512 episodes, in rows of 1 to 4 times the longest one (3 to 16 times the mean)."""
+    median, sigma, limit, prompt = EPISODES[name]
+    rng = np.random.default_rng(0)
+    sampled = np.clip(rng.lognormal(np.log(median), sigma, 512), 1, limit).astype(int)
+    lengths = np.clip(rng.lognormal(np.log(prompt), 0.3, 512), 1, 2 * prompt).astype(int) + sampled
+    row_length = times * (limit + 2 * prompt)
+    packed = len(first_fit_decreasing(lengths, row_length))
+    assert lengths.sum() > 0.9 * row_length * -(-packed // rows) * rows
 
 
 def test_sandbox_errors_are_left_out_of_statistics_and_averages():

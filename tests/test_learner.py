@@ -20,7 +20,8 @@ from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.batch import make_batch
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.config import OptimizerConfig, PolicyGradientConfig
-from jaxrl.learner import Learner, make_optimizer
+from jaxrl.learner import Learner
+from jaxrl.optimizer import make_optimizer
 from models.config import ModelConfig
 from models.decoder import Compute, Decoder, initialize
 from models.sharding import make_mesh, param_shardings
