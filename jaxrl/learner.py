@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -113,10 +113,9 @@ class Learner:
             values.append(value)
             metrics.append(measured)
         state, norm = self._apply(state, gradient)
-        total = metrics[0]
-        for measured in metrics[1:]:
-            total = combine(total, measured)
-        host = jax.device_get({**summarize(total), "loss": sum(values), "grad_norm": norm})
+        # Added up on the host: on the device each sum of two scalars would be a program and a dispatch of its own.
+        values, metrics, norm = jax.device_get((values, metrics, norm))
+        host = summarize(reduce(combine, metrics)) | {"loss": sum(values), "grad_norm": norm}
         return state, {name: float(value) for name, value in host.items()}
 
     def logprobs(self, params: Params, batch: Batch) -> np.ndarray:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.ahead import Draw, SamplingAhead, copied
@@ -206,6 +207,7 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     """Steps done + 1 .. stage.end, or fewer if a stop is requested; the parameters after them."""
     config, policy = t.config, t.policy
     optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start)
+    schedule = jax.jit(schedule)  # one program, not one for each of its operations
     learner = Learner(
         policy.graphdef,
         sft_loss if stage.name == "sft" else partial(policy_gradient_loss, config=config.grpo.loss),
@@ -370,7 +372,7 @@ def _reference_params(t: Trainer, stage: Stage, state: TrainState, done: int) ->
     if stage.name != "grpo" or not t.config.grpo.loss.kl_coefficient:
         return None
     if done == stage.start:
-        return jax.tree.map(lambda x: x.copy(), state.params)  # the state's own buffers are used up by the update
+        return jax.jit(partial(jax.tree.map, jnp.copy))(state.params)  # its own buffers are used up by the update
     if stage.start:
         return t.checkpoints.restore_params(stage.start, state.params)
     return make_policy(t.config, t.task, t.folder, t.processes).params
