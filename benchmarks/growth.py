@@ -35,11 +35,16 @@ SWEEPS = {
 FIXED = {"length": {"rows": 1}, "rows": {"length": 96}}  # instead of BASE
 TITLES = {"length": "tokens of a row", "layers": "layers", "rows": "episodes of a group", "vocabulary": "vocabulary"}
 COSTS = {"time_s": "gradient, s", "temporary_gib": "temporaries, GiB", "compile_s": "compilation, s"}
-COSTS |= {"peak_gib": "process, GiB", "sample_s": "sampling, s"}
+COSTS |= {"peak_gib": "process's growth, GiB", "sample_s": "sampling, s"}
 
 
-def measure(sweep: str, size: int, limit_gib: float) -> dict[str, Any]:
-    """One point: compiles the gradient, and runs it if it fits."""
+def peak_gib() -> float:
+    """Of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure(sweep: str, size: int, limit_gib: float, before: float) -> dict[str, Any]:
+    """One point: compiles the gradient, and runs it if it fits. `before`: the process's memory without any model."""
     import jax
     import jax.numpy as jnp
 
@@ -84,8 +89,19 @@ def measure(sweep: str, size: int, limit_gib: float) -> dict[str, Any]:
         gradient, *_ = compiled(params, gradient, batch)
         jax.block_until_ready(gradient)
         seconds.append(time.perf_counter() - start)
-    point |= {"time_s": min(seconds), "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    point |= {"time_s": min(seconds), "peak_gib": peak_gib() - before}
     return point | ({"sample_s": sampling(graphdef, params, rows)} if sweep == "rows" else {})
+
+
+def empty_gib() -> float:
+    """Memory of this process with everything imported and something compiled."""
+    import jax
+
+    import jaxrl.learner  # noqa: F401
+    import rollouts.jax_engine  # noqa: F401
+
+    jax.jit(lambda x: x + 1)(0.0).block_until_ready()
+    return peak_gib()
 
 
 def sampling(graphdef: Any, params: Any, rows: int) -> float:
@@ -165,8 +181,9 @@ def main() -> None:
     parser.add_argument("--sweep", help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     if options.sweep:
+        before = empty_gib()
         for size in options.sizes:
-            print(json.dumps(measure(options.sweep, size, options.limit_gib)), flush=True)
+            print(json.dumps(measure(options.sweep, size, options.limit_gib, before)), flush=True)
         return
     points = []
     for sweep in options.only or SWEEPS:
