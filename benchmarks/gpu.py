@@ -5,7 +5,7 @@
 
 Models have the shapes of Qwen2.5-Coder-0.5B and 1.5B with random weights: nothing is downloaded. Each part is a process
 of its own, so that its peak of memory is its own and one that crashes or hangs takes nothing with it; a part that is
-over its time is ended, and what it had measured by then stays.
+over its time is ended, and what it had measured by then stays. Needs jax, flax, optax and rich, no other package.
 
 An update has 65,536 tokens, f32 parameters and AdamW, bf16 compute. SFT: one sequence a row; GRPO: episodes of 256 and
 128 to 512 tokens, packed. FLOPs are those of jaxrl/cost.py: matmuls only, causal attention once, without padding, and
@@ -46,11 +46,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+Setting = tuple[str, int, int, str]  # remat, rows of a microbatch, row length, attention
+
+
 class Work(NamedTuple):
     """How much each part does."""
 
     update_tokens: int
-    settings: tuple[tuple[bool, int, int], ...]  # remat, rows of a microbatch, row length; in the order of trying
+    settings: tuple[Setting, ...]  # in the order of trying
     prompt: int
     new_tokens: int
     batches: tuple[int, ...]  # of the engine
@@ -60,10 +63,13 @@ class Work(NamedTuple):
 
 FULL = Work(
     update_tokens=65_536,
-    settings=((True, 8, 2048), (True, 4, 4096), (False, 2, 2048), (True, 16, 2048), (False, 4, 2048)),
+    settings=(
+        ("full", 16, 2048, "auto"), ("dots", 4, 2048, "auto"), ("full", 8, 4096, "auto"), ("none", 2, 2048, "auto"),
+        ("full", 32, 2048, "auto"), ("full", 8, 2048, "blocked"),
+    ),
     prompt=256, new_tokens=512, batches=(64, 256), matmul=8192, most_rows=512,
 )  # fmt: skip
-TINY = Work(512, ((True, 2, 64), (False, 2, 64)), 16, 16, (4, 8), 256, 16)
+TINY = Work(512, (("full", 2, 64, "auto"), ("none", 2, 64, "blocked")), 16, 16, (4, 8), 256, 16)
 
 # Seconds of each part, in the order of their worth; what one leaves over goes to those after it.
 BUDGETS = {"matmul": 35, "sft 1.5b": 95, "engine 1.5b": 80, "grpo 1.5b": 45}
@@ -171,9 +177,12 @@ def describe(line: dict[str, Any]) -> str:
     if "batch" in line:
         return f"batch {line['batch']}"
     if "rows" in line:
-        return f"{line['rows']} rows fit"
-    remat, rows, length = line.get("setting") or (None, 0, 0)
-    return f"{'remat, ' if remat else ''}{rows} x {length}" if rows else ""
+        remat, _, length, _ = line["setting"]
+        return f"{line['rows']} x {length} fit, remat {remat}"
+    if "setting" not in line:
+        return ""
+    remat, rows, length, attention = line["setting"]
+    return f"{rows} x {length}, remat {remat}, attention {line.get('kernel', attention)}"
 
 
 def number(line: dict[str, Any], name: str) -> str:
@@ -187,9 +196,7 @@ def measure(part: str, work: Work, setting: Any) -> None:
     """Prints a JSON line for each measurement of the part; what fails is printed too, and the next one is tried."""
     import jax
 
-    from jaxrl.run import prepare_process
-
-    prepare_process()
+    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxrl/xla").expanduser()))
     kind, _, shape = part.partition(" ")
     if jax.default_backend() == "cpu" and work is FULL:
         sys.exit("there is no accelerator here; --shape tiny runs anywhere")
@@ -197,7 +204,8 @@ def measure(part: str, work: Work, setting: Any) -> None:
         try:
             line = {"part": part, "device": jax.devices()[0].device_kind} | attempt()
         except Exception as error:  # out of memory, a kernel that is missing: the others go on
-            line = {"part": part, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            reason = (str(error).strip() or "no message").splitlines()[0][:200]
+            line = {"part": part, "error": f"{type(error).__name__}: {reason}"}
         print(json.dumps(line | {"peak_gib": peak_gib()}), flush=True)
 
 
@@ -216,6 +224,19 @@ def attempts(kind: str, shape: str, work: Work, setting: Any) -> Iterator[Callab
         engines: dict[str, Any] = {}
         for batch in work.batches:
             yield partial(engine_rate, shape, batch, work, engines)
+
+
+def random_params(config: Any, mesh: Any, dtype: Any) -> tuple[Any, Any]:
+    """A decoder with random weights. (jaxrl.run has the same, but needs packages that a machine may not have.)"""
+    import jax
+    from flax import nnx
+
+    from models.decoder import Decoder, initialize
+    from models.sharding import param_shardings
+
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))
+    make = lambda key: nnx.state(initialize(Decoder(config, dtype), key))  # noqa: E731
+    return graphdef, jax.jit(make, out_shardings=param_shardings(abstract, mesh))(jax.random.key(0))
 
 
 def peak_gib() -> float | None:
@@ -243,7 +264,7 @@ def matmul(n: int) -> dict[str, Any]:
     return {"tflops": 2 * n**3 / seconds / 1e12, "step_ms": seconds * 1e3}
 
 
-def make_learner(shape: str, kind: str, setting: tuple[bool, int, int]) -> tuple[Any, Any, Any]:
+def make_learner(shape: str, kind: str, setting: Setting) -> tuple[Any, Any, Any]:
     """Learner, its state with f32 parameters, and the model's configuration."""
     import jax.numpy as jnp
 
@@ -251,28 +272,27 @@ def make_learner(shape: str, kind: str, setting: tuple[bool, int, int]) -> tuple
     from jaxrl.algorithms.sft import sft_loss
     from jaxrl.config import OptimizerConfig, PolicyGradientConfig
     from jaxrl.learner import Learner, make_optimizer
-    from jaxrl.run import random_params
     from models.config import from_hf
     from models.decoder import Compute
     from models.sharding import make_mesh
 
-    remat, rows, _ = setting
-    config = from_hf(SHAPES[shape])
-    graphdef, params = random_params(config, 0, make_mesh(), jnp.dtype(jnp.float32))
+    remat, rows, _, attention = setting
+    config, mesh = from_hf(SHAPES[shape]), make_mesh()
+    graphdef, params = random_params(config, mesh, jnp.dtype(jnp.float32))
     loss = sft_loss if kind == "sft" else partial(policy_gradient_loss, config=PolicyGradientConfig())
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
-    compute = Compute(jnp.dtype(jnp.bfloat16), remat=remat)
+    compute = Compute(jnp.dtype(jnp.bfloat16), remat=remat, mesh=mesh, attention=attention)
     learner = Learner(graphdef, loss, optimizer, compute=compute, microbatch_rows=rows)
     return learner, learner.init(params), config
 
 
-def make_rows(kind: str, vocabulary: int, setting: tuple[bool, int, int], work: Work, tokens: int) -> Any:
+def make_rows(kind: str, vocabulary: int, setting: Setting, work: Work, tokens: int) -> Any:
     """A batch of about so many tokens: whole rows for SFT, packed episodes for GRPO."""
     import numpy as np
 
     from jaxrl.batch import Example, pack
 
-    _, rows, length = setting
+    _, rows, length, _ = setting
     rng = np.random.default_rng(0)
     tokens, examples = max(tokens // length // rows, 1) * rows * length, []
     while tokens >= length:
@@ -286,12 +306,13 @@ def make_rows(kind: str, vocabulary: int, setting: tuple[bool, int, int], work: 
     return pack(examples, np.full(len(examples), weight), length, rows)
 
 
-def update(shape: str, kind: str, setting: tuple[bool, int, int], work: Work) -> dict[str, Any]:
+def update(shape: str, kind: str, setting: Setting, work: Work) -> dict[str, Any]:
     """The rate of Learner.update."""
     import jax
 
     from jaxrl.batch import token_counts
     from jaxrl.cost import update_flops
+    from models.attention import kernel_of
 
     learner, state, config = make_learner(shape, kind, setting)
     batch = make_rows(kind, config.vocab_size, setting, work, work.update_tokens)
@@ -310,29 +331,32 @@ def update(shape: str, kind: str, setting: tuple[bool, int, int], work: Work) ->
         "tflops": update_flops(config, *counts) / min(seconds) / 1e12,
         "tokens_per_s": counts[0] / min(seconds),
     }
-    return numbers | {"step_ms": min(seconds) * 1e3, "compile_s": compile_s, "setting": setting}
+    compute = learner.compute
+    kernel = kernel_of(compute.attention, compute.mesh, compute.dtype)
+    return numbers | {"step_ms": min(seconds) * 1e3, "compile_s": compile_s, "setting": setting, "kernel": kernel}
 
 
-def largest_microbatch(shape: str, setting: tuple[bool, int, int], work: Work) -> dict[str, Any]:
-    """The most rows of a microbatch that fit: foretold from what the compiler says of two programs, then run."""
+def largest_microbatch(shape: str, setting: Setting, work: Work) -> dict[str, Any]:
+    """The most rows of a microbatch that fit: foretold from two compiled programs, then run."""
     import jax
 
-    start, (_, _, length) = time.perf_counter(), setting
-    learner, state, config = make_learner(shape, "sft", (True, 2, length))
+    start, (remat, _, length, attention) = time.perf_counter(), setting
+    of_rows = lambda rows: (remat, rows, length, attention)  # noqa: E731
+    learner, state, config = make_learner(shape, "sft", of_rows(2))
     stats = jax.devices()[0].memory_stats()
     limit, used = (stats["bytes_limit"] if stats else 2**33), []
     for rows in (2, 4):
-        batch = make_rows("sft", config.vocab_size, (True, rows, length), work, 0)
+        batch = make_rows("sft", config.vocab_size, of_rows(rows), work, 0)
         memory = learner._accumulate.lower(state.params, state.params, batch).compile().memory_analysis()
         used.append(memory.temp_size_in_bytes)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.params)))  # the gradient is like the parameters
     a_row = max((used[1] - used[0]) / 2, 1)
     rows = max(1, min(int((0.97 * limit - held - used[0]) / a_row) + 2, work.most_rows))
-    numbers = {"predicted_rows": rows, "row_gib": a_row / 2**30, "row_length": length}
-    while rows and not fits(learner, state, make_rows("sft", config.vocab_size, (True, rows, length), work, 0)):
+    numbers = {"predicted_rows": rows, "row_gib": a_row / 2**30, "setting": of_rows(rows)}
+    while rows and not fits(learner, state, make_rows("sft", config.vocab_size, of_rows(rows), work, 0)):
         rows = rows * 7 // 8
         del learner, state  # the failed update has used it up
-        learner, state, _ = make_learner(shape, "sft", (True, rows, length))
+        learner, state, _ = make_learner(shape, "sft", of_rows(rows))
     return numbers | {"rows": rows, "compile_s": time.perf_counter() - start}
 
 
@@ -353,7 +377,6 @@ def engine_rate(shape: str, batch: int, work: Work, engines: dict[str, Any]) -> 
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxrl.run import random_params
     from models.config import from_hf
     from models.sharding import make_mesh
     from rollouts.collect import generate
@@ -361,7 +384,7 @@ def engine_rate(shape: str, batch: int, work: Work, engines: dict[str, Any]) -> 
     from rollouts.jax_engine import JaxEngine
 
     config = from_hf(SHAPES[shape])
-    engines["model"] = engines.get("model") or random_params(config, 0, make_mesh(), jnp.dtype(jnp.bfloat16))
+    engines["model"] = engines.get("model") or random_params(config, make_mesh(), jnp.dtype(jnp.bfloat16))
     engines.pop("engine", None)  # the cache of the batch before
     engine = engines["engine"] = JaxEngine(
         *engines["model"], slots=batch, max_length=work.prompt + work.new_tokens, max_new_tokens=work.new_tokens,

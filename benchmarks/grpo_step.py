@@ -98,6 +98,8 @@ def main() -> None:
             for peer in peers:
                 line = run(peer, size, options.steps or STEPS[size]) if peer.python else None
                 results[peer] += [line] if line else []
+                if line:
+                    print(f"{size} {peer.script} {peer.dtype}: {statistics.median(line['step_s']):.3f} s", flush=True)
         if not any(results[peer] for peer in peers if peer.script == "jaxrl_step.py"):
             sys.exit(f"jaxrl's own side failed at size {size}: nothing to compare with")
         ratios[size] = summarize(size, results, table)

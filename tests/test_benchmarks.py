@@ -34,3 +34,20 @@ def test_the_benchmark_of_a_gpu_measures_every_part(tmp_path):
 
 def test_parts_for_which_no_time_is_left_are_said_to_be_skipped():
     assert run("gpu.py", "--shape", "tiny", "--seconds", "1").count("skipped") >= 5
+
+
+WITHOUT = ("transformers", "tokenizers", "datasets", "ml_collections", "chex", "orbax", "scipy", "tensorboard", "torch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["grpo tiny", "engine tiny"])
+def test_the_benchmark_of_a_gpu_needs_few_packages(part):
+    """A machine with a GPU for an hour has jax, flax and optax, not all that a run needs."""
+    program = f"import runpy, sys; sys.modules.update(dict.fromkeys({WITHOUT!r})); "
+    program += f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')"
+    command = [sys.executable, "-c", program, "--part", part, "--shape", "tiny", "--setting", "null"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert result.returncode == 0 and lines, result.stderr
+    assert not [line["error"] for line in lines if "error" in line]
