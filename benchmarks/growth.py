@@ -124,11 +124,15 @@ def sampling(graphdef: Any, params: Any, rows: int) -> float:
 def run(sweep: str, sizes: list[int], limit_gib: float) -> list[dict[str, Any]]:
     """A sweep in a process of its own: its points, as far as it came."""
     command = [sys.executable, __file__, "--sweep", sweep, "--limit-gib", str(limit_gib), "--sizes", json.dumps(sizes)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    print(result.stdout, end="", flush=True)
-    if result.returncode:
-        print(f"the sweep over {sweep} ended with {result.returncode}", file=sys.stderr)
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    points = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                print(line, end="", flush=True)
+                points.append(json.loads(line))
+    if process.returncode:
+        print(f"the sweep over {sweep} ended with {process.returncode}", file=sys.stderr)
+    return points
 
 
 def slope(points: list[dict[str, Any]], cost: str) -> float | None:

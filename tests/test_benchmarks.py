@@ -42,7 +42,7 @@ WITHOUT = ("transformers", "tokenizers", "datasets", "ml_collections", "chex", "
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["grpo tiny", "engine tiny"])
 def test_the_benchmark_of_a_gpu_needs_few_packages(part):
-    """A machine with a GPU for an hour has jax, flax and optax, not all that a run needs."""
+    """A borrowed machine has jax, flax and optax, not all that a run needs."""
     program = f"import runpy, sys; sys.modules.update(dict.fromkeys({WITHOUT!r})); "
     program += f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')"
     command = [sys.executable, "-c", program, "--part", part, "--shape", "tiny", "--setting", "null"]
