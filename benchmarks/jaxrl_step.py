@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import partial
 
@@ -35,8 +34,8 @@ class Numbers:
         return " ".join(map(str, tokens.tolist()))
 
 
-async def score(problem: Problem, text: str) -> Reward:
-    return Reward(w.reward([int(token) for token in text.split()]), False)
+# The fastest of 4, 8, 16, 32 and 64 rows a microbatch .
+ROWS = {"small": 8, "medium": 8, "large": 8}
 
 
 def matmul_gflops(dtype: jnp.dtype, n: int = 2048) -> float:
@@ -53,36 +52,35 @@ def matmul_gflops(dtype: jnp.dtype, n: int = 2048) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=8, help="rows of a microbatch")
-    options = parser.parse_args()
+    options = w.arguments(__doc__)
+    rows = options.rows or ROWS[options.size]
     prepare_process()
-    config, compute = from_hf({"model_type": "qwen2", **w.SHAPE}), Compute(jnp.dtype(options.dtype), unroll=True)
+    config, compute = from_hf({"model_type": "qwen2", **options.shape}), Compute(jnp.dtype(options.dtype), unroll=True)
     graphdef, params = nnx.split(initialize(Decoder(config), jax.random.key(0)))
+    first = jax.tree.map(np.array, params)
     length = w.PROMPT_LENGTH + w.NEW_TOKENS
     engine = JaxEngine(
-        graphdef, params, slots=w.PROMPTS * w.SAMPLES, max_length=length, max_new_tokens=w.NEW_TOKENS,
-        dtype=compute.dtype, unroll=True,
-    )  # fmt: skip
+        graphdef, params, slots=w.ROWS, max_length=length, max_new_tokens=w.NEW_TOKENS, dtype=compute.dtype, unroll=True
+    )
     sampling, budget = SamplingParams(max_new_tokens=w.NEW_TOKENS), Budget(w.NEW_TOKENS)
+
+    async def score(problem: Problem, text: str) -> Reward:
+        return Reward(w.reward([int(token) for token in text.split()], options.shape), False)
+
     environment = SingleTurn(Numbers(), lambda p: np.asarray(p.answer, np.int32), score, sampling, budget)
     loss = PolicyGradientConfig()
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-4), options.steps)
     learner = Learner(
-        graphdef, partial(policy_gradient_loss, config=loss), optimizer, compute=compute, microbatch_rows=options.rows
+        graphdef, partial(policy_gradient_loss, config=loss), optimizer, compute=compute, microbatch_rows=rows
     )
     state = learner.init(params)
-    seconds, phases = [], {"sample": [], "batch": [], "update": []}
+    seconds, phases, tokens = [], {"sample": [], "batch": [], "update": []}, 0
     for step in range(options.steps + w.WARM_UP):
         clock = [time.perf_counter()]
-        problems = [Problem(str(i), answer=prompt) for i, prompt in enumerate(w.prompts(step))]
+        problems = [Problem(str(i), answer=prompt) for i, prompt in enumerate(w.prompts(step, options.shape))]
         groups = collect(engine, environment, problems, w.SAMPLES, (0, step))
         clock.append(time.perf_counter())
-        batch, _ = make_batch(
-            groups, loss, max_new_tokens=w.NEW_TOKENS, row_length=length, microbatch_rows=options.rows
-        )
+        batch, _ = make_batch(groups, loss, max_new_tokens=w.NEW_TOKENS, row_length=length, microbatch_rows=rows)
         clock.append(time.perf_counter())
         state, _ = learner.update(state, batch)
         jax.block_until_ready(state.params)
@@ -91,8 +89,11 @@ def main() -> None:
         for name, spent in zip(phases, np.diff(clock)):
             phases[name].append(float(spent))
         seconds.append(clock[-1] - clock[0])
+        tokens += sum(e.sampled_length for g in groups for e in g.episodes)
     rate = matmul_gflops(compute.dtype)
-    w.report("jaxrl", f"jax {jax.__version__}, matmul {rate:.0f} GFLOP/s", options.dtype, seconds, phases)
+    changes = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, jax.device_get(state.params))
+    work = {"tokens": tokens, "updates": options.steps + w.WARM_UP, "moved": max(jax.tree.leaves(changes))}
+    w.report("jaxrl", f"jax {jax.__version__}, matmul {rate:.0f} GFLOP/s", options, seconds, work, phases)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import partial
 
@@ -11,9 +10,12 @@ import jax.numpy as jnp
 import optax
 import workload as w
 
-L, D, F, V = w.SHAPE["num_hidden_layers"], w.SHAPE["hidden_size"], w.SHAPE["intermediate_size"], w.SHAPE["vocab_size"]
-H, K, Dh = 4, 2, 64
-P, N, B = w.PROMPT_LENGTH, w.NEW_TOKENS, w.PROMPTS * w.SAMPLES
+OPTIONS = w.arguments(__doc__)
+SHAPE = OPTIONS.shape
+L, D, F, V = SHAPE["num_hidden_layers"], SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
+H, K = SHAPE["num_attention_heads"], SHAPE["num_key_value_heads"]
+Dh = D // H
+P, N, B = w.PROMPT_LENGTH, w.NEW_TOKENS, w.ROWS
 
 
 def init(key):
@@ -87,22 +89,21 @@ def update(optimizer, params, state, tokens, advantages):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    options = parser.parse_args()
-    params, optimizer, seconds = init(jax.random.key(0)), optax.adamw(1e-4), []
-    state = optimizer.init(params)
-    for step in range(options.steps + w.WARM_UP):
+    params, optimizer, seconds, tokens = init(jax.random.key(0)), optax.adamw(1e-4), [], 0
+    first, state = jax.device_get(params), optimizer.init(params)
+    steps = OPTIONS.steps + w.WARM_UP
+    for step in range(steps):
         start = time.perf_counter()
-        prompts = jnp.repeat(jnp.array(w.prompts(step)), w.SAMPLES, 0)
+        prompts = jnp.repeat(jnp.array(w.prompts(step, SHAPE)), w.SAMPLES, 0)
         sampled = sample(params, prompts, jax.random.key(step))
-        rewards = jnp.array([w.reward(row) for row in sampled.tolist()]).reshape(w.PROMPTS, w.SAMPLES)
+        rewards = jnp.array([w.reward(row, SHAPE) for row in sampled.tolist()]).reshape(w.PROMPTS, w.SAMPLES)
         advantages = ((rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-4)).reshape(B, 1)
         params, state = update(optimizer, params, state, jnp.concatenate([prompts, sampled], 1), advantages)
         jax.block_until_ready(params)
         seconds.append(time.perf_counter() - start)
-    w.report("naive", f"jax {jax.__version__}", options.dtype, seconds)
+        tokens += sampled.size
+    moved = max(float(abs(a - b).max()) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(first)))
+    w.report("naive", f"jax {jax.__version__}", OPTIONS, seconds, {"tokens": tokens, "updates": steps, "moved": moved})
 
 
 if __name__ == "__main__":

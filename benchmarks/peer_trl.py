@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -18,9 +17,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM,
 from trl import GRPOConfig, GRPOTrainer
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Words t0 ... t319, so that text and tokens are the same thing."""
-    vocabulary = {f"t{i}": i for i in range(w.SHAPE["vocab_size"])}
+def make_tokenizer(tokens: int) -> PreTrainedTokenizerFast:
+    """Words t0, t1, ..., so that text and tokens are the same thing."""
+    vocabulary = {f"t{i}": i for i in range(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="t0", eos_token="t1", unk_token="t0")
@@ -40,19 +39,19 @@ class Clock(TrainerCallback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    options = parser.parse_args()
+    options = w.arguments(__doc__)
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count() or 1)
-    model = Qwen2ForCausalLM(Qwen2Config(**w.SHAPE)).to(getattr(torch, options.dtype))
-    steps = options.steps + w.WARM_UP
-    rows = [" ".join(f"t{t}" for t in prompt) for step in range(steps) for prompt in w.prompts(step)]
-    tokenizer, clock = make_tokenizer(), Clock()
+    model = Qwen2ForCausalLM(Qwen2Config(**options.shape)).to(getattr(torch, options.dtype))
+    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    steps, tokens = options.steps + w.WARM_UP, [0]
+    rows = options.rows or w.ROWS
+    texts = [" ".join(f"t{t}" for t in prompt) for step in range(steps) for prompt in w.prompts(step, options.shape)]
+    tokenizer, clock = make_tokenizer(options.shape["vocab_size"]), Clock()
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=w.PROMPTS * w.SAMPLES,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=w.ROWS // rows,
         num_generations=w.SAMPLES,
         max_completion_length=w.NEW_TOKENS,
         generation_kwargs={"min_new_tokens": w.NEW_TOKENS},
@@ -69,16 +68,23 @@ def main() -> None:
         disable_tqdm=True,
         use_cpu=True,
     )
+
+    def reward(completion_ids: list[list[int]], **_: object) -> list[float]:
+        tokens[0] += sum(map(len, completion_ids))
+        return [w.reward(ids, options.shape) for ids in completion_ids]
+
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=lambda completion_ids, **_: [w.reward(ids) for ids in completion_ids],
+        reward_funcs=reward,
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": rows}),
+        train_dataset=Dataset.from_dict({"prompt": texts}),
         callbacks=[clock],
     )
     trainer.train()
-    w.report("trl", f"trl {trl.__version__}, torch {torch.__version__}", options.dtype, clock.seconds)
+    moved = max(float((p.detach() - first[name]).abs().max()) for name, p in model.named_parameters())
+    work = {"tokens": tokens[0], "updates": trainer.state.global_step, "moved": moved}
+    w.report("trl", f"trl {trl.__version__}, torch {torch.__version__}", options, clock.seconds, work)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -21,11 +20,11 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 
-NEVER = w.SHAPE["vocab_size"] - 1  # an end token that stays unlikely: completions are cut at the full length
+NEVER = 1_000_000  # an end token that the model does not have: completions are cut at the full length
 
 
 class Words:
-    """A tokenizer of the words t0 ... t319."""
+    """A tokenizer of the words t0, t1, ...."""
 
     def encode(self, text: str, **_: object) -> list[int]:
         return [int(word[1:]) for word in text.split()]
@@ -44,19 +43,17 @@ class Words:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    options = parser.parse_args()
-    dtype = jnp.dtype(options.dtype)
+    options = w.arguments(__doc__)
+    dtype, shape = jnp.dtype(options.dtype), options.shape
+    micro_batch = max(1, (options.rows or w.ROWS) // w.SAMPLES)  # in prompts
     config = qwen2.ModelConfig(
-        num_layers=w.SHAPE["num_hidden_layers"],
-        vocab_size=w.SHAPE["vocab_size"],
-        embed_dim=w.SHAPE["hidden_size"],
-        hidden_dim=w.SHAPE["intermediate_size"],
-        num_heads=w.SHAPE["num_attention_heads"],
-        head_dim=w.SHAPE["hidden_size"] // w.SHAPE["num_attention_heads"],
-        num_kv_heads=w.SHAPE["num_key_value_heads"],
+        num_layers=shape["num_hidden_layers"],
+        vocab_size=shape["vocab_size"],
+        embed_dim=shape["hidden_size"],
+        hidden_dim=shape["intermediate_size"],
+        num_heads=shape["num_attention_heads"],
+        head_dim=shape["hidden_size"] // shape["num_attention_heads"],
+        num_kv_heads=shape["num_key_value_heads"],
         rope_theta=10_000,
         norm_eps=1e-6,
         use_tied_embedding=True,
@@ -66,14 +63,21 @@ def main() -> None:
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with mesh:
         actor = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
-    steps, seconds, clock = options.steps + w.WARM_UP, [], [time.perf_counter()]
+    # Its own random embedding has std 1: the model repeats its prompt's last token, all rewards of a group are equal
+    # and the gradient is 0. Like the other peers' weights, 0.02.
+    embedding = actor.embedder.input_embedding
+    embedding[...] = 0.02 * jax.random.normal(jax.random.key(1), embedding.shape, dtype)
+    first = jax.tree.map(np.array, nnx.state(actor, nnx.Param))  # copies: the trainer updates in place
+    steps, seconds, clock, tokens = options.steps + w.WARM_UP, [], [time.perf_counter()], [0]
 
     def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-        return [w.reward([int(t[1:]) for t in c.split()]) for c in completions]
+        ids = [[int(t[1:]) for t in c.split()] for c in completions]
+        tokens[0] += sum(map(len, ids))
+        return [w.reward(row, shape) for row in ids]
 
     def batches():
         for step in range(steps):
-            yield {"prompts": np.array([" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step)])}
+            yield {"prompts": np.array([" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step, shape)])}
             now = time.perf_counter()  # asked for the next batch: this step is done
             seconds.append(now - clock[0])
             clock[0] = now
@@ -91,16 +95,15 @@ def main() -> None:
                 eval_every_n_steps=10_000,
                 max_steps=steps,
                 mini_batch_size=w.PROMPTS,
-                train_micro_batch_size=w.PROMPTS,
+                train_micro_batch_size=micro_batch,
                 checkpoint_root_directory=None,
                 max_inflight_computations=1,
             ),
             rollout_config=base_rollout.RolloutConfig(
                 max_tokens_to_generate=w.NEW_TOKENS,
                 max_prompt_length=w.PROMPT_LENGTH,
-                kv_cache_size=32
-                + w.NEW_TOKENS
-                + 1,  # its sampler pads prompts to a power of two and wants one to spare
+                # Its sampler pads prompts to a power of two and wants one token to spare.
+                kv_cache_size=32 + w.NEW_TOKENS + 1,
                 temperature=1.0,
                 top_p=1.0,
                 eos_tokens=[NEVER],
@@ -116,7 +119,14 @@ def main() -> None:
     with mesh:
         learner.train(batches())
     name = f"tunix {version('google-tunix')}, jax {jax.__version__}"
-    w.report("tunix", name, options.dtype, seconds)
+    last = jax.device_get(nnx.state(cluster.actor_trainer.model, nnx.Param))
+    changes = jax.tree.map(lambda a, b: float(np.abs(np.float32(a) - np.float32(b)).max()), first, last)
+    work = {
+        "tokens": tokens[0],
+        "updates": cluster.actor_trainer.train_steps,
+        "moved": max(jax.tree.leaves(changes)),
+    }
+    w.report("tunix", name, options, seconds, work)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl.algorithms import LossMetrics, combine, summarize
 from jaxrl.batch import Batch
@@ -126,10 +127,9 @@ class Learner:
         before = TrainState(trained, state.opt_state)
         (trained, opt_state), norm, _ = self.apply_program(before)(before, gradient)
         state = TrainState(join_params(trained, frozen), opt_state)
-        total = metrics[0]
-        for measured in metrics[1:]:
-            total = combine(total, measured)
-        host = jax.device_get({**summarize(total), "loss": sum(values), "grad_norm": norm})
+        # Added up on the host: on the device each sum of two scalars would be a program and a dispatch of its own.
+        values, metrics, norm = jax.device_get((values, metrics, norm))
+        host = summarize(reduce(combine, metrics)) | {"loss": sum(values), "grad_norm": norm}
         return state, {name: float(value) for name, value in host.items()}
 
     def apply_program(self, trained: TrainState) -> Callable[..., tuple[TrainState, jax.Array, Params]]:

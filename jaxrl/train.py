@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrl.ahead import Draw, SamplingAhead
@@ -208,6 +209,7 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     """Steps done + 1 .. stage.end, or fewer if a stop is requested; the parameters after them."""
     config, policy = t.config, t.policy
     optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start, config.seed)
+    schedule = jax.jit(schedule)  # one program, not one for each of its operations
     learner = Learner(
         policy.graphdef,
         sft_loss if stage.name == "sft" else partial(policy_gradient_loss, config=config.grpo.loss),

@@ -86,7 +86,12 @@ def join_params(trained: Params, frozen: Params) -> Params:
 def copy_trained(params: Params) -> Params:
     """Parameters that the next update will not use up: the trained ones copied, the frozen ones shared."""
     trained, frozen = split_params(params)
-    return join_params(jax.tree.map(lambda x: x.copy(), trained), frozen)
+    return join_params(_copied(trained), frozen)
+
+
+@jax.jit  # one program, not one for each shape
+def _copied(params: Params) -> Params:
+    return jax.tree.map(jnp.copy, params)
 
 
 def merged_parameters(params: Params, config: ModelConfig) -> Iterator[tuple[tuple[Any, ...], jax.Array]]:

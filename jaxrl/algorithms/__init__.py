@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 
 class LossMetrics(NamedTuple):
@@ -21,12 +21,12 @@ class LossMetrics(NamedTuple):
 
 
 def combine(a: LossMetrics, b: LossMetrics) -> LossMetrics:
-    """The metrics of two microbatches together."""
-    return LossMetrics(jax.tree.map(jnp.add, a.sums, b.sums), jax.tree.map(jnp.maximum, a.maxima, b.maxima))
+    """The metrics of two microbatches together, on the host."""
+    return LossMetrics(jax.tree.map(np.add, a.sums, b.sums), jax.tree.map(np.maximum, a.maxima, b.maxima))
 
 
 def summarize(metrics: LossMetrics) -> dict[str, jax.Array]:
-    """Means over the sampled tokens (0 if there are none), the maxima, and the number of tokens."""
+    """Means over the sampled tokens (0 if there are none), the maxima, and the number of tokens, on the host."""
     tokens = metrics.sums["tokens"]
-    means = {name: value / jnp.maximum(tokens, 1) for name, value in metrics.sums.items()}
+    means = {name: value / np.maximum(tokens, 1) for name, value in metrics.sums.items()}
     return means | metrics.maxima | {"tokens": tokens}
