@@ -12,6 +12,7 @@ Axes: B slots, N new tokens, P prompts of a prefill, T their padded length, V vo
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from models.decoder import Compute
 from rollouts.engine import Completion, SamplingParams, check_prompt
@@ -37,6 +39,7 @@ class _Request:
     key: np.ndarray  # u32[2]
     done: asyncio.Future[Completion]
     cached: int = 0  # tokens of the prompt that the slot had already
+    count: int = 0  # tokens sampled so far
 
 
 class _Kept(NamedTuple):
@@ -51,12 +54,13 @@ class JaxEngine:
 
     Args:
         graphdef: of the Decoder (`nnx.split(decoder)[0]`).
-        params: its parameters, shared with the caller, not copied.
+        params: its parameters, shared with the caller where they are sampled from as they are (see Serving.load).
         slots: rows decoded together.
         max_length: tokens of a prompt and its completion together, at most.
         max_new_tokens: the most that a request may ask for.
         tokenizer: anything with `decode(tokens) -> str`; needed for stop strings only.
         unroll: unroll the layers of the decoding step: faster on CPU, compile time grows with the layers.
+        mesh: slots are cut over its data and fsdp axes (and rounded up to a multiple of them), kv heads over tensor.
     """
 
     def __init__(
@@ -69,15 +73,16 @@ class JaxEngine:
         max_new_tokens: int | None = None,
         dtype: jnp.dtype = jnp.dtype(jnp.float32),
         unroll: bool = True,
+        mesh: Mesh | None = None,
         prefill_rows: int = 8,
         tokenizer: Any = None,
         version: int = 0,
     ):
-        self.slots, self.max_length, self.prefill_rows = slots, max_length, prefill_rows
-        self.max_new_tokens = min(max_new_tokens or max_length, max_length)
+        self.max_length, self.max_new_tokens = max_length, min(max_new_tokens or max_length, max_length)
         self.tokenizer = tokenizer
         sizes = Sizes(slots, max_length, self.max_new_tokens, prefill_rows)
-        self.programs = make_programs(graphdef, params, Compute(dtype, unroll=unroll), sizes)
+        self.programs = make_programs(graphdef, params, Compute(dtype, unroll=unroll, mesh=mesh), sizes)
+        self.slots, self.prefill_rows = self.programs.sizes.slots, self.programs.sizes.prefill_rows
         self.vocab_size = self.programs.config.vocab_size
         self._weights, self.version = self.programs.load(params), version
         self._state = self.programs.empty_state()
@@ -161,7 +166,13 @@ class JaxEngine:
         # With requests waiting, a quarter of the slots is worth a refill; else go on to the end.
         spare = len(running) - max(1, self.slots // 4) if self._waiting else 0
         filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
-        self._state = self.programs.decode(self._weights, self._state, steps, max(spare, 0), filtered=filtered)
+        # Only the part of the cache that is in use is read: decoding stops where the longest row comes to its end.
+        longest = max(len(r.prompt) + r.count for r in running)
+        parts = bisect_left(self.programs.lengths, longest) + 1
+        steps = min(steps, self.programs.lengths[parts - 1] - longest + 1)
+        self._state = self.programs.decode(
+            self._weights, self._state, steps, max(spare, 0), filtered=filtered, parts=parts
+        )
         jax.block_until_ready(self._state.rows.count)
 
     def _admit(self) -> None:
@@ -236,6 +247,8 @@ class JaxEngine:
     def _deliver(self) -> None:
         """Completes the requests whose rows are finished."""
         counts, active = jax.device_get((self._state.rows.count, self._state.rows.active))
+        for slot, request in self._running.items():
+            request.count = int(counts[slot])
         cut = self._stop_string_cuts(counts)
         given_up = [slot for slot, request in self._running.items() if request.done.done()]
         finished = [slot for slot in self._running if not active[slot] or slot in cut or slot in given_up]

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from jaxrl import cost
+from models.cache import make_cache
 from models.config import ModelConfig
-from models.decoder import Compute, Decoder, initialize, make_cache
+from models.decoder import Compute, Decoder, initialize
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 
 QWEN_1P5B = ModelConfig("qwen2", 151_936, 1536, 8960, 28, 12, 2, 128, 32_768, qkv_bias=True, tied_embeddings=True)

@@ -11,8 +11,9 @@ import torch
 from families import FAMILIES, reference
 from flax import nnx
 
+from models.cache import insert, make_cache
 from models.convert import hf_tensors, load_hf
-from models.decoder import Compute, Decoder, initialize, insert, make_cache
+from models.decoder import Compute, Decoder, initialize
 from models.vocabulary import token_logprobs
 
 T = 40
