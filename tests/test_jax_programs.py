@@ -152,16 +152,16 @@ def sampled(mesh, unroll):
         shards = engine._state.cache[0][0][0].sharding.shard_shape(engine._state.cache[0][0][0].shape)
         assert np.prod(shards) * 8 == engine._state.cache[0][0][0].size, shards
     return [c for turn in turns for group in turn for c in group]
-for unroll in (True, False):
-    expected = sampled(None, unroll)
-    for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)):
-        for ours, theirs in zip(sampled(make_mesh(*sizes), unroll), expected, strict=True):
-            np.testing.assert_array_equal(ours.tokens, theirs.tokens)
-            np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)
+expected = sampled(None, False)
+for sizes, unroll in (((8, 1, 1), False), ((1, 8, 1), False), ((2, 2, 2), True), ((1, 4, 2), False)):
+    for ours, theirs in zip(sampled(make_mesh(*sizes), unroll), expected, strict=True):
+        np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)
 print("same on all meshes")
 """
 
 
+@pytest.mark.slow
 def test_every_mesh_of_eight_devices_samples_the_same():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
