@@ -108,10 +108,6 @@ def over_rows_and_heads(
         return attend(q, k, v, positions, window, parts, l)
     rows, heads = partition(*k.shape[:2], mesh)
     new, part = PartitionSpec(rows, heads), PartitionSpec(*(() if l is None else (None,)), rows, heads)
-    return jax.shard_map(
-        attend,
-        mesh=mesh,
-        in_specs=(new, new, new, PartitionSpec(rows), PartitionSpec(), part, PartitionSpec()),
-        out_specs=(new, part),
-        check_vma=False,
-    )(q, k, v, positions, jnp.asarray(window), parts, l)
+    specs = new, new, new, PartitionSpec(rows), PartitionSpec(), part, PartitionSpec()
+    local = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=(new, part), check_vma=False)
+    return local(q, k, v, positions, jnp.asarray(window), parts, l)

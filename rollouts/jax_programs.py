@@ -343,7 +343,7 @@ def _decode(
 
 
 def _logits(hidden: jax.Array, unembedding: jax.Array, compute: Compute) -> jax.Array:
-    """f32[B, V] of hidden [B, D]. Each device multiplies by its part of the vocabulary, then gets whole rows to draw."""
+    """f32[B, V] of hidden [B, D]: each device multiplies by its part of the vocabulary, then gets whole rows."""
     mesh, (B, V) = compute.mesh, (hidden.shape[0], unembedding.shape[0])
     if mesh is None or mesh.size == 1:
         return jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=jnp.float32)
