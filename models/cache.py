@@ -6,6 +6,7 @@ Axes: B rows, T tokens of this call, s tokens of a part of the cache, K kv heads
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,23 +61,24 @@ def write(
     return tuple(written)
 
 
-def insert(cache: Cache, rows: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
-    """The cache with `prefill`'s keys and values [L, b, T, K, Dh] as the first T tokens of `rows` i32[b].
+def insert(cache: Cache, fresh: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
+    """The cache with `prefill`'s keys and values [L, B, T, K, Dh] as the first T tokens of the `fresh` rows bool[B].
 
-    Row numbers outside of the cache are dropped.
+    A choice row by row, not a scatter, so that nothing travels where rows are on several devices.
     """
     k, v = k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4)
-    stacked = cache[0][0][0].ndim == 5
+    stacked, chosen = cache[0][0][0].ndim == 5, fresh[:, None, None, None]
     layers = []
     for l, parts in enumerate(cache):
         written, start = [], 0
+        k_new, v_new = (k, v) if stacked else (k[l], v[l])
         for k_part, v_part in parts:
-            end = min(start + k_part.shape[-1], k.shape[-1])
-            if end > start:
-                at = (slice(None), rows) if stacked else (rows,)
-                k_new, v_new = (k, v) if stacked else (k[l], v[l])
-                k_part = k_part.at[*at, :, :, : end - start].set(k_new[..., start:end], mode="drop")
-                v_part = v_part.at[*at, :, : end - start].set(v_new[..., start:end, :], mode="drop")
+            n = min(start + k_part.shape[-1], k.shape[-1]) - start
+            if n > 0:
+                k_old, v_old = k_part[..., :n], v_part[..., :n, :]
+                k_first = jnp.where(chosen, k_new[..., start : start + n].astype(k_part.dtype), k_old)
+                v_first = jnp.where(chosen, v_new[..., start : start + n, :].astype(v_part.dtype), v_old)
+                k_part, v_part = k_part.at[..., :n].set(k_first), v_part.at[..., :n, :].set(v_first)
             written.append((k_part, v_part))
             start += k_part.shape[-1]
         layers.append(tuple(written))
@@ -90,7 +92,7 @@ def partition(rows: int, kv_heads: int, mesh: Mesh) -> tuple[tuple[str, ...] | N
 
 
 def over_rows_and_heads(
-    attend: Callable,
+    attend: Callable[..., Any],
     mesh: Mesh | None,
     q: jax.Array,  # [B, H, Dh]
     k: jax.Array,  # [B, K, Dh]
@@ -106,8 +108,8 @@ def over_rows_and_heads(
     """
     if mesh is None or mesh.size == 1:
         return attend(q, k, v, positions, window, parts, l)
-    rows, heads = partition(*k.shape[:2], mesh)
+    rows, heads = partition(k.shape[0], k.shape[1], mesh)
     new, part = PartitionSpec(rows, heads), PartitionSpec(*(() if l is None else (None,)), rows, heads)
     specs = new, new, new, PartitionSpec(rows), PartitionSpec(), part, PartitionSpec()
-    local = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=(new, part), check_vma=False)
+    local: Any = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=(new, part), check_vma=False)
     return local(q, k, v, positions, jnp.asarray(window), parts, l)

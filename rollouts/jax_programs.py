@@ -271,8 +271,7 @@ def _prefill(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segments = (positions < lengths[:, None]).astype(jnp.int32)
     _, k, v = model.prefill(tokens, positions, segments, compute)
-    B = fresh.shape[0]
-    cache = insert(state.cache, jnp.where(fresh, jnp.arange(B), B), k[:, source], v[:, source])
+    cache = insert(state.cache, fresh, k[:, source], v[:, source])
     return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
 
 
