@@ -198,6 +198,7 @@ def make_engine(
         max_new_tokens=rollout.max_new_tokens,
         dtype=policy.compute.dtype,
         unroll=policy.compute.unroll,
+        mesh=policy.mesh,
         tokenizer=policy.tokenizer,
     )
 

@@ -7,7 +7,8 @@ are kv heads repeated: queries are grouped by the kv head that they share (Ainsl
 from __future__ import annotations
 
 import warnings
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache, partial, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -269,16 +270,28 @@ def cudnn_attention(
 
 def decode_attention(
     q: jax.Array,  # [B, H, Dh], one query a row
-    k_cache: jax.Array,  # [B, K, Dh, S]: keys transposed, so that scores are sums over a strided axis
-    v_cache: jax.Array,  # [B, K, S, Dh]
-    positions: jax.Array,  # i32[B], of the queries; the key at [b, :, :, s] has position s
+    parts: Sequence[tuple[jax.Array, jax.Array]],  # keys [B, K, Dh, s] and values [B, K, s, Dh] of each part in turn
+    positions: jax.Array,  # i32[B], of the queries; the keys of a row have positions 0, 1, 2, ..
     window: jax.Array | int,  # scalar; 0: no limit
 ) -> jax.Array:  # [B, H, Dh]
-    """Attention of one new token a row over the cache up to its own position."""
-    (B, H, Dh), (K, S) = q.shape, v_cache.shape[1:3]
-    scores = jnp.einsum("bkgd,bkds->bkgs", q.reshape(B, K, H // K, Dh), k_cache, preferred_element_type=jnp.float32)
-    distance = positions[:, None] - jnp.arange(S)
-    mask = (distance >= 0) & ((window == 0) | (distance < window))
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores * Dh**-0.5, _MASKED), axis=-1)
-    mixed = jnp.einsum("bkgs,bksd->bkgd", weights.astype(v_cache.dtype), v_cache, preferred_element_type=jnp.float32)
-    return mixed.astype(q.dtype).reshape(B, H, Dh)
+    """Attention of one new token a row over the cache up to its own position.
+
+    Parts after a row's position add exactly nothing to it, and parts are summed in order: what a row gets does not
+    depend on how many of them are given. Keys are transposed, so that scores are sums over a strided axis.
+    """
+    (B, H, Dh), K, start = q.shape, parts[0][0].shape[1], 0
+    q, scores = q.reshape(B, K, H // K, Dh), []
+    for k, _ in parts:
+        part = jnp.einsum("bkgd,bkds->bkgs", q, k, preferred_element_type=jnp.float32)
+        distance = positions[:, None] - jnp.arange(start, start + k.shape[-1])
+        mask = (distance >= 0) & ((window == 0) | (distance < window))
+        scores.append(jnp.where(mask[:, None, None], part * Dh**-0.5, _MASKED))
+        start += k.shape[-1]
+    highest = reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in scores])
+    weights = [jnp.exp(part - highest) for part in scores]
+    total = reduce(jnp.add, [jnp.sum(part, axis=-1, keepdims=True) for part in weights])
+    mixed = [
+        jnp.einsum("bkgs,bksd->bkgd", part.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        for part, (_, v) in zip(weights, parts)
+    ]
+    return (reduce(jnp.add, mixed) / total).astype(q.dtype).reshape(B, H, Dh)

@@ -16,16 +16,12 @@ from jax.ad_checkpoint import checkpoint_policies
 from jax.sharding import Mesh, NamedSharding
 
 from models.attention import attention, decode_attention, kernel_of, masked_attention
+from models.cache import Cache, over_rows_and_heads, write
 from models.config import Llama3RopeScaling, ModelConfig
 from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters
 from models.matmul import WeightSharding, project
 from models.sharding import LOGICAL_TO_MESH, SERVING, activations, constrain, partition_spec
 from models.vocabulary import embed
-
-# Keys [B, K, Dh, S] and values [B, K, S, Dh] of the tokens so far, the token at position p of row b at s = p: a pair
-# for each layer where the layers are unrolled, or one pair with a leading [L] where they are scanned.
-Cache = tuple[tuple[jax.Array, ...], ...]
-
 
 # What the backward pass finds: all that it needs, the matmuls' results, or the layers' inputs alone.
 REMAT = {
@@ -229,14 +225,27 @@ class Decoder(nnx.Module):
         cache: Cache,
         layers: list[Block] | None = None,  # from `unstack`: unrolled; None: scanned
         compute: Compute = Compute(),
+        parts: int | None = None,  # of the cache that are read and written; None: all
     ) -> tuple[jax.Array, Cache]:  # hidden [B, D] after the final norm
-        """One step of decoding: the new tokens' keys and values go into the cache at their positions."""
+        """One step of decoding: the new tokens' keys and values go into the cache at their positions.
 
-        def attend(q, k_cache, v_cache, window):
-            return decode_attention(q[:, 0], k_cache, v_cache, positions, window)[:, None]
+        A row whose position is after the first `parts` gets a meaningless result, and nothing is written for it.
+        """
 
-        place = (jnp.arange(tokens.shape[0]), positions)
-        hidden, cache = self._with_cache(tokens[:, None], positions[:, None], place, attend, cache, layers, compute)
+        def attend(q, k, v, positions, window, used, l):
+            place = jnp.arange(q.shape[0]), positions
+            used = write(used, *place, k, v, l)
+            seen = used if l is None else tuple((k[l], v[l]) for k, v in used)
+            return decode_attention(q, seen, positions, window), used
+
+        def layer(q, k, v, window, layer_parts, l):
+            used, rest = layer_parts[:parts], layer_parts[parts:] if parts else ()
+            mixed, used = over_rows_and_heads(
+                attend, compute.mesh, q[:, 0], k[:, 0], v[:, 0], positions, window, used, l
+            )
+            return mixed[:, None], used + rest
+
+        hidden, cache = self._with_cache(tokens[:, None], positions[:, None], layer, cache, layers, compute)
         return hidden[:, 0], cache
 
     def extend(
@@ -249,90 +258,55 @@ class Decoder(nnx.Module):
         compute: Compute = Compute(),
     ) -> tuple[jax.Array, Cache]:  # hidden [b, T, D] after the final norm
         """Many new tokens of some rows at once, after those that the cache has of them."""
-        S = cache[0][0].shape[-1]
+        S = sum(k.shape[-1] for k, _ in cache[0])
         distance = positions[:, :, None] - jnp.arange(S)
 
-        def attend(q, k_cache, v_cache, window):
-            k, v = k_cache[rows].transpose(0, 3, 1, 2), v_cache[rows].transpose(0, 2, 1, 3)
-            return masked_attention(q, k, v, (distance >= 0) & ((window == 0) | (distance < window)))
+        def layer(q, k, v, window, layer_parts, l):
+            layer_parts = write(layer_parts, rows[:, None], positions, k, v, l)
+            index = rows if l is None else (l, rows)
+            keys = jnp.concatenate([k[index].transpose(0, 3, 1, 2) for k, _ in layer_parts], axis=1)
+            values = jnp.concatenate([v[index].transpose(0, 2, 1, 3) for _, v in layer_parts], axis=1)
+            mask = (distance >= 0) & ((window == 0) | (distance < window))
+            return masked_attention(q, keys, values, mask), layer_parts
 
-        place = (rows[:, None], positions)
-        return self._with_cache(tokens, positions, place, attend, cache, layers, compute)
+        return self._with_cache(tokens, positions, layer, cache, layers, compute)
 
-    def _with_cache(self, tokens, positions, place, attend, cache, layers, compute) -> tuple[jax.Array, Cache]:
-        """The forward pass that reads and writes the cache: at `place` (rows, positions), broadcast over [b, T]."""
-        config, (rows, columns) = self.config, place
-        rotation = rotary(positions, config)
+    def _with_cache(self, tokens, positions, attend, cache, layers, compute) -> tuple[jax.Array, Cache]:
+        """The forward pass through `attend(q, k, v, window, parts of the cache, layer in them) -> mixed, parts`."""
+        config, rotation = self.config, rotary(positions, self.config)
         windows = config.windows or (0,) * config.num_layers
         x = self._embed(tokens, compute)
 
-        def layer(block, x, window, write):
-            def attend_and_write(q, k, v):
-                new = (k[:, 0], v[:, 0]) if columns.ndim == 1 else (k, v)
-                return attend(q, *write(*new), window)
+        def layer(block, x, window, parts, l):
+            def attend_and_keep(q, k, v):
+                nonlocal parts
+                mixed, parts = attend(q, k, v, window, parts, l)
+                return mixed
 
-            return block(x, rotation, attend_and_write, compute)
+            return block(x, rotation, attend_and_keep, compute), parts
 
         if layers is not None:
-            caches = list(cache)
-            for l, block in enumerate(layers):
-
-                def write(k, v, l=l):
-                    k_layer, v_layer = caches[l]
-                    caches[l] = k_layer.at[rows, :, :, columns].set(k), v_layer.at[rows, :, columns].set(v)
-                    return caches[l]
-
-                x = layer(block, x, windows[l], write)
-            return rms_norm(x, self.final_norm[...], config.norm_epsilon), tuple(caches)
+            kept = []
+            for block, window, parts in zip(layers, windows, cache):
+                x, parts = layer(block, x, window, parts, None)
+                kept.append(parts)
+            return rms_norm(x, self.final_norm[...], config.norm_epsilon), tuple(kept)
 
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(carry, inputs):
-            x, k_all, v_all = carry
             params, window, l = inputs
-
-            def write(k, v):
-                nonlocal k_all, v_all
-                k_all, v_all = k_all.at[l, rows, :, :, columns].set(k), v_all.at[l, rows, :, columns].set(v)
-                return k_all[l], v_all[l]
-
-            x = layer(nnx.merge(graphdef, params), x, window, write)
-            return (x, k_all, v_all), None
+            return layer(nnx.merge(graphdef, params), carry[0], window, carry[1], l), None
 
         inputs = (stacked, jnp.array(windows, jnp.int32), jnp.arange(config.num_layers))
-        (x, *kv), _ = jax.lax.scan(body, (x, *cache[0]), inputs)
-        return rms_norm(x, self.final_norm[...], config.norm_epsilon), (tuple(kv),)
+        (x, parts), _ = jax.lax.scan(body, (x, cache[0]), inputs)
+        return rms_norm(x, self.final_norm[...], config.norm_epsilon), (parts,)
 
     def unstack(self) -> list[Block]:
         """One Block a layer, for `decode` to unroll; make it outside of the decoding loop."""
         graphdef, stacked = nnx.split(self.blocks)
         slices = [jax.tree.map(lambda p, l=l: p[l], stacked) for l in range(self.config.num_layers)]
         return [nnx.merge(graphdef, layer) for layer in slices]
-
-
-def make_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype, unrolled: bool) -> Cache:
-    """An empty cache for `rows` rows of at most `length` tokens."""
-    K, Dh = config.num_kv_heads, config.head_dim
-    layers, lead = (config.num_layers, ()) if unrolled else (1, (config.num_layers,))
-    k_shape, v_shape = (*lead, rows, K, Dh, length), (*lead, rows, K, length, Dh)
-    return tuple((jnp.zeros(k_shape, dtype), jnp.zeros(v_shape, dtype)) for _ in range(layers))
-
-
-def insert(cache: Cache, rows: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
-    """The cache with `prefill`'s keys and values [L, b, T, K, Dh] as the first T tokens of `rows` i32[b].
-
-    Row numbers outside of the cache are dropped.
-    """
-    T = k.shape[2]
-    k, v = k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4)
-    if cache[0][0].ndim == 5:
-        ((k_all, v_all),) = cache
-        k_all = k_all.at[:, rows, :, :, :T].set(k, mode="drop")
-        return ((k_all, v_all.at[:, rows, :, :T].set(v, mode="drop")),)
-    return tuple(
-        (k_layer.at[rows, :, :, :T].set(k[l], mode="drop"), v_layer.at[rows, :, :T].set(v[l], mode="drop"))
-        for l, (k_layer, v_layer) in enumerate(cache)
-    )
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:

@@ -12,45 +12,22 @@ Axes: B slots, N new tokens, P prompts of a prefill, T their padded length, V vo
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import defaultdict, deque
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from models.decoder import Cache, Compute, Decoder, insert, make_cache
+from models.decoder import Compute
 from rollouts.engine import Completion, SamplingParams, check_prompt
-from rollouts.sampling import sample_tokens
+from rollouts.jax_programs import MAX_STOP_TOKENS, Rows, Sizes, make_programs
 
-MAX_STOP_TOKENS = 8
 LOOK_STEPS = 8  # decoding steps between two looks of the host, for stop strings and for turns that have ended
-
-
-class Rows(NamedTuple):
-    """What each slot is doing."""
-
-    token: jax.Array  # i32[B], to be fed next
-    position: jax.Array  # i32[B], of that token
-    active: jax.Array  # bool[B]
-    count: jax.Array  # i32[B], tokens sampled so far
-    limit: jax.Array  # i32[B], max_new_tokens
-    stop_tokens: jax.Array  # i32[B, MAX_STOP_TOKENS], padded with -1
-    key: jax.Array  # u32[B, 2]
-    temperature: jax.Array  # f32[B]
-    top_p: jax.Array  # f32[B]
-    top_k: jax.Array  # i32[B]
-    min_p: jax.Array  # f32[B]
-
-
-class State(NamedTuple):
-    rows: Rows
-    cache: Cache
-    tokens: jax.Array  # i32[B, N], sampled
-    logprobs: jax.Array  # f32[B, N]
 
 
 @dataclass(eq=False)
@@ -62,6 +39,7 @@ class _Request:
     key: np.ndarray  # u32[2]
     done: asyncio.Future[Completion]
     cached: int = 0  # tokens of the prompt that the slot had already
+    count: int = 0  # tokens sampled so far
 
 
 class _Kept(NamedTuple):
@@ -76,12 +54,13 @@ class JaxEngine:
 
     Args:
         graphdef: of the Decoder (`nnx.split(decoder)[0]`).
-        params: its parameters, shared with the caller, not copied.
+        params: its parameters, shared with the caller where they are sampled from as they are (see Serving.load).
         slots: rows decoded together.
         max_length: tokens of a prompt and its completion together, at most.
         max_new_tokens: the most that a request may ask for.
         tokenizer: anything with `decode(tokens) -> str`; needed for stop strings only.
         unroll: unroll the layers of the decoding step: faster on CPU, compile time grows with the layers.
+        mesh: slots are cut over its data and fsdp axes (and rounded up to a multiple of them), kv heads over tensor.
     """
 
     def __init__(
@@ -94,21 +73,19 @@ class JaxEngine:
         max_new_tokens: int | None = None,
         dtype: jnp.dtype = jnp.dtype(jnp.float32),
         unroll: bool = True,
+        mesh: Mesh | None = None,
         prefill_rows: int = 8,
         tokenizer: Any = None,
         version: int = 0,
     ):
-        self.params, self.version = params, version
-        self.slots, self.max_length, self.prefill_rows = slots, max_length, prefill_rows
-        self.max_new_tokens = min(max_new_tokens or max_length, max_length)
+        self.max_length, self.max_new_tokens = max_length, min(max_new_tokens or max_length, max_length)
         self.tokenizer = tokenizer
-        model = jax.eval_shape(lambda p: nnx.merge(graphdef, p), params)
-        self.vocab_size = model.config.vocab_size
-        compute = Compute(dtype, unroll=unroll)
-        self._state = _empty_state(model.config, slots, max_length, self.max_new_tokens, compute)
-        self._prefill = jax.jit(partial(_prefill, graphdef, compute), donate_argnums=1)
-        self._extend = jax.jit(partial(_extend, graphdef, compute), donate_argnums=1)
-        self._decode = jax.jit(partial(_decode, graphdef, compute), donate_argnums=1, static_argnames="filtered")
+        sizes = Sizes(slots, max_length, self.max_new_tokens, prefill_rows)
+        self.programs = make_programs(graphdef, params, Compute(dtype, unroll=unroll, mesh=mesh), sizes)
+        self.slots, self.prefill_rows = self.programs.sizes.slots, self.programs.sizes.prefill_rows
+        self.vocab_size = self.programs.config.vocab_size
+        self._weights, self.version = self.programs.load(params), version
+        self._state = self.programs.empty_state()
         self._waiting: deque[_Request] = deque()
         self._running: dict[int, _Request] = {}  # by slot
         self._kept: dict[int, _Kept] = {}  # by sequence
@@ -119,7 +96,7 @@ class JaxEngine:
         """Samples from `params` from now on. Raises RuntimeError while requests are running."""
         if self._running:
             raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
-        self.params, self.version = params, version
+        self._weights, self.version = self.programs.load(params), version
         self._kept.clear()  # keys and values of other weights
 
     def release(self, sequence: int) -> None:
@@ -189,7 +166,13 @@ class JaxEngine:
         # With requests waiting, a quarter of the slots is worth a refill; else go on to the end.
         spare = len(running) - max(1, self.slots // 4) if self._waiting else 0
         filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
-        self._state = self._decode(self.params, self._state, steps, max(spare, 0), filtered=filtered)
+        # Only the part of the cache that is in use is read: decoding stops where the longest row comes to its end.
+        longest = max(len(r.prompt) + r.count for r in running)
+        parts = bisect_left(self.programs.lengths, longest) + 1
+        steps = min(steps, self.programs.lengths[parts - 1] - longest + 1)
+        self._state = self.programs.decode(
+            self._weights, self._state, steps, max(spare, 0), filtered=filtered, parts=parts
+        )
         jax.block_until_ready(self._state.rows.count)
 
     def _admit(self) -> None:
@@ -208,16 +191,16 @@ class JaxEngine:
         self._admit_continuing(continuing)
         free = self._free()
         while free and fresh:
-            bucket = self._bucket(len(fresh[0].prompt))
+            bucket = self.programs.bucket(len(fresh[0].prompt))
             prompts: dict[bytes, int] = {}
             taken: list[tuple[int, int, _Request]] = []  # slot, prompt, request
-            while free and fresh and self._bucket(len(fresh[0].prompt)) == bucket:
+            while free and fresh and self.programs.bucket(len(fresh[0].prompt)) == bucket:
                 name = fresh[0].prompt.tobytes()
                 if name not in prompts and len(prompts) == self.prefill_rows:
                     break
                 request = fresh.popleft()
                 taken.append((free.pop(0), prompts.setdefault(name, len(prompts)), request))
-            self._state = self._prefill(self.params, self._state, *self._prefill_inputs(bucket, taken))
+            self._state = self.programs.prefill(self._weights, self._state, *self._prefill_inputs(bucket, taken))
             self._running.update({slot: request for slot, _, request in taken})
         self._waiting.extendleft(reversed(fresh))
 
@@ -225,11 +208,11 @@ class JaxEngine:
         """Computes what is new of requests whose slots have the rest, some of like length at a time."""
         by_bucket: dict[int, list[tuple[_Request, _Kept]]] = defaultdict(list)
         for request, kept in requests:
-            by_bucket[self._bucket(len(request.prompt) - len(kept.known))].append((request, kept))
+            by_bucket[self.programs.bucket(len(request.prompt) - len(kept.known))].append((request, kept))
         for bucket, same in by_bucket.items():
             for first in range(0, len(same), self.prefill_rows):
                 inputs = self._extend_inputs(bucket, same[first : first + self.prefill_rows])
-                self._state = self._extend(self.params, self._state, *inputs)
+                self._state = self.programs.extend(self._weights, self._state, *inputs)
 
     def _extend_inputs(self, length: int, part: list[tuple[_Request, _Kept]]) -> tuple[Any, ...]:
         tokens = np.zeros((self.prefill_rows, length), np.int32)
@@ -244,10 +227,6 @@ class JaxEngine:
             _set_row(rows, slot, request)
             self._running[slot] = request
         return tokens, positions, slots, fresh, rows
-
-    def _bucket(self, tokens: int) -> int:
-        """Padded length of so many tokens: the next power of two, from 16, at most max_length."""
-        return min(max(16, 1 << (tokens - 1).bit_length()), self.max_length)
 
     def _no_rows(self) -> tuple[Rows, np.ndarray]:
         """Settings of all slots, to be filled in for the fresh ones bool[B]."""
@@ -268,6 +247,8 @@ class JaxEngine:
     def _deliver(self) -> None:
         """Completes the requests whose rows are finished."""
         counts, active = jax.device_get((self._state.rows.count, self._state.rows.active))
+        for slot, request in self._running.items():
+            request.count = int(counts[slot])
         cut = self._stop_string_cuts(counts)
         given_up = [slot for slot, request in self._running.items() if request.done.done()]
         finished = [slot for slot in self._running if not active[slot] or slot in cut or slot in given_up]
@@ -333,109 +314,3 @@ def _set_row(rows: Rows, slot: int, request: _Request) -> None:
 def _row_key(seed: int, index: int) -> np.ndarray:
     """u32[2]: a key for the index-th completion of a request."""
     return np.random.SeedSequence([seed, index]).generate_state(2)
-
-
-def _empty_state(config: Any, slots: int, max_length: int, max_new_tokens: int, compute: Compute) -> State:
-    def full(value: float, dtype: Any) -> jax.Array:
-        return jnp.full(slots, value, dtype)
-
-    rows = Rows(
-        token=full(0, jnp.int32), position=full(0, jnp.int32), active=full(False, jnp.bool_), count=full(0, jnp.int32),
-        limit=full(1, jnp.int32), stop_tokens=jnp.full((slots, MAX_STOP_TOKENS), -1, jnp.int32),
-        key=jnp.zeros((slots, 2), jnp.uint32), temperature=full(1, jnp.float32), top_p=full(1, jnp.float32),
-        top_k=full(0, jnp.int32), min_p=full(0, jnp.float32),
-    )  # fmt: skip
-    # XLA on CPU takes a whole bf16 cache to f32 and back to write one token.
-    cache_dtype = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else compute.dtype
-    cache = make_cache(config, slots, max_length, cache_dtype, compute.unroll)
-    shape = (slots, max_new_tokens)
-    return State(rows, cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-
-
-def _prefill(
-    graphdef: nnx.GraphDef,
-    compute: Compute,
-    params: Any,
-    state: State,
-    tokens: jax.Array,  # i32[P, T]
-    lengths: jax.Array,  # i32[P]
-    source: jax.Array,  # i32[B], the prompt of each fresh slot
-    fresh: jax.Array,  # bool[B]
-    rows: Rows,  # of the fresh slots; anything elsewhere
-) -> State:
-    """Puts the prompts' keys and values, and the rows' settings, into the fresh slots."""
-    model: Decoder = nnx.merge(graphdef, params)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    segments = (positions < lengths[:, None]).astype(jnp.int32)
-    _, k, v = model.prefill(tokens, positions, segments, compute)
-    B = fresh.shape[0]
-    cache = insert(state.cache, jnp.where(fresh, jnp.arange(B), B), k[:, source], v[:, source])
-    return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
-
-
-def _chosen(fresh: jax.Array, new: Rows, old: Rows) -> Rows:
-    choose = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
-    return jax.tree.map(choose, new, old)
-
-
-def _extend(
-    graphdef: nnx.GraphDef,
-    compute: Compute,
-    params: Any,
-    state: State,
-    tokens: jax.Array,  # i32[P, T], new tokens of P slots
-    positions: jax.Array,  # i32[P, T]
-    slots: jax.Array,  # i32[P]
-    fresh: jax.Array,  # bool[B], the same slots
-    rows: Rows,  # of the fresh slots; anything elsewhere
-) -> State:
-    """Adds keys and values of new tokens to what the slots have, and puts in the rows' settings."""
-    model: Decoder = nnx.merge(graphdef, params)
-    layers = model.unstack() if compute.unroll else None
-    _, cache = model.extend(tokens, positions, slots, state.cache, layers, compute)
-    return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
-
-
-def _decode(
-    graphdef: nnx.GraphDef,
-    compute: Compute,
-    params: Any,
-    state: State,
-    steps: jax.Array,  # i32, at most so many
-    spare: jax.Array,  # i32, go on while more rows than this are active
-    *,
-    filtered: bool,  # whether any row uses top-p, top-k or min-p
-) -> State:
-    """Decodes all rows together, on the device, until `steps` are done or only `spare` rows are active."""
-    params = jax.tree.map(lambda p: p.astype(compute.dtype), params)  # once, not in every step
-    model: Decoder = nnx.merge(graphdef, params)
-    layers = model.unstack() if compute.unroll else None
-    unembedding, index = model.unembedding(), jnp.arange(state.tokens.shape[0])
-
-    def step(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
-        done, (rows, cache, tokens, logprobs) = carry
-        hidden, cache = model.decode(rows.token, rows.position, cache, layers, compute)
-        logits = jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=jnp.float32)
-        keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key), rows.count)
-        token, logprob = sample_tokens(
-            logits, keys, rows.temperature, (rows.top_p, rows.top_k, rows.min_p) if filtered else None
-        )
-        slot = jnp.where(rows.active, rows.count, tokens.shape[1])  # an inactive row writes nowhere
-        tokens = tokens.at[index, slot].set(token, mode="drop")
-        logprobs = logprobs.at[index, slot].set(logprob, mode="drop")
-        advance = rows.active.astype(jnp.int32)
-        count = rows.count + advance
-        stopped = jnp.any(token[:, None] == rows.stop_tokens, axis=1) | (count >= rows.limit)
-        rows = rows._replace(
-            token=jnp.where(rows.active, token, rows.token),
-            position=rows.position + advance,
-            active=rows.active & ~stopped,
-            count=count,
-        )
-        return done + 1, State(rows, cache, tokens, logprobs)
-
-    def go_on(carry: tuple[jax.Array, State]) -> jax.Array:
-        done, state = carry
-        return (done < steps) & (jnp.sum(state.rows.active) > spare)
-
-    return jax.lax.while_loop(go_on, step, (jnp.int32(0), state))[1]

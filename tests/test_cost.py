@@ -10,8 +10,9 @@ from flax import nnx
 
 from jaxrl import cost
 from models.adapters import attach
+from models.cache import make_cache
 from models.config import LORA_TARGETS, Lora, ModelConfig
-from models.decoder import Compute, Decoder, initialize, make_cache
+from models.decoder import Compute, Decoder, initialize
 from models.lora import join_params, split_params
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 

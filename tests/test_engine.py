@@ -204,8 +204,8 @@ def test_a_run_compiles_a_handful_of_programs(policy):
     engine = JaxEngine(*policy, slots=4, max_length=64, max_new_tokens=8)
     for seed in range(3):
         generate(engine, prompts(10, seed=seed), SamplingParams(max_new_tokens=2 + seed, temperature=0.5 + seed))
-    assert engine._decode._cache_size() == 1
-    assert engine._prefill._cache_size() <= 2  # prompts of up to 16 and of up to 32 tokens
+    assert engine.programs.decode._cache_size() == 1
+    assert engine.programs.prefill._cache_size() <= 2  # prompts of up to 16 and of up to 32 tokens
 
 
 def test_weights_and_versions(policy):
