@@ -5,7 +5,7 @@ chip can send (half of the "bidirectional" figure: v5e 400, v5p 1200, v6e 800, T
 50 GB/s are in Jouppi et al., arXiv 2304.01433, table 4). The data center network is per chip there (v5p 50 Gb/s, TPU7x
 100 Gb/s) or per pod of 256 chips (v5e 6.4 Tb/s, v6e 25.6 Tb/s); v4 as v5e.
 NVIDIA: data sheets of A100 80GB SXM, H100 SXM, H200 SXM, HGX B200; dense bf16 (half of the figure with sparsity),
-NVLink's total halved for one direction, and the adapters of a DGX of eight (A100 8 x 200 Gb/s, the others 8 x 400 Gb/s).
+NVLink's total halved for one direction, and the adapters of a DGX of eight (A100 8 x 200 Gb/s, later 8 x 400 Gb/s).
 """
 
 from __future__ import annotations

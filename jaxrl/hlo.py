@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: the collectives that it runs, how often and with how many bytes, and its memory traffic.
+"""Reads a compiled program's text: its collectives, how often they run and with how many bytes, and memory traffic.
 
 XLA's own counts (cost_analysis) take the body of a loop once. Here everything is multiplied by the trips of the loops
 around it: known_trip_count where XLA wrote it down, or else the constant that the loop's counter is compared with.
@@ -255,15 +255,22 @@ def _traffic(computations: Computations, by_name: dict[str, Instruction], instru
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
         return 0.0
     operands = [by_name[o].result if o in by_name else () for o in instruction.operands]
-    written = float(_in_hbm(instruction.result))
+    result = instruction.result
+    if "output_to_operand_aliasing" in instruction.text:  # buffers of asynchronous collectives that pass through
+        kept = re.findall(r"\{(\d*)\}: \((\d+), \{\}", instruction.text)
+        results, passed = {int(out or 0) for out, _ in kept}, {int(operand) for _, operand in kept}
+        result = tuple(a for i, a in enumerate(result) if i not in results)
+        operands = [() if i in passed else arrays for i, arrays in enumerate(operands)]
+    written = float(_in_hbm(result))
     if instruction.opcode in ("dynamic-slice", "gather"):
         return 2 * written
     if instruction.opcode == "dynamic-update-slice":
         return 2.0 * _in_hbm(operands[1])
     if instruction.opcode != "fusion":
         return written + sum(map(_in_hbm, operands))
-    inside = [i for called in instruction.called for i in computations.get(called, ())]
-    read = sum(_read(inside, index, _in_hbm(arrays)) for index, arrays in enumerate(operands))
+    called = instruction.called[0] if instruction.called else ""
+    read = sum(_read(computations, called, index, _in_hbm(arrays)) for index, arrays in enumerate(operands))
+    inside = list(_nested(computations, called))
     inner = {i.name: i for i in inside}
     for i in inside:  # written in place
         if i.opcode == "dynamic-update-slice":
@@ -272,16 +279,33 @@ def _traffic(computations: Computations, by_name: dict[str, Instruction], instru
     return read + written
 
 
-def _read(inside: Sequence[Instruction], index: int, size: int) -> float:
-    """Bytes that a fusion reads of its operand `index`."""
+def _nested(computations: Computations, name: str) -> Iterator[Instruction]:
+    """The instructions of a fused computation, those of fusions within it included."""
+    for instruction in computations.get(name, ()):
+        yield instruction
+        if instruction.opcode == "fusion":
+            for called in instruction.called:
+                yield from _nested(computations, called)
+
+
+def _read(computations: Computations, name: str, index: int, size: int) -> float:
+    """Bytes that a fused computation reads of its parameter `index`, which has `size`."""
+    inside = computations.get(name, [])
     names = {i.name for i in inside if i.opcode == "parameter" and i.arguments == str(index)}
     names |= {i.name for i in inside if i.opcode == "bitcast" and i.operands[:1] and i.operands[0] in names}
-    uses = [i for i in inside if names & set(i.operands) and i.opcode != "bitcast"]
-    if uses and all(i.opcode in ("dynamic-slice", "gather") for i in uses):
-        return min(float(size), sum(_in_hbm(i.result, anywhere=True) for i in uses))
-    if uses and all(i.opcode == "dynamic-update-slice" and i.operands[0] in names for i in uses):
-        return 0.0
-    return float(size)
+    read = 0.0
+    for use in inside:
+        operands = use.operands
+        places = [k for k, operand in enumerate(operands) if operand in names]
+        if not places or use.opcode == "bitcast":
+            continue
+        if use.opcode in ("dynamic-slice", "gather"):
+            read += _in_hbm(use.result, anywhere=True)
+        elif use.opcode == "fusion" and use.called:
+            read += sum(_read(computations, use.called[0], k, size) for k in places)
+        elif use.opcode != "dynamic-update-slice" or places != [0]:
+            return float(size)
+    return min(float(size), read)
 
 
 def _in_hbm(arrays: Sequence[Array], anywhere: bool = False) -> int:

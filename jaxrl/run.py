@@ -23,13 +23,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxrl.auto_mesh import mesh_sizes
 from jaxrl.command_line import UserError
 from jaxrl.config import Config, PolicyConfig, RolloutConfig
 from jaxrl.files import write_beside
 from jaxrl.tasks import Task, load_task
 from jaxrl.tokenizer import load_tokenizer, train_tokenizer
 from models.config import ModelConfig, from_hf
-from models.convert import describe_hf, describe_model, load_model
+from models.convert import describe_hf, describe_model, find_model, load_model
 from models.decoder import Compute, Decoder, initialize
 from models.sharding import make_mesh, param_shardings
 from rollouts import environments
@@ -98,24 +99,31 @@ def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:
 def make_policy(config: Config, task: Task, folder: Path) -> Policy:
     """The policy at its start: weights read from config.model.path, or random by config.model.shape."""
     model, devices = config.model, jax.devices()
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     dtype = jnp.dtype(model.param_dtype)
-    name = model.compute_dtype
-    compute_dtype = ("float32" if devices[0].platform == "cpu" else "bfloat16") if name == "auto" else name
-    compute = Compute(
-        jnp.dtype(compute_dtype), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention
-    )
     if model.path:
-        model_config, graphdef, params = load_model(model.path, mesh, dtype)
+        source, model_config = find_model(model.path)
         tokenizer = make_tokenizer(model, task, folder)
     else:
-        tokenizer = make_tokenizer(model, task, folder)
-        model_config = _shape(model, len(tokenizer))
+        source, tokenizer = None, make_tokenizer(model, task, folder)
+        model_config = shape_of(model, len(tokenizer))
+    mesh = make_mesh(*mesh_sizes(config, model_config, devices), devices)
+    compute = make_compute(config, mesh)
+    if source is not None:
+        model_config, graphdef, params = load_model(source, mesh, dtype)
+    else:
         graphdef, params = random_params(model_config, config.seed, mesh, dtype)
     if len(tokenizer) > model_config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
     describe_model(model_config, folder / "model", Path(model.path) if model.path else None)
     return Policy(model_config, graphdef, params, tokenizer, compute, mesh)
+
+
+def make_compute(config: Config, mesh: Mesh) -> Compute:
+    """How the model computes on this mesh by config.model."""
+    model, name = config.model, config.model.compute_dtype
+    if name == "auto":
+        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return Compute(jnp.dtype(name), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention)
 
 
 def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tuple[nnx.GraphDef, Any]:
@@ -125,7 +133,8 @@ def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tup
     return graphdef, jax.jit(make, out_shardings=param_shardings(abstract, mesh))(jax.random.key(seed))
 
 
-def _shape(model: PolicyConfig, tokens: int) -> ModelConfig:
+def shape_of(model: PolicyConfig, tokens: int) -> ModelConfig:
+    """The architecture of config.model.shape, with a vocabulary of so many tokens where it says none."""
     fields = dataclasses.asdict(model.shape)
     fields["vocab_size"] = fields["vocab_size"] or -(-tokens // 16) * 16
     fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]

@@ -30,7 +30,7 @@ from jaxrl.algorithms.sft import sft_loss
 from jaxrl.batch import Batch, fill_behaviour, make_batch, sft_batch, token_counts
 from jaxrl.checkpoint import CheckpointError, Checkpoints
 from jaxrl.command_line import UserError, read_config
-from jaxrl.config import Config, OptimizerConfig
+from jaxrl.config import Config, OptimizerConfig, row_length
 from jaxrl.cost import device_peak, step_flops, update_flops
 from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
@@ -427,11 +427,6 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "turns/mean": sum(t.sampled for e in episodes for t in e.turns) / len(episodes),
         "calls/mean": len(calls) / len(episodes),
     } | {name: float(np.mean(values)) for name, values in some.items() if values}
-
-
-def row_length(config: Config) -> int:
-    """Tokens of a packed row."""
-    return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens
 
 
 def check_update(t: Trainer, metrics: dict[str, float], batch: Batch, step: int) -> None:

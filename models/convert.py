@@ -332,6 +332,15 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) ->
 
     Raises FileNotFoundError for a folder that does not exist or holds no model, and what `load_hf` raises.
     """
+    folder, config = find_model(path)
+    description, params = find_params(folder)
+    if description is None or params is None:
+        return load_hf(folder, mesh, dtype)
+    return config, *load_params(params, config, mesh, dtype)
+
+
+def find_model(path: str | Path) -> tuple[Path, ModelConfig]:
+    """The model's folder, fetched where `path` is a hub name, and its architecture. Raises as `load_model` does."""
     folder = Path(path).expanduser()
     if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~", "/")):
         from huggingface_hub import snapshot_download
@@ -341,9 +350,8 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) ->
         raise FileNotFoundError(f"model folder {str(path)!r} does not exist")
     description, params = find_params(folder)
     if description is None or params is None:
-        return load_hf(folder, mesh, dtype)
-    config = read_description(description)
-    return config, *load_params(params, config, mesh, dtype)
+        return folder, read_config(folder)
+    return folder, read_description(description)
 
 
 def find_params(folder: Path) -> tuple[Path | None, Path | None]:
