@@ -72,9 +72,11 @@ def compile_program(program: Program, topology: Topology, hlo: Path | None = Non
 
 def too_large(message: str) -> str:
     """One line of the compiler's refusal: the sizes that it names."""
-    used = re.search(r"Used ([0-9.]+\w) of ([0-9.]+\w) (\w+)", message)
-    if used:
-        return f"needs {used.group(1)} of {used.group(2)} {used.group(3)}"
+    for pattern in (r"required for HLO \w+ \(([0-9.]+\w)\) exceeds available HBM \(([0-9.]+\w)\)",
+                    r"Used ([0-9.]+\w) of ([0-9.]+\w)"):  # fmt: skip
+        used = re.search(pattern, message)
+        if used:
+            return f"the compiler needs {used.group(1)} of {used.group(2)}"
     return re.sub(r"\s+", " ", message).strip()[:200]
 
 
@@ -168,7 +170,7 @@ def _memory_table(stage: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "program" else "right")
     for p in stage["programs"]:
         if "error" in p:
-            table.add_row(p["name"], f"[red]{p['error']}[/red]", *[""] * 9, f"{p['compile_s']:.1f}")
+            table.add_row(p["name"], "[red]too large[/red]", *[""] * 9, f"{p['compile_s']:.1f}")
             continue
         m, s = p["memory"], p["seconds"]
         sizes = [f"{m[name] / GiB:.2f}" for name in ("arguments", "outputs", "temporaries", "aliased", "total")]
@@ -192,7 +194,8 @@ def _collective_table(stage: dict[str, Any]) -> Table:
 def _say(stage: dict[str, Any], console: Console) -> None:
     parts = ", ".join(f"{name} {size / GiB:.2f}" for name, size in stage["resident"].items())
     if "step" not in stage:
-        console.print(f"{stage['stage']}: does NOT fit ({parts} GiB a device stay in memory)")
+        refused = "; ".join(f"{p['name']}: {p['error']}" for p in stage["programs"] if "error" in p)
+        console.print(f"{stage['stage']}: does NOT fit ({parts} GiB a device stay in memory). {refused}")
         return
     step, verdict = stage["step"], "fits" if stage["fits"] else "does NOT fit"
     console.print(
