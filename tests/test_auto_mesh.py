@@ -54,7 +54,7 @@ def test_tensor_only_with_fewer_rows_than_devices():
     config = shape("Llama-3.1-8B")  # 32 heads, 8 kv heads
     assert choose_mesh(config, 16, Load(16, 4096), V5E)[2] == 1
     assert choose_mesh(config, 16, Load(4, 4096), V5E)[2] == 4
-    with pytest.raises(ValueError, match="microbatch_rows = 1 rows .* 64 devices"):
+    with pytest.raises(ValueError, match=r"microbatch_rows = 1 rows .* 64 devices"):
         choose_mesh(config, 64, Load(1, 4096), V5E)
     data, fsdp, tensor = choose_mesh(config, 64, Load(1, 4096, context=True), V5E)
     assert (data, fsdp, tensor) == (1, 64, 1)  # its tokens over fsdp

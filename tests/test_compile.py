@@ -127,7 +127,8 @@ def test_the_command(tmp_path, capsys):
 def test_what_does_not_fit_is_said_in_one_line(tmp_path, capsys):
     config = tmp_path / "small.py"
     config.write_text(CONFIG.replace("LAYERS", "2"))
-    assert main(["--config", str(config), "--topology", "v5e:2x2", "--model", "Qwen2.5-Coder-7B"]) == 1
+    single = "--config.grpo.loss.minibatches=1"  # without a program for old logprobs, which would fit
+    assert main(["--config", str(config), "--topology", "v5e:2x2", "--model", "Qwen2.5-Coder-7B", single]) == 1
     printed = capsys.readouterr().out
     assert "does NOT fit" in printed and "of 15.75G" in printed and "Traceback" not in printed
 
