@@ -154,25 +154,62 @@ def walk(computations: Computations, name: str, loops: tuple[int, ...] = ()) -> 
     yield name, loops
     for instruction in computations.get(name, ()):
         if instruction.opcode == "while":
-            body, condition = (_named(instruction.text, part) for part in ("body", "condition"))
-            yield from walk(computations, body, (*loops, trip_count(computations, instruction, condition)))
+            trips = trip_count(computations, name, instruction)
+            yield from walk(computations, _named(instruction.text, "body"), (*loops, trips))
         elif instruction.opcode in ("call", "conditional", "async-start"):
             for called in instruction.called:
                 yield from walk(computations, called, loops)
 
 
-def trip_count(computations: Computations, loop: Instruction, condition: str) -> int:
-    """How often a while loop's body runs; 0 if it depends on data."""
+def trip_count(computations: Computations, name: str, loop: Instruction) -> int:
+    """How often the body of a while loop of computation `name` runs; 0 if it depends on data.
+
+    Where XLA does not say so, from a counter that grows by a constant until it reaches another.
+    """
     known = re.search(r'known_trip_count[^0-9}]*"?n"?[^0-9]*(\d+)', loop.text)
     if known:
         return int(known.group(1))
-    body = computations.get(condition, [])
-    by_name = {i.name: i for i in body}
-    root = next((i for i in body if i.root), None)
+    condition = {i.name: i for i in computations.get(_named(loop.text, "condition"), [])}
+    root = next((i for i in condition.values() if i.root), None)
     if root is None or root.opcode != "compare" or "direction=LT" not in root.text:
         return 0
-    limit = by_name[root.operands[1]]
-    return int(limit.arguments) if limit.opcode == "constant" and limit.arguments.isdigit() else 0
+    counter, limit = (condition[operand] for operand in root.operands)
+    index = re.search(r"index=(\d+)", counter.text)
+    end = _constant(limit)
+    if index is None or end is None:
+        return 0
+    body = {i.name: i for i in computations.get(_named(loop.text, "body"), [])}
+    step = _step(body, int(index.group(1)))
+    caller = {i.name: i for i in computations[name]}
+    start = _constant(_element(caller, loop.operands[0], int(index.group(1)))) or 0
+    return -(-(end - start) // step)
+
+
+def _step(body: dict[str, Instruction], index: int) -> int:
+    """What a loop's body adds to its counter, element `index` of what it is given."""
+    root = next((i for i in body.values() if i.root), None)
+    added = _element(body, root.name, index) if root else None
+    if added is None or added.opcode != "add":
+        return 1
+    constants = [_constant(body.get(operand)) for operand in added.operands]
+    return next((c for c in constants if c), 1)
+
+
+def _element(by_name: dict[str, Instruction], name: str, index: int) -> Instruction | None:
+    """The instruction that makes element `index` of a tuple, copies and bitcasts left out."""
+    made = by_name.get(name)
+    if made is None or made.opcode != "tuple" or index >= len(made.operands):
+        return None
+    element = by_name.get(made.operands[index])
+    while element is not None and element.opcode in ("copy", "bitcast") and element.operands:
+        element = by_name.get(element.operands[0])
+    return element
+
+
+def _constant(instruction: Instruction | None) -> int | None:
+    if instruction is None or instruction.opcode != "constant" or not instruction.arguments.isdigit():
+        return None
+    return int(instruction.arguments)
 
 
 def collectives(text: str) -> list[Collective]:

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from jaxrl.hlo import collectives, hbm_bytes
 
-# 2 x 3 = 6 trips around the all-gather; the inner loop says its trips as TPU does (in its condition), the outer as CPU.
+# 2 x 3 = 6 trips around the all-gather: the outer loop says its trips as CPU does, the inner one counts 1, 3, 5 as TPU.
 NESTED = """\
 HloModule jit_f, is_scheduled=true
 
@@ -24,7 +24,7 @@ HloModule jit_f, is_scheduled=true
 }
 
 %inner_condition (p: (s32[], f32[64,32])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(3)
+  %limit = s32[]{:T(128)} constant(7)
   %p = (s32[]{:T(128)}, f32[64,32]{1,0:T(8,128)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT, metadata={op_name="jit(f)/while/cond/lt"}
@@ -33,11 +33,13 @@ HloModule jit_f, is_scheduled=true
 %inner_body (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
   %p = (s32[]{:T(128)}, f32[64,32]{1,0:T(8,128)}) parameter(0)
   %i = s32[] get-tuple-element(%p), index=0
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
   %w = f32[64,32]{1,0:T(8,128)} get-tuple-element(%p), index=1
   %half = bf16[8,32]{1,0:T(8,128)(2,1)S(1)} fusion(%w), kind=kLoop, calls=%cut
   %all-gather.1 = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%half), channel_id=1, replica_groups=[1,8]<=[8], \
 dimensions={0}, use_global_device_ids=true, metadata={op_name="jit(f)/while/body/gather"}
-  ROOT %t = (s32[], f32[64,32]) tuple(%i, %w)
+  ROOT %t = (s32[], f32[64,32]) tuple(%next, %w)
 }
 
 %cut (w: f32[64,32]) -> bf16[8,32] {
@@ -53,7 +55,10 @@ dimensions={0}, use_global_device_ids=true, metadata={op_name="jit(f)/while/body
 
 %outer_body (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
   %p = (s32[], f32[64,32]) parameter(0)
-  ROOT %while.1 = (s32[], f32[64,32]) while(%p), condition=%inner_condition, body=%inner_body
+  %one = s32[] constant(1)
+  %w = f32[64,32]{1,0} get-tuple-element(%p), index=1
+  %start = (s32[], f32[64,32]) tuple(%one, %w)
+  ROOT %while.1 = (s32[], f32[64,32]) while(%start), condition=%inner_condition, body=%inner_body
 }
 
 %all-reduce-scatter.1 (input: f32[64,32]) -> f32[16,32] {
