@@ -28,7 +28,7 @@ from jaxrl.cost import parameters
 from jaxrl.hlo import collectives, hbm_bytes
 from jaxrl.programs import Program, Stage, bytes_per_device, model_of, stages
 from jaxrl.roofline import by_kind, memory_of, times_of
-from jaxrl.topology import Topology, tpu_topology
+from jaxrl.topology import Topology, find_topology
 
 GiB = 2**30
 RESERVED = 0.02  # of a chip's HBM, which its runtime keeps (v5e: 15.75 of 16 GiB are given to programs)
@@ -80,6 +80,24 @@ def too_large(message: str) -> str:
     return re.sub(r"\s+", " ", message).strip()[:200]
 
 
+def lower_stage(stage: Stage, topology: Topology) -> dict[str, Any]:
+    """The stage's programs lowered for the topology's platform, and what stays in memory: no more can be known."""
+    programs = []
+    for program in stage.programs:
+        start = time.perf_counter()
+        traced = program.function.trace(*program.arguments, **program.static)
+        text = traced.lower(lowering_platforms=(topology.platform,)).as_text()
+        programs.append({
+            "name": program.name, "runs": program.runs, "flops": program.flops, "stablehlo_bytes": len(text),
+            "arguments": bytes_per_device(program.arguments), "lower_s": time.perf_counter() - start,
+        })  # fmt: skip
+    resident = {name: bytes_per_device(tree) for name, tree in stage.resident.items()}
+    needed = sum(resident.values()) + resident["parameters"]  # and the gradient
+    hbm = topology.chip.hbm_bytes
+    return {"stage": stage.name, "lowered": programs, "resident": resident, "hbm": hbm, "needed": needed,
+            "fits": needed < hbm}  # fmt: skip
+
+
 def compile_stage(stage: Stage, topology: Topology, hlo: Path | None = None) -> dict[str, Any]:
     """All programs of a stage, and the stage as a whole: its memory, the time of a step and the MFU of its updates."""
     programs = [compile_program(p, topology, hlo and hlo / stage.name) for p in stage.programs]
@@ -123,6 +141,8 @@ def _step(stage: Stage, programs: list[dict[str, Any]], topology: Topology) -> d
 def compile_config(config: Config, topology: Topology, only: str = "", hlo: Path | None = None) -> dict[str, Any]:
     """Every stage of the config (or `only` one) compiled for the topology. Raises UserError."""
     model = model_of(config)
+    if topology.platform == "cuda" and config.model.compute_dtype == "auto":
+        config.model.compute_dtype = "bfloat16"  # the devices that stand for GPUs are the CPU's
     wanted = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     try:
         sizes = choose_mesh(model, len(topology.devices), load_of(config), topology.chip.hbm_bytes, wanted)
@@ -131,7 +151,8 @@ def compile_config(config: Config, topology: Topology, only: str = "", hlo: Path
     compiled = []
     for stage in stages(config, model, topology.mesh(sizes)):
         if only in ("", stage.name):
-            compiled.append(compile_stage(stage, topology, hlo))
+            tpu = topology.platform == "tpu"
+            compiled.append(compile_stage(stage, topology, hlo) if tpu else lower_stage(stage, topology))
     if not compiled:
         raise UserError(f"the config has no {only} stage: {only}.steps is 0")
     return {
@@ -157,9 +178,24 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"microbatches of {result['microbatch_rows']} rows x {result['row_length']} tokens"
     )
     for stage in result["stages"]:
+        if "lowered" in stage:
+            _show_lowered(stage, console)
+            continue
         console.print(_memory_table(stage))
         console.print(_collective_table(stage))
         _say(stage, console)
+
+
+def _show_lowered(stage: dict[str, Any], console: Console) -> None:
+    for p in stage["lowered"]:
+        console.print(
+            f"{stage['stage']}: {p['name']} is lowered in {p['lower_s']:.1f} s ({p['stablehlo_bytes'] / 1e6:.1f} MB of "
+            f"StableHLO, arguments {p['arguments'] / GiB:.2f} GiB a device, {p['flops'] / 1e12:.1f} TFLOP)"
+        )
+    console.print(
+        f"{stage['stage']}: state and gradient take {stage['needed'] / GiB:.2f} of {stage['hbm'] / GiB:.1f} GiB a "
+        "device; activations are not known without a compiler for it"
+    )
 
 
 def _memory_table(stage: dict[str, Any]) -> Table:
@@ -212,7 +248,7 @@ def _say(stage: dict[str, Any], console: Console) -> None:
 def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and those for the config."""
     parser = argparse.ArgumentParser("python -m jaxrl.compile", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--topology", default="v5e:4x4", help="a TPU slice, such as v5e:4x4")
+    parser.add_argument("--topology", default="v5e:4x4", help="a TPU slice (v5e:4x4), or a number of GPUs (h100:8)")
     parser.add_argument("--model", default="", help="a folder with a config.json, or a published shape's name")
     parser.add_argument("--stage", default="", choices=("", "sft", "grpo"), help="only this one")
     parser.add_argument("--hlo", type=Path, help="a folder to write the compiled programs' text to")
@@ -227,7 +263,7 @@ def main(arguments: list[str]) -> int:
         options, rest = read_arguments(arguments)
         config = read_config(rest)
         config.model.path = options.model or config.model.path
-        result = compile_config(config, tpu_topology(options.topology), options.stage, options.hlo)
+        result = compile_config(config, find_topology(options.topology), options.stage, options.hlo)
     except (UserError, OSError, ValueError) as error:
         if os.environ.get("JAXRL_TRACEBACK"):
             raise

@@ -1,4 +1,4 @@
-"""Meshes of TPU chips that are not there, to compile for: libtpu knows every slice and needs no TPU."""
+"""Meshes of chips that are not there, to compile for: libtpu knows every slice of TPUs and needs none."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
-from jaxrl.chips import SLICES, Chip, chip_of
+from jaxrl.chips import CHIPS, SLICES, Chip, chip_of
 from jaxrl.command_line import UserError
 from models.sharding import MESH_AXES
 
@@ -29,10 +30,30 @@ class Topology(NamedTuple):
     devices: list[Any]
     chip: Chip  # what one device has
     chips: int
+    platform: str = "tpu"  # tpu | cuda: programs are lowered for it, not compiled
 
     def mesh(self, sizes: tuple[int, int, int]) -> Mesh:
         """data x fsdp x tensor, neighbours on the mesh near each other on the torus."""
+        if self.platform == "cuda":
+            return Mesh(np.array(self.devices).reshape(sizes), MESH_AXES)
         return Mesh(mesh_utils.create_device_mesh(sizes, self.devices), MESH_AXES)
+
+
+def find_topology(name: str) -> Topology:
+    """The slice of TPUs (v5e:4x4) or the number of GPUs (h100:8) of this name. Raises UserError."""
+    kind = name.partition(":")[0]
+    chip = chip_of(kind)
+    return gpu_topology(name) if chip is not None and kind not in SLICES else tpu_topology(name)
+
+
+def gpu_topology(name: str) -> Topology:
+    """So many GPUs; devices of this host's CPU stand for them, so JAX must not have started. Raises UserError."""
+    kind, _, count = name.partition(":")
+    chip = chip_of(kind)
+    if chip is None or not count.isdigit() or int(count) < 1:
+        raise UserError(f"no topology {name!r}; GPUs are given by their number, such as {kind}:8")
+    jax.config.update("jax_num_cpu_devices", int(count))
+    return Topology(name, jax.devices("cpu"), chip, int(count), "cuda")
 
 
 def find_libtpu() -> Path | None:
@@ -51,9 +72,10 @@ def tpu_topology(name: str) -> Topology:
     """The slice `name`, such as v5e:4x4. Raises UserError for one that does not exist, or without libtpu."""
     kind, _, shape = name.partition(":")
     if kind not in SLICES:
-        near = get_close_matches(kind, SLICES, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SLICES)}"
-        raise UserError(f"no topology {name!r}; {hint} (a topology is a slice of one of them, such as v5e:4x4)")
+        kinds = list(dict.fromkeys(c.name for c in CHIPS))
+        near = get_close_matches(kind, kinds, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(kinds)}"
+        raise UserError(f"no topology {name!r}; {hint} (such as v5e:4x4, h100:8)")
     known = f"known for {kind}: {', '.join(SLICES[kind])}"
     if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise UserError(f"no topology {name!r}; {known}")

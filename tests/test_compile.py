@@ -166,6 +166,27 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, words):
     assert words in error and error.count("\n") == 1
 
 
+def test_programs_are_lowered_for_gpus(tmp_path):
+    config, out = tmp_path / "small.py", tmp_path / "out.json"
+    config.write_text(CONFIG.replace("LAYERS", "2"))
+    command = [
+        sys.executable,
+        "-m",
+        "jaxrl.compile",
+        "--config",
+        str(config),
+        "--topology",
+        "h100:4",
+        "--json",
+        str(out),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    (stage,) = json.loads(out.read_text())["stages"]
+    assert [p["name"] for p in stage["lowered"]] == ["accumulate", "apply", "logprobs"]
+    assert all(p["stablehlo_bytes"] > 1000 for p in stage["lowered"])
+
+
 def test_without_libtpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jaxrl.topology.find_libtpu", lambda: None)
     config = tmp_path / "small.py"
