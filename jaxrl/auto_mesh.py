@@ -25,7 +25,7 @@ class Load(NamedTuple):
 
     rows: int  # of a microbatch
     row_length: int
-    state_bytes: float = 16.0  # a parameter's: f32 itself, its gradient and Adam's two moments
+    state_bytes: float = 22.0  # a parameter's, see `load_of`
     remat: str = "full"  # none | dots | full
     context: bool = False  # rows over data only, their tokens over fsdp
 
@@ -107,9 +107,13 @@ def _divides(sizes: tuple[int, int, int], load: Load) -> bool:
 
 
 def load_of(config: Config) -> Load:
-    """What a run's devices must hold: parameters, gradient and moments, a reference policy where there is one."""
+    """What a run's devices must hold.
+
+    For each parameter itself, the gradient so far, that of the microbatch, two moments, and its bf16 form for matmuls;
+    a reference policy where there is one, and the JAX engine's weights.
+    """
     rollout, itemsize = config.rollout, jnp.dtype(config.model.param_dtype).itemsize
-    state = 4 * itemsize + (itemsize if config.grpo.steps and config.grpo.loss.kl_coefficient else 0)
+    state = 5 * itemsize + 2 + (itemsize if config.grpo.steps and config.grpo.loss.kl_coefficient else 0)
     if config.grpo.steps and rollout.engine == "jax":
         state += 2  # its weights in bf16
     return Load(config.batch.microbatch_rows, row_length(config), state, config.model.remat, config.mesh.context)

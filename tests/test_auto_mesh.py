@@ -43,7 +43,7 @@ def test_the_smallest_fsdp_that_fits(name, devices, hbm):
     assert data * fsdp == devices and tensor == 1
     assert bytes_needed(config, (data, fsdp, tensor), load) <= hbm
     assert bytes_needed(config, (data * 2, fsdp // 2, tensor), load) > 0.9 * hbm
-    assert bytes_needed(config, (data, fsdp, 1), load) > 16 * cost.parameters(config) / fsdp
+    assert bytes_needed(config, (data, fsdp, 1), load) > 22 * cost.parameters(config) / fsdp
 
 
 def test_what_fits_nowhere_is_sharded_over_everything():
