@@ -85,6 +85,7 @@ def tpu_topology(name: str) -> Topology:
     chips = math.prod(int(n) for n in shape.split("x"))
     os.environ["TPU_LIBRARY_PATH"] = str(library)
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # compiling holds no TPU, so that several processes may do it
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{_ACCELERATOR[kind]}-{chips}")  # libtpu asks for these, and
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # complains without
     single = {"chips_per_host_bounds": (1, 1, 1)} if chips == 1 else {}
