@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
@@ -105,7 +104,8 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
     old = rl and loss.minibatches > 1 and loss.old_logprobs == "trainer"
     reference = rl and loss.kl_coefficient > 0
     batch = abstract_batch(rows, T, compute, old, reference)
-    state = TrainState(params, abstract_optimizer_state(optimizer, params))
+    moments = sharded(jax.eval_shape(optimizer.init, params), learner.state_shardings(params))
+    state = TrainState(params, moments)
     microbatches = microbatches_of(config, name, T)
     forward, update = forward_flops(model, rows * T, T / 2), update_flops(model, rows * T, T / 2)
     executed = forward * RECOMPUTED[str(compute.remat)]
@@ -143,7 +143,8 @@ def abstract_batch(rows: int, row_length: int, compute: Compute, old: bool, refe
     assert compute.mesh is not None
     sharding = batch_sharding(compute.mesh, compute.context)
     integers, floats = (
-        jax.ShapeDtypeStruct((rows, row_length), dtype, sharding=sharding) for dtype in (jnp.int32, jnp.float32)
+        cast(jax.Array, jax.ShapeDtypeStruct((rows, row_length), dtype, sharding=sharding))
+        for dtype in (jnp.int32, jnp.float32)
     )
     optional = (floats if old else None, floats if reference else None)
     return Batch(integers, integers, integers, floats, floats, floats, floats, *optional)
@@ -152,12 +153,6 @@ def abstract_batch(rows: int, row_length: int, compute: Compute, old: bool, refe
 def sharded(tree: Any, shardings: Any) -> Any:
     """The tree's shapes and dtypes with these shardings."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
-
-
-def replicated(tree: Any, mesh: Mesh) -> Any:
-    """The tree's shapes and dtypes, whole on every device of the mesh."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), tree)
 
 
 def bytes_per_device(tree: Any) -> float:
@@ -175,21 +170,3 @@ def bytes_per_device(tree: Any) -> float:
 
 def _itemsize(dtype: Any) -> float:
     return jnp.dtype(dtype).itemsize if not jnp.issubdtype(dtype, jax.dtypes.prng_key) else 8.0
-
-
-def abstract_optimizer_state(optimizer: optax.GradientTransformation, params: Any) -> Any:
-    """Shapes of the optimizer's state: moments in the shards of their parameters, counts whole on every device."""
-    state = jax.eval_shape(optimizer.init, params)
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
-
-    def moment(leaf: Any, param: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding)
-
-    whole = NamedSharding(mesh, PartitionSpec())
-    return optax.tree.map_params(
-        optimizer,
-        moment,
-        state,
-        params,
-        transform_non_params=lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),
-    )
