@@ -247,7 +247,11 @@ def _say(stage: dict[str, Any], console: Console) -> None:
 
 def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and those for the config."""
-    parser = argparse.ArgumentParser("python -m jaxrl.compile", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m jaxrl.compile",
+        description="Whether a run fits a TPU slice, and how fast it could be",
+        allow_abbrev=False,
+    )
     parser.add_argument("--topology", default="v5e:4x4", help="a TPU slice (v5e:4x4), or a number of GPUs (h100:8)")
     parser.add_argument("--model", default="", help="a folder with a config.json, or a published shape's name")
     parser.add_argument("--stage", default="", choices=("", "sft", "grpo"), help="only this one")

@@ -124,6 +124,21 @@ def test_the_command(tmp_path, capsys):
 
 
 @needs_libtpu
+def test_the_engine_decodes_without_gathering_weights():
+    config, slots, length = small(2), 16, 256
+    config.rollout.engine, config.rollout.slots, config.grpo.loss.minibatches = "jax", slots, 1
+    model, mesh = model_of(config), tpu_topology("v5e:2x2").mesh((1, 4, 1))
+    (stage,) = stages(config, model, mesh)
+    prefill, decode = stage.programs[-2:]
+    assert (prefill.name, decode.name) == ("prefill", "decode")
+    assert decode.runs == 128  # tokens of 16 episodes in as many slots
+    cache = 2 * 2 * (slots // 4) * length * model.num_kv_heads * model.head_dim * 2  # bf16 keys and values, two layers
+    assert cache <= bytes_per_device(stage.resident["sampler's cache"]) <= 1.2 * cache
+    for c in collectives(compiled(decode).as_text() or ""):
+        assert c.bytes <= 16 * slots * D, str(c)  # activations of the slots, no layer's weights, no logits
+
+
+@needs_libtpu
 def test_what_does_not_fit_is_said_in_one_line(tmp_path, capsys):
     config = tmp_path / "small.py"
     config.write_text(CONFIG.replace("LAYERS", "2"))
