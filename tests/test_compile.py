@@ -125,6 +125,7 @@ def test_the_command(tmp_path, capsys):
 
 @needs_libtpu
 def test_the_engine_decodes_without_gathering_weights():
+    pytest.importorskip("rollouts.jax_programs")
     config, slots, length = small(2), 16, 256
     config.rollout.engine, config.rollout.slots, config.grpo.loss.minibatches = "jax", slots, 1
     model, mesh = model_of(config), tpu_topology("v5e:2x2").mesh((1, 4, 1))
