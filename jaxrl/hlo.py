@@ -266,7 +266,7 @@ def _group(text: str) -> int:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text)
     if iota:
         return int(iota.group(2))
-    mesh = re.search(r"replica_groups=@?mesh\w*\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    mesh = re.search(r"replica_groups=@?mesh\w*\[([^\]]*)\][^{]*\{([^}]*)\}", text)
     if mesh:
         sizes = dict(re.findall(r"'([^']*)'=(\d+)", mesh.group(1)))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", mesh.group(2)) if axis in sizes)

@@ -94,7 +94,9 @@ backend_config={"known_trip_count":{"n":"2"}}
 replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
   %all-gather-done.3 = f32[64,32]{1,0} all-gather-done(%all-gather-start.3)
   %permuted = f32[64,32]{1,0} collective-permute(%all-gather-done.3), source_target_pairs={{0,1},{1,0}}
-  ROOT %all-reduce.3 = f32[64,32]{1,0} all-reduce(%permuted), channel_id=3, replica_groups=[4,2]<=[8], to_apply=%add
+  %all-reduce.2 = f32[64,32]{1,0} all-reduce(%permuted), channel_id=8, replica_groups=mesh['a'=2,'b'=2,'c'=2], \
+device_ids=([2,4]T(1,0)) {'a','c'}, use_global_device_ids=true, to_apply=%add
+  ROOT %all-reduce.3 = f32[64,32]{1,0} all-reduce(%all-reduce.2), channel_id=3, replica_groups=[4,2]<=[8], to_apply=%add
 }
 """
 
@@ -107,6 +109,7 @@ def test_collectives_of_handwritten_text():
         ("reduce-scatter", 4 * whole, 4, (), round(4 * whole * 3 / 4)),
         ("all-gather", 4 * whole, 4, (), round(4 * whole * 3 / 4)),
         ("collective-permute", 4 * whole, 2, (), 4 * whole),
+        ("all-reduce", 4 * whole, 4, (), 4 * whole * 2 * 3 // 4),
         ("all-reduce", 4 * whole, 2, (), 4 * whole),
         ("all-gather", 2 * whole, 8, (2, 3), round(6 * 2 * whole * 7 / 8)),
     ]
