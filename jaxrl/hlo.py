@@ -24,6 +24,8 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
          "optimization-barrier", "partition-id", "after-all", "copy-start", "iota"}  # fmt: skip
 
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written into the first one
+
 
 class Array(NamedTuple):
     dtype: str
@@ -277,11 +279,15 @@ def hbm_bytes(text: str) -> float:
     """Bytes that one device reads from its HBM and writes to it, loops included: what each operation takes and gives.
 
     A fusion that reads a slice of an operand, or writes one into its result in place, counts the slice. Arrays that
-    the compiler put into on-chip memory count nothing.
+    the compiler put into on-chip memory count nothing. Where a loop's trips depend on data (decoding goes on until rows
+    are finished), it is what one trip needs, without what comes before and after.
     """
     computations, entry = parse(text)
-    total = 0.0
-    for name, loops in walk(computations, entry):
+    total, run = 0.0, list(walk(computations, entry))
+    open_ended = any(0 in loops for _, loops in run)
+    for name, loops in run:
+        if open_ended and 0 not in loops:
+            continue
         trips = math.prod(n or 1 for n in loops)
         by_name = {i.name: i for i in computations[name]}
         total += trips * sum(_traffic(computations, by_name, i) for i in computations[name])
@@ -301,8 +307,8 @@ def _traffic(computations: Computations, by_name: dict[str, Instruction], instru
     written = float(_in_hbm(result))
     if instruction.opcode in ("dynamic-slice", "gather"):
         return 2 * written
-    if instruction.opcode == "dynamic-update-slice":
-        return 2.0 * _in_hbm(operands[1])
+    if instruction.opcode in _IN_PLACE:
+        return 2.0 * _in_hbm(operands[_IN_PLACE[instruction.opcode]])
     if instruction.opcode != "fusion":
         return written + sum(map(_in_hbm, operands))
     called = instruction.called[0] if instruction.called else ""
@@ -310,8 +316,9 @@ def _traffic(computations: Computations, by_name: dict[str, Instruction], instru
     inside = list(_nested(computations, called))
     inner = {i.name: i for i in inside}
     for i in inside:  # written in place
-        if i.opcode == "dynamic-update-slice":
-            update = _in_hbm(inner[i.operands[1]].result) if i.operands[1] in inner else 0
+        if i.opcode in _IN_PLACE:
+            operand = i.operands[_IN_PLACE[i.opcode]]
+            update = _in_hbm(inner[operand].result, anywhere=True) if operand in inner else 0
             written -= max(0, min(written, _in_hbm(i.result)) - update)
     return read + written
 
@@ -340,7 +347,7 @@ def _read(computations: Computations, name: str, index: int, size: int) -> float
             read += _in_hbm(use.result, anywhere=True)
         elif use.opcode == "fusion" and use.called:
             read += sum(_read(computations, use.called[0], k, size) for k in places)
-        elif use.opcode != "dynamic-update-slice" or places != [0]:
+        elif use.opcode not in _IN_PLACE or places != [0]:
             return float(size)
     return min(float(size), read)
 
