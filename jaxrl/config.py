@@ -78,11 +78,11 @@ class PolicyConfig:
 
 @dataclass
 class MeshConfig:
-    """Devices along each axis; -1 takes what is left. Size 1 everywhere is one device."""
+    """Devices along each axis: 0 is chosen (jaxrl/auto_mesh.py), -1 takes what the others leave."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 0
+    fsdp: int = 0
+    tensor: int = 0
     context: bool = False  # rows over `data` only, their tokens over `fsdp`: for rows fewer than devices
 
 
@@ -461,3 +461,8 @@ class Config:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log_samples_every: int = 1  # steps; sampled episodes kept in samples/
+
+
+def row_length(config: Config) -> int:
+    """Tokens of a packed row."""
+    return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens

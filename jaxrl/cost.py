@@ -16,15 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.chips import chip_of
 from models.config import ModelConfig
 from rollouts.episode import Episode, Group
-
-# Dense bf16 operations a second of one device, from the makers' data sheets; by the beginning of JAX's device_kind.
-PEAK_FLOPS = {
-    "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12,
-}  # fmt: skip
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -149,9 +143,9 @@ def question_cost(config: ModelConfig | None, episodes: Sequence[Episode], answe
 
 def device_peak(device: Any, dtype: jnp.dtype) -> tuple[float, str]:
     """Operations a second of one device, and whether that is "published" or "measured" (a large matmul, here)."""
-    for kind, peak in PEAK_FLOPS.items():
-        if device.device_kind.startswith(kind):
-            return peak, "published"
+    chip = chip_of(device.device_kind)
+    if chip is not None:
+        return chip.flops / chip.devices, "published"
     n = 1024
     a = jax.device_put(jnp.ones((n, n), dtype), device)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))

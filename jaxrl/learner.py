@@ -155,6 +155,20 @@ class Learner:
         rows = [self._logprobs(params, microbatch) for microbatch in self.microbatches(batch)]
         return np.concatenate(jax.device_get(rows))
 
+    def programs(self, state: TrainState, batch: Batch) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """The compiled programs by name, each with the arguments that it gets for this state and microbatch.
+
+        To lower them ahead of time state and batch may be ShapeDtypeStructs.
+        """
+        trained, _ = split_params(state.params)
+        gradient = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), trained)
+        before = TrainState(trained, state.opt_state)
+        return {
+            "accumulate": (self._accumulate, (state.params, gradient, batch)),
+            "apply": (self.apply_program(before), (before, gradient)),
+            "logprobs": (self._logprobs, (state.params, batch)),
+        }
+
     def microbatches(self, batch: Batch) -> Iterator[Batch]:
         """The batch in parts of microbatch_rows rows, on the mesh."""
         for start in range(0, len(batch.tokens), self.microbatch_rows):

@@ -23,15 +23,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxrl.auto_mesh import mesh_sizes
 from jaxrl.command_line import UserError
 from jaxrl.config import Config, PolicyConfig, RolloutConfig
 from jaxrl.files import write_beside
-from jaxrl.processes import Processes, ordered_devices
+from jaxrl.processes import Processes, local_mesh, ordered_devices
 from jaxrl.tasks import Task, load_task
 from jaxrl.tokenizer import load_tokenizer, train_tokenizer
 from models.adapters import start_adapters
 from models.config import ModelConfig, from_hf
-from models.convert import describe_hf, describe_model, is_run, load_model, save_params
+from models.convert import describe_hf, describe_model, find_model, is_run, load_model, save_params
 from models.decoder import Compute, Decoder, initialize
 from models.lora import split_params
 from models.sharding import make_mesh, param_shardings
@@ -102,20 +103,18 @@ def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:
 def make_policy(config: Config, task: Task, folder: Path, processes: Processes = Processes()) -> Policy:
     """The policy at its start: weights read from config.model.path, or random by config.model.shape."""
     model, devices = config.model, ordered_devices()
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     dtype = jnp.dtype(model.param_dtype)
-    name = model.compute_dtype
-    compute_dtype = ("float32" if devices[0].platform == "cpu" else "bfloat16") if name == "auto" else name
-    compute = Compute(
-        jnp.dtype(compute_dtype), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention
-    )
     kept = folder / "model" if (folder / "model" / "params").is_dir() else None  # by keep_base
-    if model.path or kept:
-        model_config, graphdef, params = load_model(kept or model.path, mesh, dtype)
+    path = kept or model.path
+    found = find_model(path) if path else None
     with processes.after_first("tokenizer"):
         tokenizer = make_tokenizer(model, task, folder)
-    if not (model.path or kept):
-        model_config = _shape(model, len(tokenizer))
+    source, model_config = found or (None, shape_of(model, len(tokenizer)))
+    mesh = make_mesh(*mesh_sizes(config, model_config, devices), devices)
+    compute = make_compute(config, mesh)
+    if source is not None:
+        model_config, graphdef, params = load_model(source, mesh, dtype)
+    else:
         graphdef, params = random_params(model_config, config.seed, mesh, dtype)
     if len(tokenizer) > model_config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
@@ -140,6 +139,14 @@ def keep_base(config: Config, policy: Policy, folder: Path) -> None:
         save_params(split_params(policy.params)[1], kept)
 
 
+def make_compute(config: Config, mesh: Mesh) -> Compute:
+    """How the model computes on this mesh by config.model."""
+    model, name = config.model, config.model.compute_dtype
+    if name == "auto":
+        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return Compute(jnp.dtype(name), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention)
+
+
 def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tuple[nnx.GraphDef, Any]:
     """A decoder with random weights, made in its shards."""
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))
@@ -147,7 +154,8 @@ def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tup
     return graphdef, jax.jit(make, out_shardings=param_shardings(abstract, mesh))(jax.random.key(seed))
 
 
-def _shape(model: PolicyConfig, tokens: int) -> ModelConfig:
+def shape_of(model: PolicyConfig, tokens: int) -> ModelConfig:
+    """The architecture of config.model.shape, with a vocabulary of so many tokens where it says none."""
     fields = dataclasses.asdict(model.shape)
     fields["vocab_size"] = fields["vocab_size"] or -(-tokens // 16) * 16
     fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]
@@ -198,7 +206,7 @@ def make_engine(
         max_new_tokens=rollout.max_new_tokens,
         dtype=policy.compute.dtype,
         unroll=policy.compute.unroll,
-        mesh=policy.mesh,
+        mesh=policy.mesh if processes.count == 1 else local_mesh(policy.mesh),
         tokenizer=policy.tokenizer,
     )
 

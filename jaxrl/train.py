@@ -26,11 +26,11 @@ from jaxrl.ahead import Draw, SamplingAhead
 from jaxrl.algorithms.advantages import has_signal, minibatches, select_groups
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
-from jaxrl.batch import Batch, fill, fill_behaviour, make_batch, row_length, sft_batch, token_counts
+from jaxrl.batch import Batch, fill, fill_behaviour, make_batch, sft_batch, token_counts
 from jaxrl.channel import ChannelError
 from jaxrl.checkpoint import CheckpointError, Checkpoints, saved_steps
 from jaxrl.command_line import TrainingError, UserError, read_config
-from jaxrl.config import Config, OptimizerConfig
+from jaxrl.config import Config, OptimizerConfig, row_length
 from jaxrl.cost import device_peak, step_flops, update_flops
 from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside

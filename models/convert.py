@@ -371,17 +371,10 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) ->
 
     Raises FileNotFoundError for a folder that does not exist or holds no model, and what `load_hf` raises.
     """
-    folder = Path(path).expanduser()
-    if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~", "/")):
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"model folder {str(path)!r} does not exist")
+    folder, config = find_model(path)
     description, params = find_params(folder)
     if description is None or params is None:
         return load_hf(folder, mesh, dtype)
-    config = read_description(description)
     plain = dataclasses.replace(config, lora=None)
     if config.lora is None or params == description / "params":
         return plain, *load_params(params, plain, mesh, dtype)
@@ -391,6 +384,21 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) ->
         matrix, a, b = base["blocks"][name], adapters[f"{name}_lora_a"][...], adapters[f"{name}_lora_b"][...]
         base["blocks"][name] = matrix.replace(merge(matrix[...], a, b, scale=config.lora.scale))
     return plain, graphdef, base
+
+
+def find_model(path: str | Path) -> tuple[Path, ModelConfig]:
+    """The model's folder, fetched where `path` is a hub name, and its architecture. Raises as `load_model` does."""
+    folder = Path(path).expanduser()
+    if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~", "/")):
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"model folder {str(path)!r} does not exist")
+    description, params = find_params(folder)
+    if description is None or params is None:
+        return folder, read_config(folder)
+    return folder, read_description(description)
 
 
 def is_run(folder: Path) -> bool:

@@ -1,0 +1,26 @@
+"""The run behind one cell of docs/tpu.md: `--config benchmarks/tpu_cell.py:MODEL,STAGE,CONTEXT,DEVICES`."""
+
+from jaxrl.config import Config
+
+MICROBATCH_TOKENS = 4096  # of each device, in one forward and backward pass
+STAGES = ("sft", "grpo", "grpo+jax")  # the last: sampled by the JAX engine on the same chips
+
+
+def get_config(cell: str) -> Config:
+    model, stage, context, devices = cell.split(",")
+    T, chips = int(context), int(devices)
+    config = Config(name="tpu_cell")
+    config.model.path = model
+    config.model.remat = "full"
+    config.rollout.max_prompt_length = min(2048, T // 2)
+    config.rollout.max_new_tokens = T - config.rollout.max_prompt_length
+    config.rollout.engine = "jax" if stage == "grpo+jax" else "vllm"
+    config.rollout.slots = 256
+    config.batch.microbatch_rows = max(1, chips * MICROBATCH_TOKENS // T)
+    config.mesh.context = config.batch.microbatch_rows < chips  # a row's tokens over several chips
+    if stage == "sft":
+        config.sft.steps, config.sft.batch_size = 1, 256
+    else:
+        config.grpo.steps, config.grpo.problems_per_step, config.grpo.group_size = 1, 16, 16
+        config.grpo.loss.minibatches = 2  # so that old logprobs are computed
+    return config

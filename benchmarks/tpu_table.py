@@ -1,0 +1,152 @@
+"""The table of docs/tpu.md: models x TPU slices x stages x contexts, each compiled for the slice without a TPU.
+
+    python benchmarks/tpu_table.py                                        all cells: hours on two cores
+    python benchmarks/tpu_table.py --models 0.5B,1.5B --contexts 4096     some
+
+Each cell is a process of its own with a time limit; its result is a line of benchmarks/tpu_table.jsonl. Cells that are
+there are not compiled again (--again does); the table is written from the lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+LINES, PAGE = ROOT / "benchmarks" / "tpu_table.jsonl", ROOT / "docs" / "tpu.md"
+BEGIN, END = "<!-- table: python benchmarks/tpu_table.py -->", "<!-- end of table -->"
+GiB = 2**30
+
+# The smallest slices that are sensible for training: state of 16 bytes a parameter in at most half of the memory.
+SLICES = {
+    "Qwen2.5-Coder-0.5B": ("v5e:2x2", "v6e:2x2", "v5p:2x2x1"),
+    "Qwen2.5-Coder-1.5B": ("v5e:4x4", "v6e:2x4", "v5p:2x2x1"),
+    "Qwen2.5-Coder-3B": ("v5e:4x4", "v6e:4x4", "v5p:2x2x2"),
+    "Qwen2.5-Coder-7B": ("v5e:8x8", "v6e:4x4", "v5p:2x2x2"),
+    "Llama-3.1-8B": ("v5e:8x8", "v6e:4x4", "v5p:2x2x2"),
+    "Qwen2.5-Coder-14B": ("v5e:8x8", "v6e:4x8", "v5p:2x4x4"),
+    "Qwen2.5-Coder-32B": ("v5e:8x8", "v6e:8x8", "v5p:4x4x4"),
+    "Llama-3.1-70B": ("v5e:16x16", "v6e:8x16", "v5p:4x4x4"),
+}
+WITH_ENGINE = ("Qwen2.5-Coder-0.5B", "Qwen2.5-Coder-1.5B", "Qwen2.5-Coder-3B")
+CONTEXTS = (4096, 8192, 16_384, 32_768)
+
+
+class Cell(NamedTuple):
+    model: str
+    topology: str
+    stage: str
+    context: int
+
+
+def cells() -> Iterator[Cell]:
+    """All of the table, small ones first."""
+    for model, slices in SLICES.items():
+        for topology in slices:
+            for stage in ("sft", "grpo+jax" if model in WITH_ENGINE else "grpo"):
+                for context in CONTEXTS:
+                    yield Cell(model, topology, stage, context)
+
+
+def compile_cell(cell: Cell, limit_s: float) -> dict[str, Any]:
+    """The cell's line: what jaxrl.compile says, or "error"."""
+    devices = math.prod(int(n) for n in cell.topology.partition(":")[2].split("x"))
+    config = f"benchmarks/tpu_cell.py:{cell.model},{cell.stage},{cell.context},{devices}"
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [sys.executable, "-m", "jaxrl.compile", "--config", config, "--topology", cell.topology, "--json"]
+        try:
+            done = subprocess.run([*command, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+            error = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
+            result = json.loads(out.read_text()) if out.exists() else {"error": error[0][:300]}
+        except subprocess.TimeoutExpired:
+            result = {"error": f"not compiled in {limit_s:.0f} s"}
+    for stage in result.get("stages", ()):
+        for program in stage["programs"]:
+            program.pop("largest_collectives", None)
+    return {**cell._asdict(), "wall_s": round(time.perf_counter() - start, 1), **result, "model": cell.model}
+
+
+def read_lines() -> dict[Cell, dict[str, Any]]:
+    """The newest line of each cell."""
+    if not LINES.exists():
+        return {}
+    lines = [json.loads(line) for line in LINES.read_text().splitlines()]
+    return {Cell(*(line[field] for field in Cell._fields)): line for line in lines}
+
+
+def row(cell: Cell, line: dict[str, Any]) -> str:
+    """One line of the markdown table."""
+    shown = [cell.model, cell.topology, cell.stage, f"{cell.context // 1024}k"]
+    if "error" in line:
+        return "| " + " | ".join([*shown, "", f"error: {line['error']}", "", "", "", "", ""]) + " |"
+    (stage,) = line["stages"]
+    mesh = "x".join(str(line["mesh"][axis]) for axis in ("data", "fsdp", "tensor"))
+    rows, seconds = str(line["microbatch_rows"]), f"{stage['compile_s']:.0f}"
+    if "step" not in stage:
+        refused = "; ".join(f"{p['name']}: {p['error']}" for p in stage["programs"] if "error" in p)
+        return "| " + " | ".join([*shown, mesh, rows, f"no: {refused}", "", "", "", seconds]) + " |"
+    step, verdict = stage["step"], "yes" if stage["fits"] else "no"
+    memory = f"{verdict}: {stage['needed'] / GiB:.1f} of {stage['hbm'] / GiB:.0f}"
+    times = f"{step['seconds']:.1f} to {step['seconds_without_overlap']:.1f}"
+    mfu = f"{step['mfu']:.0%} to {step['mfu_without_overlap']:.0%}"
+    return "| " + " | ".join([*shown, mesh, rows, memory, times, mfu, step["limit"], seconds]) + " |"
+
+
+def table(lines: dict[Cell, dict[str, Any]]) -> str:
+    """Markdown, in the order of `cells`."""
+    head = ["model", "slice", "stage", "context", "mesh", "rows", "fits: GiB a device", "step, s", "MFU of updates",
+            "limited by", "compiled in, s"]  # fmt: skip
+    known = [cell for cell in cells() if cell in lines]
+    body = [row(cell, lines[cell]) for cell in known]
+    count = f"{len(known)} of {sum(1 for _ in cells())} cells."
+    return "\n".join([count, "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *body])
+
+
+def write_page() -> None:
+    """The table into docs/tpu.md, between its two marks."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(read_lines())}\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="", help="parts of their names, with commas")
+    parser.add_argument("--slices", default="", help="beginnings, such as v5e,v6e:4x4")
+    parser.add_argument("--stages", default="", help="sft, grpo, grpo+jax")
+    parser.add_argument("--contexts", default="", help="tokens, with commas")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds a cell")
+    parser.add_argument("--again", action="store_true", help="compile cells that are there anew")
+    options = parser.parse_args()
+
+    def wanted(cell: Cell) -> bool:
+        return (
+            any(part in cell.model for part in options.models.split(","))
+            and any(cell.topology.startswith(part) for part in options.slices.split(","))
+            and (not options.stages or cell.stage in options.stages.split(","))
+            and (not options.contexts or str(cell.context) in options.contexts.split(","))
+        )
+
+    for cell in filter(wanted, cells()):
+        if cell in read_lines() and not options.again:
+            continue
+        line = compile_cell(cell, options.limit)
+        with LINES.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(row(cell, line), flush=True)
+        write_page()
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The automatic mesh: as little sharding of weights as fits, tensor only where there are too few rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxrl import cost
+from jaxrl.auto_mesh import Load, bytes_needed, choose_mesh
+from jaxrl.chips import chip_of
+from models.shapes import SHAPES, known_shape
+
+V5E, V5P = 16 * 2**30, 95 * 2**30
+
+
+def shape(name):
+    config = known_shape(name)
+    assert config is not None
+    return config
+
+
+def test_published_sizes():
+    """Parameters as the models' papers and cards give them, in billions."""
+    published = {
+        "Qwen2.5-Coder-0.5B": 0.49, "Qwen2.5-Coder-1.5B": 1.54, "Qwen2.5-Coder-3B": 3.09, "Qwen2.5-Coder-7B": 7.61,
+        "Qwen2.5-Coder-14B": 14.7, "Qwen2.5-Coder-32B": 32.5, "Llama-3.1-8B": 8.03, "Llama-3.1-70B": 70.6,
+    }  # fmt: skip
+    assert set(published) == set(SHAPES)
+    for name, billions in published.items():
+        assert cost.parameters(shape(name)) / 1e9 == pytest.approx(billions, rel=0.01), name
+    assert known_shape("Qwen/Qwen2.5-Coder-1.5B-Instruct") == known_shape("Qwen2.5-Coder-1.5B")
+    assert known_shape("gpt2") is None
+
+
+def test_a_small_model_is_not_sharded():
+    assert choose_mesh(shape("Qwen2.5-Coder-0.5B"), 8, Load(8, 1024), V5P) == (8, 1, 1)
+    assert choose_mesh(shape("Qwen2.5-Coder-0.5B"), 1, Load(8, 1024)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("name, devices, hbm", [("Qwen2.5-Coder-7B", 64, V5E), ("Llama-3.1-70B", 64, V5P)])
+def test_the_smallest_fsdp_that_fits(name, devices, hbm):
+    config, load = shape(name), Load(devices, 4096)
+    data, fsdp, tensor = choose_mesh(config, devices, load, hbm)
+    assert data * fsdp == devices and tensor == 1
+    assert bytes_needed(config, (data, fsdp, tensor), load) <= hbm
+    assert bytes_needed(config, (data * 2, fsdp // 2, tensor), load) > 0.9 * hbm
+    assert bytes_needed(config, (data, fsdp, 1), load) > 22 * cost.parameters(config) / fsdp
+
+
+def test_what_fits_nowhere_is_sharded_over_everything():
+    assert choose_mesh(shape("Llama-3.1-70B"), 4, Load(4, 4096), V5E) == (1, 4, 1)
+
+
+def test_tensor_only_with_fewer_rows_than_devices():
+    config = shape("Llama-3.1-8B")  # 32 heads, 8 kv heads
+    assert choose_mesh(config, 16, Load(16, 4096), V5E)[2] == 1
+    assert choose_mesh(config, 16, Load(4, 4096), V5E)[2] == 4
+    with pytest.raises(ValueError, match=r"microbatch_rows = 1 rows .* 64 devices"):
+        choose_mesh(config, 64, Load(1, 4096), V5E)
+    data, fsdp, tensor = choose_mesh(config, 64, Load(1, 4096, context=True), V5E)
+    assert (data, fsdp, tensor) == (1, 64, 1)  # its tokens over fsdp
+
+
+def test_given_sizes_are_kept():
+    config, load = shape("Qwen2.5-Coder-1.5B"), Load(16, 4096)  # 12 heads, 2 kv heads
+    assert choose_mesh(config, 16, load, V5E, (0, 4, 2)) == (2, 4, 2)
+    assert choose_mesh(config, 16, load, V5E, (1, -1, 1)) == (1, 16, 1)
+    assert choose_mesh(config, 16, load, V5E, (0, -1, 0)) == (1, 16, 1)
+    assert choose_mesh(config, 16, load, V5E, (-1, 1, 4)) == (4, 1, 4)  # 4 is a multiple of 2 kv heads
+    with pytest.raises(ValueError, match=r"mesh.tensor = 8 must divide the model's 12 attention heads"):
+        choose_mesh(config, 16, load, V5E, (1, -1, 8))
+    with pytest.raises(ValueError, match=r"mesh.tensor = 3 must divide 2 kv heads or be a multiple"):
+        choose_mesh(config, 12, load, V5E, (1, -1, 3))
+    with pytest.raises(ValueError, match="3 x 0 x 0 does not fit 16 devices"):
+        choose_mesh(config, 16, load, V5E, (3, 0, 0))
+
+
+def test_chips_by_their_kind():
+    for kind, name in (
+        ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"),
+        ("TPU7x", "tpu7x"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("v5e", "v5e"),
+    ):  # fmt: skip
+        chip = chip_of(kind)
+        assert chip is not None and chip.name == name
+    assert chip_of("cpu") is None
