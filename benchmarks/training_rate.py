@@ -32,7 +32,8 @@ from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.batch import Example, pack, token_counts
 from jaxrl.config import OptimizerConfig, PolicyGradientConfig
 from jaxrl.cost import update_flops
-from jaxrl.learner import Learner, make_optimizer
+from jaxrl.learner import Learner
+from jaxrl.optimizer import make_optimizer
 from jaxrl.run import prepare_process
 from models.config import ModelConfig, from_hf
 from models.decoder import Compute, Decoder, initialize

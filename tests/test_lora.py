@@ -28,7 +28,8 @@ from test_train import run, same_run, without_times
 from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.config import LoraConfig, OptimizerConfig
-from jaxrl.learner import Learner, TrainState, make_optimizer
+from jaxrl.learner import Learner, TrainState
+from jaxrl.optimizer import make_optimizer
 from models.adapters import attach, read_adapter, save_peft, start_adapters
 from models.config import LORA_TARGETS, Lora
 from models.convert import ConversionError, check_model, export_model, load_hf, load_model, main, save_hf

@@ -356,7 +356,8 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.config import OptimizerConfig, ProcessesConfig
-from jaxrl.learner import Learner, TrainState, make_optimizer
+from jaxrl.learner import Learner, TrainState
+from jaxrl.optimizer import make_optimizer
 from models.decoder import Compute
 from jaxrl.processes import local_copy, ordered_devices, start
 from models.convert import load_hf
