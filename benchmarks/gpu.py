@@ -272,7 +272,7 @@ def make_learner(shape: str, kind: str, setting: Setting) -> tuple[Any, Any, Any
     from jaxrl.algorithms.sft import sft_loss
     from jaxrl.config import OptimizerConfig, PolicyGradientConfig
     from jaxrl.learner import Learner
-from jaxrl.optimizer import make_optimizer
+    from jaxrl.optimizer import make_optimizer
     from models.config import from_hf
     from models.decoder import Compute
     from models.sharding import make_mesh

@@ -52,7 +52,7 @@ def measure(sweep: str, size: int, limit_gib: float, before: float) -> dict[str,
     from jaxrl.batch import Example, pack
     from jaxrl.config import OptimizerConfig, PolicyGradientConfig
     from jaxrl.learner import Learner
-from jaxrl.optimizer import make_optimizer
+    from jaxrl.optimizer import make_optimizer
     from jaxrl.run import random_params
     from models.config import from_hf
     from models.decoder import Compute

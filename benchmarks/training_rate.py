@@ -76,7 +76,7 @@ def phases(learner: Learner, state: Any, batch: Any, rounds: int) -> Pieces:
         jax.block_until_ready(gradient)
         spent["gradient"] = time.perf_counter() - start
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(learner._apply(state, gradient))
+        state, *_ = jax.block_until_ready(learner.apply_program(state)(state, gradient))
         spent["apply"] = time.perf_counter() - start
         best = {name: min(best[name], spent[name]) for name in best}
     return best

@@ -31,9 +31,10 @@ from jaxrl.config import LoraConfig, OptimizerConfig
 from jaxrl.learner import Learner, TrainState
 from jaxrl.optimizer import make_optimizer
 from models.adapters import attach, read_adapter, save_peft, start_adapters
+from models.cache import insert, make_cache
 from models.config import LORA_TARGETS, Lora
 from models.convert import ConversionError, check_model, export_model, load_hf, load_model, main, save_hf
-from models.decoder import Compute, Decoder, initialize, insert, make_cache
+from models.decoder import Compute, Decoder, initialize
 from models.lora import LoraParam, merged_parameters, split_params
 from models.sharding import make_mesh, param_shardings
 from rollouts.collect import generate
@@ -246,7 +247,7 @@ def test_decoding_with_adapters_equals_the_full_pass(family):
     for unrolled in (True, False):
         layers = model.unstack() if unrolled else None
         _, k, v = model.prefill(tokens[:, :5], positions[:, :5])
-        cache = insert(make_cache(config, B, T, jnp.dtype(jnp.float32), unrolled), jnp.arange(B), k, v)
+        cache = insert(make_cache(config, B, T, jnp.dtype(jnp.float32), unrolled), jnp.ones(B, bool), k, v)
         hidden, cache = model.extend(tokens[:, 5:12], positions[:, 5:12], jnp.arange(B), cache, layers)
         np.testing.assert_allclose(hidden, full[:, 5:12], atol=5e-5)
         for t in range(12, 15):
