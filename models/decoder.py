@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_policies
+from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from jax.sharding import Mesh, NamedSharding
 
 from models.attention import attention, decode_attention, kernel_of, masked_attention
@@ -23,10 +23,10 @@ from models.matmul import WeightSharding, project
 from models.sharding import LOGICAL_TO_MESH, SERVING, activations, constrain, partition_spec
 from models.vocabulary import embed
 
-# What the backward pass finds: all that it needs, the matmuls' results, or the layers' inputs alone.
+# What the backward pass finds: all that it needs, what projections and attention gave, or the layers' inputs alone.
 REMAT = {
     "none": None,
-    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": checkpoint_policies.save_only_these_names("dots"),
     "full": checkpoint_policies.nothing_saveable,
 }
 
@@ -55,7 +55,8 @@ class Compute(NamedTuple):
         if adapter is not None:
             narrow = adapter.scale * project(x, adapter.a[...], self._sharding(adapter.a))
             y = y + project(narrow.astype(x.dtype), adapter.b[...], self._sharding(adapter.b))
-        return (y if bias is None else y + bias[...].astype(jnp.float32)).astype(x.dtype)
+        y = (y if bias is None else y + bias[...].astype(jnp.float32)).astype(x.dtype)
+        return checkpoint_name(y, "dots")
 
     def _sharding(self, weight: nnx.Variable) -> WeightSharding | None:
         if self.mesh is None or self.mesh.size == 1:
@@ -86,10 +87,8 @@ class Block(nnx.Module):
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.config = config
 
-        heads: dict[str | None, int] = {
-            "heads": config.num_heads,
-            "kv_heads": config.num_kv_heads,
-        }  # what a device has whole
+        # What a device has whole.
+        heads: dict[str | None, int] = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
 
         def stacked(*shape_and_axes: tuple[int, str | None]) -> nnx.Param:
             shape, axes = zip(*shape_and_axes)
@@ -118,10 +117,9 @@ class Block(nnx.Module):
 
     def __call__(self, x, rotation, attend, compute: Compute):
         """x [B, T, D] -> [B, T, D]. `attend(q, k, v)` mixes values over the visible tokens and keeps k and v."""
-        x = x + self.attention(
-            rms_norm(x, self.attention_norm[...], self.config.norm_epsilon), rotation, attend, compute
-        )
-        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], self.config.norm_epsilon), compute)
+        epsilon = self.config.norm_epsilon
+        x = x + self.attention(rms_norm(x, self.attention_norm[...], epsilon), rotation, attend, compute)
+        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], epsilon), compute)
         return compute.place(x, "batch", "time", None)
 
     def attention(self, x, rotation, attend, compute):
@@ -132,7 +130,7 @@ class Block(nnx.Module):
         if config.qk_norm:
             q = rms_norm(q, self.q_norm[...], config.norm_epsilon)
             k = rms_norm(k, self.k_norm[...], config.norm_epsilon)
-        mixed = attend(rotate(q, *rotation), rotate(k, *rotation), v)
+        mixed = checkpoint_name(attend(rotate(q, *rotation), rotate(k, *rotation), v), "dots")
         return self.project(mixed.reshape(B, T, -1), "o", compute, self.o_bias if config.output_bias else None)
 
     def mlp(self, x, compute):

@@ -97,6 +97,7 @@ def token_logprobs(
     elements = chunk_elements or CHUNK_ELEMENTS.get(platform(mesh), CHUNK_ELEMENTS["cpu"])
 
     def local(parts: _Parts, unembedding: jax.Array, hidden: jax.Array, targets: jax.Array):
+        unembedding = unembedding.astype(jnp.float32)  # so that its gradient is summed over chunks in f32
         flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         chunk = elements // (unembedding.shape[0] * mesh_size(mesh, parts.tokens))
         out = _in_chunks(partial(_logprobs, parts, unembedding, temperature), flat, chunk)
