@@ -154,7 +154,7 @@ def ahead(staleness: int, log: list, folder: Path, gate: threading.Event | None 
         return log[-1]
 
     load = lambda params, version: loaded.append(version)  # noqa: E731
-    return SamplingAhead(draw, load, staleness=staleness, last=last, folder=folder)
+    return SamplingAhead(draw, load, copy=dict, staleness=staleness, last=last, folder=folder)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
@@ -200,7 +200,7 @@ def test_what_goes_wrong_while_sampling_is_raised_by_take(tmp_path):
     def draw(step: int) -> int:
         raise ValueError(f"no batch {step}")
 
-    sampling = SamplingAhead(draw, lambda *_: None, staleness=1, last=3, folder=tmp_path)
+    sampling = SamplingAhead(draw, lambda *_: None, copy=dict, staleness=1, last=3, folder=tmp_path)
     sampling.publish({}, 0)
     with pytest.raises(ValueError, match="no batch 1"):
         sampling.take(1)
