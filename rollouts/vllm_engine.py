@@ -210,7 +210,9 @@ class VllmEngine:
                     headers=headers,
                     timeout=httpx.Timeout(self.settings.request_timeout_s, connect=10.0),
                     # vLLM closes a connection that was idle for 5 s; a request must not be on its way then.
-                    limits=httpx.Limits(None, max_keepalive_connections=self.settings.concurrency, keepalive_expiry=2),
+                    limits=httpx.Limits(
+                        max_connections=None, max_keepalive_connections=self.settings.concurrency, keepalive_expiry=2
+                    ),
                     trust_env=False,  # a proxy has no business between the two
                 ),
             )
