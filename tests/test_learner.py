@@ -63,11 +63,14 @@ def updated(rows, **settings):
     return learner.update(state, batch(rows))
 
 
-def gradient_of(rows, **settings):
-    """The gradient of the first microbatch."""
+def gradient_and_update(rows, **settings):
+    """The gradient of the first microbatch, and `updated`."""
     learner, state = learner_and_state(rows, **settings)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    return jax.device_get(learner._accumulate(state.params, zeros, next(learner.microbatches(batch(rows))))[0])
+    whole = batch(rows)
+    assert len(whole.tokens) > rows  # several microbatches: the update runs the same program
+    zeros = learner._zeros(state.params)
+    gradient = jax.device_get(learner._accumulate(state.params, zeros, next(learner.microbatches(whole)))[0])
+    return gradient, learner.update(state, whole)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def test_the_cut_into_microbatches_does_not_matter(expected, rows):
 @pytest.mark.parametrize("compute", [{}, {"unroll": True}, {"remat": "full"}], ids=str)
 def test_gradient_in_bf16_is_the_one_in_f32_but_for_rounding(compute):
     exact, rounded = (
-        gradient_of(8, compute=Compute(jnp.dtype(dtype), **compute)) for dtype in (jnp.float32, jnp.bfloat16)
+        gradient_and_update(8, compute=Compute(jnp.dtype(dtype), **compute))[0] for dtype in (jnp.float32, jnp.bfloat16)
     )
     chex.assert_trees_all_equal_dtypes(exact, rounded)
     error = jax.tree.map(lambda a, b: a - b, exact, rounded)
@@ -173,14 +176,14 @@ MESHES = (  # data, fsdp, tensor; context; remat
 ON_EIGHT_DEVICES = """
 import sys; sys.path.insert(0, "tests")
 import chex, jax
-from test_learner import MESHES, gradient_of, updated
+from test_learner import MESHES, gradient_and_update
 from models.decoder import Compute
 from models.sharding import make_mesh
-expected, (state, metrics) = gradient_of(8), updated(8)
+expected, (state, metrics) = gradient_and_update(8)
 for sizes, context, remat in MESHES:
     compute = Compute(mesh=make_mesh(*sizes), context=context, remat=remat)
-    chex.assert_trees_all_close(gradient_of(8, compute=compute), expected, atol=2e-6)
-    after, measured = updated(8, compute=compute)
+    gradient, (after, measured) = gradient_and_update(8, compute=compute)
+    chex.assert_trees_all_close(gradient, expected, atol=2e-6)
     chex.assert_trees_all_close(jax.device_get(after.params), jax.device_get(state.params), atol=2e-4)
     for name in ("loss", "grad_norm", "entropy"):
         assert abs(measured[name] - metrics[name]) < 1e-5, (name, sizes, context)
