@@ -315,20 +315,24 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
 
 
 def rotary(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """cos and sin f32[B, T, Dh / 2] of the rotary position embedding (Su et al., arXiv 2104.09864)."""
+    """The rotary position embedding (Su et al., arXiv 2104.09864) at positions [B, T], for `rotate`: f32[B, T, Dh].
+
+    Cosines, twice, and sines, those of the first half with the sign with which the second half is added to it.
+    """
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling is not None:
         frequencies = _llama3_frequencies(frequencies, config.rope_scaling)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates the pairs (i, i + Dh / 2) of x [B, T, H, Dh]; the halves' layout of Hugging Face checkpoints."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    wide = x.astype(jnp.float32)
+    swapped = jnp.roll(wide, x.shape[-1] // 2, axis=-1)
+    return (wide * cos[:, :, None] + swapped * sin[:, :, None]).astype(x.dtype)
 
 
 def _llama3_frequencies(frequencies: jax.Array, scaling: Llama3RopeScaling) -> jax.Array:
