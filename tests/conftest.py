@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("JAXRL_DATA", ROOT.parent / "shared" / "data"))
+
+
+def on_eight_devices(program: str) -> str:
+    """What a Python program prints in a process of its own with eight CPU devices; fails if it does."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    return result.stdout
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import on_eight_devices
 
 from models import attention as kernels
 from models.attention import blocked_attention, kernel_of, splash_attention
@@ -128,8 +125,4 @@ print("same on all meshes")
 
 
 def test_every_mesh_of_eight_devices_gives_the_same():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", ON_EIGHT_DEVICES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800
-    )
-    assert "same on all meshes" in result.stdout, result.stderr[-3000:]
+    assert "same on all meshes" in on_eight_devices(ON_EIGHT_DEVICES)

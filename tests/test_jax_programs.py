@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import on_eight_devices
 from flax import nnx
 from test_engine import CONFIG, prompts
 
@@ -163,8 +160,4 @@ print("same on all meshes")
 
 @pytest.mark.slow
 def test_every_mesh_of_eight_devices_samples_the_same():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", MESHES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert "same on all meshes" in result.stdout, result.stderr[-3000:]
+    assert "same on all meshes" in on_eight_devices(MESHES)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import ROOT
+from conftest import on_eight_devices
 from families import FAMILIES, reference
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -391,11 +388,7 @@ print("same on all meshes")
 
 
 def test_every_mesh_of_eight_devices_gives_the_same_update():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", MESHES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert "same on all meshes" in result.stdout, result.stderr[-3000:]
+    assert "same on all meshes" in on_eight_devices(MESHES)
 
 
 def test_checkpoints_hold_the_adapters_alone(tmp_path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
 import chex
@@ -13,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import on_eight_devices
 from flax import nnx
 from jax.sharding import NamedSharding
 from test_learner import LOSS, batch
@@ -273,11 +270,7 @@ def agrees(found, expected, settings):
 
 
 def test_eight_bits_on_meshes_of_eight_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", MESHES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800
-    )
-    assert "same on all meshes" in result.stdout, result.stderr[-3000:]
+    assert "same on all meshes" in on_eight_devices(MESHES)
 
 
 def test_wrong_settings_name_what_would_be_right():
