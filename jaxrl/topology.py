@@ -36,7 +36,7 @@ class Topology(NamedTuple):
         """data x fsdp x tensor, neighbours on the mesh near each other on the torus."""
         if self.platform == "cuda":
             return Mesh(np.array(self.devices).reshape(sizes), MESH_AXES)
-        return Mesh(mesh_utils.create_device_mesh(sizes, self.devices), MESH_AXES)
+        return Mesh(mesh_utils.create_device_mesh(sizes, self.devices, allow_split_physical_axes=True), MESH_AXES)
 
 
 def find_topology(name: str) -> Topology:
