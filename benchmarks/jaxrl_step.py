@@ -34,7 +34,7 @@ class Numbers:
         return " ".join(map(str, tokens.tolist()))
 
 
-# The fastest of 4, 8, 16, 32 and 64 rows a microbatch .
+# Rows of a microbatch; at the medium size 4, 8, 16 and 32 differ by less than the noise, 10%.
 ROWS = {"small": 8, "medium": 8, "large": 8}
 
 

@@ -24,7 +24,7 @@ from models.sharding import activations, mesh_size, partition_spec, platform
 
 _MASKED = -1e30  # a finite minus infinity: a row without any visible key gives a mean, not NaN
 BLOCK = 512  # queries whose scores are alive at once in the blocked form
-PARTS = 4
+PARTS = 4  # of the queries, each over the keys before its end: 5/8 of the work of all keys
 LANES = 128  # of a TPU: what splash attention's sequences are a multiple of
 MAX_SEGMENTS = 128  # of a row, for cuDNN, whose shapes are fixed
 KERNELS = ("auto", "splash", "cudnn", "blocked")
