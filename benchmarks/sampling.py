@@ -211,6 +211,7 @@ def main() -> None:
                     for peer, python in pythons.items():
                         got = run(python, peer, size, Path(root) / size, dtype, options.turns) if python else []
                         rates.setdefault((peer, size, dtype), []).extend(got)
+                        print(peer, size, dtype, *(f"{rate:,.0f}" for rate in got), flush=True)
     show(rates, sizes, [peer for peer, python in pythons.items() if not python])
     if options.out:
         options.out.write_text(json.dumps({" ".join(key): values for key, values in rates.items()}, indent=1) + "\n")

