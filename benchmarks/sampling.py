@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 REQUESTS, PROMPT_LENGTHS, NEW_TOKENS = 64, (16, 64), (64, 256)
+WARM_UP = 2  # turns that compile
 MAX_LENGTH = PROMPT_LENGTHS[1] + NEW_TOKENS[1]
 DTYPES = ("float32", "bfloat16")
 SIZES = {  # layers, width, MLP width, heads, kv heads, vocabulary
@@ -53,17 +54,17 @@ def requests(size: str, turn: int) -> list[tuple[list[int], int]]:
 
 
 def measure(sample, size: str, turns: int) -> None:
-    """Prints tokens a second of each turn; `sample(requests)` returns the number of tokens. The first turn warms up."""
+    """Prints tokens a second of each turn; `sample(requests)` returns the number of tokens. The first two warm up."""
     import time
 
     rates = []
-    for turn in range(turns + 1):
+    for turn in range(WARM_UP + turns):
         batch = requests(size, turn)
         start = time.perf_counter()
         tokens = sample(batch)
         rates.append(tokens / (time.perf_counter() - start))
         assert tokens == sum(n for _, n in batch), (tokens, sum(n for _, n in batch))
-    print("RATES " + json.dumps(rates[1:]), flush=True)
+    print("RATES " + json.dumps(rates[WARM_UP:]), flush=True)
 
 
 def export(size: str, folder: Path) -> None:
@@ -191,7 +192,7 @@ def main() -> None:
     parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM for CPU")
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--rounds", type=int, default=2, help="processes of each peer, in turn")
-    parser.add_argument("--turns", type=int, default=3, help="counted batches of a process, after one that warms up")
+    parser.add_argument("--turns", type=int, default=3, help="counted batches of a process, after those that warm up")
     parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
     for name in ("--peer", "--size", "--folder", "--dtype"):
         parser.add_argument(name, help=argparse.SUPPRESS)

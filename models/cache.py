@@ -19,7 +19,7 @@ from models.config import ModelConfig
 # Parts are buffers of their own, so that those not in use stay unread and those in use are read without a copy.
 Part = tuple[jax.Array, jax.Array]
 Cache = tuple[tuple[Part, ...], ...]
-FIRST_PART = 256
+FIRST_PART = 128
 
 
 def cache_parts(length: int) -> list[int]:

@@ -163,17 +163,26 @@ class JaxEngine:
         params = [r.params for r in running]
         look = any(p.stop_strings or p.sequence for p in params)
         steps = LOOK_STEPS if look else self.max_new_tokens
-        # With requests waiting, a quarter of the slots is worth a refill; else go on to the end.
-        spare = len(running) - max(1, self.slots // 4) if self._waiting else 0
+        # With requests waiting, a quarter of the slots is worth a refill; else go on until half of the rows will do.
+        widths = [self.slots] if self._waiting or look else self.programs.widths
+        narrower = bisect_left(widths, len(running))
+        spare = len(running) - max(1, self.slots // 4) if self._waiting else ([0] + widths)[narrower]
         filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
         # Only the part of the cache that is in use is read: decoding stops where the longest row comes to its end.
         longest = max(len(r.prompt) + r.count for r in running)
         parts = bisect_left(self.programs.lengths, longest) + 1
         steps = min(steps, self.programs.lengths[parts - 1] - longest + 1)
         self._state = self.programs.decode(
-            self._weights, self._state, steps, max(spare, 0), filtered=filtered, parts=parts
+            self._weights, self._state, steps, max(spare, 0), self._rows(widths[narrower]), filtered=filtered, parts=parts
         )
         jax.block_until_ready(self._state.rows.count)
+
+    def _rows(self, width: int) -> np.ndarray | None:
+        """So many slots, the running ones among them; None: all."""
+        if width == self.slots:
+            return None
+        others = [b for b in range(self.slots) if b not in self._running]
+        return np.array([*self._running, *others][:width], np.int32)
 
     def _admit(self) -> None:
         """Puts the waiting requests into slots: first those that have one, then as many others as there are free."""

@@ -27,6 +27,7 @@ from rollouts.sampling import sample_tokens
 
 MAX_STOP_TOKENS = 8
 SHORTEST_BUCKET = 16  # tokens that a prefill is padded to, at least
+NARROWEST = 8  # rows that are decoded together, at least
 # The decoder's parameters as they are sampled from, in the order of their leaves: in the compute dtype, whole but for
 # the tensor axis, and those of the blocks one array a layer where the layers are unrolled.
 Weights = tuple[Any, ...]
@@ -72,12 +73,13 @@ class Programs:
 
     prefill(weights, state, tokens, lengths, source, fresh, rows) -> State
     extend(weights, state, tokens, positions, slots, fresh, rows) -> State
-    decode(weights, state, steps, spare, filtered=False, parts=1) -> State
+    decode(weights, state, steps, spare, chosen=None, filtered=False, parts=1) -> State
     """
 
     sizes: Sizes
     config: ModelConfig
     lengths: list[int]  # tokens of a row that decoding with 1, 2, .. parts of the cache sees
+    widths: list[int]  # numbers of rows that can be decoded, ascending; the last is all slots
     serving: Serving
     empty_state: Callable[[], State]
     prefill: Any
@@ -97,9 +99,9 @@ class Programs:
         return sum(program._cache_size() for program in (self.prefill, self.extend, self.decode))
 
     def most_compiled(self) -> int:
-        """The most that can be: prefill and extend by bucket, decode by length, with filters and without."""
+        """The most that can be: prefill and extend by bucket, decode by length and width, with filters and without."""
         buckets = {self.bucket(tokens) for tokens in range(1, self.sizes.max_length + 1)}
-        return 2 * len(buckets) + 2 * len(self.lengths)
+        return 2 * len(buckets) + 2 * len(self.lengths) * len(self.widths)
 
     def abstract_arguments(self, prompt_length: int) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         """By program, the (positional, static) arguments that it can be lowered with, as ShapeDtypeStructs.
@@ -140,12 +142,21 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
         sizes=sizes,
         config=config,
         lengths=list(accumulate(cache_parts(sizes.max_length))),
+        widths=_widths(sizes.slots, compute.mesh),
         serving=serving,
         empty_state=jax.jit(empty, out_shardings=shardings),
         prefill=program(partial(_prefill, serving, compute)),
         extend=program(partial(_extend, serving, compute)),
         decode=program(partial(_decode, serving, compute), static_argnames=("filtered", "parts")),
     )
+
+
+def _widths(slots: int, mesh: Mesh | None) -> list[int]:
+    """Halves of the slots, down to NARROWEST. Rows that are spread over devices stay where they are: all slots only."""
+    widths = [slots]
+    while (mesh is None or mesh.size == 1) and widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
+        widths.insert(0, widths[0] // 2)
+    return widths
 
 
 def _state_shardings(state: State, config: ModelConfig, mesh: Mesh | None) -> Any:
@@ -304,11 +315,15 @@ def _decode(
     state: State,
     steps: jax.Array,  # i32, at most so many
     spare: jax.Array,  # i32, go on while more rows than this are active
+    chosen: jax.Array | None = None,  # i32[b], the slots that are decoded, all active ones among them; None: all
     *,
     filtered: bool,  # whether any row uses top-p, top-k or min-p
     parts: int,  # of the cache that are read; every active row's position must stay within them
 ) -> State:
-    """Decodes all rows together, on the device, until `steps` are done or only `spare` rows are active."""
+    """Decodes rows together, on the device, until `steps` are done or only `spare` rows are active."""
+    whole = state
+    if chosen is not None:
+        state = _take(whole, chosen, parts)
     model, layers = serving.model(weights)
     unembedding, index = model.unembedding(), jnp.arange(state.tokens.shape[0])
 
@@ -338,7 +353,31 @@ def _decode(
         done, state = carry
         return (done < steps) & (jnp.sum(state.rows.active) > spare)
 
-    return jax.lax.while_loop(go_on, step, (jnp.int32(0), state))[1]
+    state = jax.lax.while_loop(go_on, step, (jnp.int32(0), state))[1]
+    return state if chosen is None else _put(whole, chosen, state)
+
+
+def _take(state: State, slots: jax.Array, parts: int) -> State:
+    """The state of some slots, with the first `parts` of the cache."""
+    cache = tuple(layer[:parts] for layer in state.cache)
+    return jax.tree.map(lambda x: jnp.take(x, slots, axis=_row_axis(x)), state._replace(cache=cache))
+
+
+def _put(state: State, slots: jax.Array, some: State) -> State:
+    """The state with that of some slots, as `_take` gives it, put back."""
+
+    def put(x: jax.Array, new: jax.Array) -> jax.Array:
+        return x.at[(slice(None),) * _row_axis(x) + (slots,)].set(new)
+
+    used = tuple(layer[: len(new)] for layer, new in zip(state.cache, some.cache))
+    written = jax.tree.map(put, state._replace(cache=used), some)
+    rest = [layer[len(new) :] for layer, new in zip(state.cache, some.cache)]
+    return written._replace(cache=tuple(new + old for new, old in zip(written.cache, rest)))
+
+
+def _row_axis(x: jax.Array) -> int:
+    """Of an array of the state: the first, but for a cache of scanned layers."""
+    return 1 if x.ndim == 5 else 0
 
 
 def _logits(hidden: jax.Array, unembedding: jax.Array, compute: Compute) -> jax.Array:

@@ -26,7 +26,7 @@ def sample_tokens(
     highest = jnp.max(scaled, axis=-1, keepdims=True)
     uniforms = jax.vmap(partial(jax.random.uniform, shape=()))(keys)
     drawn = draw(jnp.exp(allowed - highest), uniforms)
-    tokens = jnp.where(greedy, jnp.argmax(scaled, axis=-1), drawn).astype(jnp.int32)
+    tokens = jnp.where(greedy, _first(scaled == highest), drawn).astype(jnp.int32)
     chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - jax.nn.logsumexp(scaled, axis=-1)
 
@@ -44,12 +44,18 @@ def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     before = jnp.cumsum(sums, axis=-1)
     threshold = uniforms * _total(before, sums)
     # A parallel sum may rise by a rounding where the weight is 0, hence the second conditions and the bounds of `rest`.
-    block = jnp.argmax((before > threshold[:, None]) & (sums > 0), axis=-1)
+    block = _first((before > threshold[:, None]) & (sums > 0))
     rest = threshold - jnp.where(block > 0, jnp.take_along_axis(before, block[:, None] - 1, axis=-1)[:, 0], 0.0)
     hit = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     within = jnp.cumsum(hit, axis=-1)
     rest = jnp.clip(rest, 0.0, jnp.nextafter(_total(within, hit), jnp.float32(0)))
-    return block * BLOCK + jnp.argmax((within > rest[:, None]) & (hit > 0), axis=-1)
+    return block * BLOCK + _first((within > rest[:, None]) & (hit > 0))
+
+
+def _first(condition: jax.Array) -> jax.Array:
+    """i32[B]: the first index where bool[B, n] holds; the last if it holds nowhere. XLA on CPU vectorizes no argmax."""
+    n = condition.shape[-1]
+    return jnp.min(jnp.where(condition, jnp.arange(n), n - 1), axis=-1)
 
 
 def _total(cumulative: jax.Array, weights: jax.Array) -> jax.Array:

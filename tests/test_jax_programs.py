@@ -35,10 +35,10 @@ def short_parts(monkeypatch):
 
 
 def test_parts_of_the_cache_are_its_length_and_few():
-    assert cache_parts(100) == [100] and cache_parts(256) == [256]
-    for length in (257, 512, 1000, 4096, 32768, 100_000):
+    assert cache_parts(100) == [100] and cache_parts(128) == [128]
+    for length in (129, 512, 1000, 4096, 32768, 100_000):
         parts = cache_parts(length)
-        assert sum(parts) == length and len(parts) <= np.log2(length / 256) + 2
+        assert sum(parts) == length and len(parts) <= np.log2(length / 128) + 2
 
 
 @pytest.mark.parametrize("unroll", [True, False])
