@@ -419,7 +419,7 @@ def make_pool(config: Config) -> Pool:
 
 
 def prepare_process(cache: Path = Path("~/.cache/jaxrl/xla")) -> None:
-    """Process-wide settings: the persistent compilation cache, quiet, and on CPU an allocator that suits large arrays."""
+    """Process-wide settings: the persistent compilation cache, quiet, and on CPU a heap for large arrays."""
     jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of a file that it does not need

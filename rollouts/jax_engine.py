@@ -164,20 +164,21 @@ class JaxEngine:
         look = any(p.stop_strings or p.sequence for p in params)
         steps = LOOK_STEPS if look else self.max_new_tokens
         # With requests waiting, a quarter of the slots is worth a refill; else go on until half of the rows will do.
-        widths = [self.slots] if self._waiting or look else self.programs.widths
-        narrower = bisect_left(widths, len(running))
-        spare = len(running) - max(1, self.slots // 4) if self._waiting else ([0] + widths)[narrower]
+        widths = [0, self.slots] if self._waiting or look else [0, *self.programs.widths]
+        width = bisect_left(widths, len(running))
+        spare = max(0, len(running) - max(1, self.slots // 4)) if self._waiting else widths[width - 1]
         filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
         # Only the part of the cache that is in use is read: decoding stops where the longest row comes to its end.
         longest = max(len(r.prompt) + r.count for r in running)
         parts = bisect_left(self.programs.lengths, longest) + 1
         steps = min(steps, self.programs.lengths[parts - 1] - longest + 1)
+        chosen = self._slots_of(widths[width])
         self._state = self.programs.decode(
-            self._weights, self._state, steps, max(spare, 0), self._rows(widths[narrower]), filtered=filtered, parts=parts
+            self._weights, self._state, steps, spare, chosen, filtered=filtered, parts=parts
         )
         jax.block_until_ready(self._state.rows.count)
 
-    def _rows(self, width: int) -> np.ndarray | None:
+    def _slots_of(self, width: int) -> np.ndarray | None:
         """So many slots, the running ones among them; None: all."""
         if width == self.slots:
             return None
