@@ -17,6 +17,8 @@ from jaxrl.cost import parameters
 from models.config import ModelConfig
 
 USABLE = 0.9  # of a device's memory; the rest is for the program itself, and for what does not pack
+MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2.1}  # bytes a parameter of optimizer.state
+ADAPTERS = 0.05  # of the parameters, with LoRA: more than the usual ranks have
 LOGITS = 3 * 2**25 * 4  # bytes of the logits of a chunk, their gradient and their exponentials
 
 
@@ -109,11 +111,15 @@ def _divides(sizes: tuple[int, int, int], load: Load) -> bool:
 def load_of(config: Config) -> Load:
     """What a run's devices must hold.
 
-    For each parameter itself, the gradient so far, that of the microbatch, two moments, and its bf16 form for matmuls;
-    a reference policy where there is one, and the JAX engine's weights.
+    For each parameter itself and its bf16 form for matmuls; the gradient so far, that of the microbatch and two
+    moments (with LoRA of the adapters only); a reference policy where there is one, and the JAX engine's weights.
     """
     rollout, itemsize = config.rollout, jnp.dtype(config.model.param_dtype).itemsize
-    state = 5 * itemsize + 2 + (itemsize if config.grpo.steps and config.grpo.loss.kl_coefficient else 0)
+    stages = ((config.sft.steps, config.sft.optimizer), (config.grpo.steps, config.optimizer))
+    moments = max((MOMENTS[o.state] for steps, o in stages if steps and not o.offload), default=0)
+    state = itemsize + 2 + (ADAPTERS if config.model.lora.rank else 1) * (2 * itemsize + moments)
+    if config.grpo.steps and config.grpo.loss.kl_coefficient and not config.model.offload_reference:
+        state += itemsize
     if config.grpo.steps and rollout.engine == "jax":
         state += 2  # its weights in bf16
     return Load(config.batch.microbatch_rows, row_length(config), state, config.model.remat, config.mesh.context)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils, topologies
+from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jaxrl.chips import CHIPS, SLICES, Chip, chip_of
 from jaxrl.command_line import UserError
-from models.sharding import MESH_AXES
+from models.sharding import make_mesh
 
 _ACCELERATOR = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "tpu7x": "tpu7x"}
 
@@ -33,10 +32,8 @@ class Topology(NamedTuple):
     platform: str = "tpu"  # tpu | cuda: programs are lowered for it, not compiled
 
     def mesh(self, sizes: tuple[int, int, int]) -> Mesh:
-        """data x fsdp x tensor, neighbours on the mesh near each other on the torus."""
-        if self.platform == "cuda":
-            return Mesh(np.array(self.devices).reshape(sizes), MESH_AXES)
-        return Mesh(mesh_utils.create_device_mesh(sizes, self.devices, allow_split_physical_axes=True), MESH_AXES)
+        """data x fsdp x tensor."""
+        return make_mesh(*sizes, self.devices)
 
 
 def find_topology(name: str) -> Topology:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -32,6 +33,8 @@ SERVING: dict[str, MeshAxes] = LOGICAL_TO_MESH | {"embed": None}
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """The mesh (data, fsdp, tensor); one size may be -1 and takes the devices that are left.
 
+    TPUs that are neighbours on the mesh are near each other on the torus, too; other devices stay in JAX's order.
+
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -41,6 +44,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
         sizes[sizes.index(-1)] = max(1, len(devices) // known)
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
         raise ValueError(f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {len(devices)} devices")
+    if devices[0].platform == "tpu":
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES)
     return Mesh(np.array(devices).reshape(sizes), MESH_AXES)
 
 

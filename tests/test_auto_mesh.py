@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
 
 from jaxrl import cost
-from jaxrl.auto_mesh import Load, bytes_needed, choose_mesh
+from jaxrl.auto_mesh import Load, bytes_needed, choose_mesh, load_of
 from jaxrl.chips import chip_of
+from jaxrl.config import Config
 from models.shapes import SHAPES, known_shape
 
 V5E, V5P = 16 * 2**30, 95 * 2**30
@@ -44,6 +47,29 @@ def test_the_smallest_fsdp_that_fits(name, devices, hbm):
     assert bytes_needed(config, (data, fsdp, tensor), load) <= hbm
     assert bytes_needed(config, (data * 2, fsdp // 2, tensor), load) > 0.9 * hbm
     assert bytes_needed(config, (data, fsdp, 1), load) > 22 * cost.parameters(config) / fsdp
+
+
+def state_bytes(**settings):
+    config = Config()
+    for name, value in settings.items():
+        *path, last = name.split("__")
+        setattr(reduce(getattr, path, config), last, value)
+    return load_of(config).state_bytes
+
+
+def test_what_is_kept_of_a_parameter():
+    """Itself, its bf16 form, two gradients, two moments, and the engine's weights: fewer with the settings for that."""
+    assert state_bytes(grpo__steps=1) == 4 + 2 + 2 * 4 + 8 + 2
+    assert state_bytes(sft__steps=1) == 4 + 2 + 2 * 4 + 8
+    assert state_bytes(grpo__steps=1, grpo__loss__kl_coefficient=0.01) == 28
+    assert state_bytes(grpo__steps=1, grpo__loss__kl_coefficient=0.01, model__offload_reference=True) == 24
+    assert state_bytes(grpo__steps=1, optimizer__state="bfloat16", model__param_dtype="bfloat16") == 14
+    assert state_bytes(
+        grpo__steps=1, sft__steps=1, optimizer__state="int8", sft__optimizer__state="int8"
+    ) == pytest.approx(18.1)
+    assert state_bytes(grpo__steps=1, sft__steps=1, optimizer__state="int8") == 24  # SFT's moments are in f32
+    assert state_bytes(grpo__steps=1, optimizer__offload=True) == 16
+    assert state_bytes(grpo__steps=1, model__lora__rank=16) < 9
 
 
 def test_what_fits_nowhere_is_sharded_over_everything():

@@ -63,6 +63,35 @@ def test_the_part_that_is_read_changes_rounding_at_most(policy, short_parts, unr
     np.testing.assert_allclose(alone.logprobs, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("unroll", [True, False])
+def test_fewer_rows_are_decoded_as_others_finish(policy, short_parts, unroll):
+    """32 requests that end one after another: the same tokens as in an engine that always decodes all its 4 rows."""
+    asked = [(p, SamplingParams(max_new_tokens=1 + i, seed=i)) for i, p in enumerate(prompts(32, low=3, high=15))]
+
+    def tokens_of(engine):
+        async def all_of():
+            return await asyncio.gather(*(engine.sample(p, params) for p, params in asked))
+
+        return [(c.tokens.tolist(), c.logprobs) for (c,) in asyncio.run(all_of())]
+
+    wide = JaxEngine(*policy, slots=32, max_length=64, max_new_tokens=48, unroll=unroll)
+    assert wide.programs.widths == [8, 16, 32]
+    widths, decode = [], wide.programs.decode
+
+    def decode_and_note(weights, state, steps, spare, chosen, **static):
+        widths.append(32 if chosen is None else len(set(chosen.tolist())))
+        return decode(weights, state, steps, spare, chosen, **static)
+
+    object.__setattr__(wide.programs, "decode", decode_and_note)
+    found = tokens_of(wide)
+    assert widths == sorted(widths, reverse=True) and set(widths) == {8, 16, 32}
+    narrow = JaxEngine(*policy, slots=4, max_length=64, max_new_tokens=48, unroll=unroll)
+    assert narrow.programs.widths == [4]
+    for (tokens, logprobs), (expected, expected_logprobs) in zip(found, tokens_of(narrow), strict=True):
+        assert tokens == expected
+        np.testing.assert_allclose(logprobs, expected_logprobs, rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize("meshes", [False, True])
 def test_weights_that_fit_are_not_copied(policy, meshes):
     graphdef, params = policy
