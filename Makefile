@@ -16,8 +16,9 @@ train: $(VENV)/.installed
 study: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.study --seeds $(SEEDS) $(ARGS)
 
+# A file's tests stay in one of the two processes.
 test: $(VENV)/.installed-test $(VENV)/.installed-aot
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
