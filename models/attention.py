@@ -276,22 +276,24 @@ def decode_attention(
 ) -> jax.Array:  # [B, H, Dh]
     """Attention of one new token a row over the cache up to its own position.
 
-    Parts after a row's position add exactly nothing to it, and parts are summed in order: what a row gets does not
-    depend on how many of them are given. Keys are transposed, so that scores are sums over a strided axis.
+    Each part is summed relative to its own highest score, then all relative to the highest of all (Milakov and
+    Gimelshein, arXiv 1805.02867). Parts after a row's position add exactly nothing, what is computed of a part is the
+    same whatever comes after it, and parts are added in order: what a row gets does not depend on how many of them are
+    given. Keys are transposed, so that scores are sums over a strided axis.
     """
     (B, H, Dh), K, start = q.shape, parts[0][0].shape[1], 0
-    q, scores = q.reshape(B, K, H // K, Dh), []
-    for k, _ in parts:
-        part = jnp.einsum("bkgd,bkds->bkgs", q, k, preferred_element_type=jnp.float32)
+    q, highest, totals, mixed = q.reshape(B, K, H // K, Dh), [], [], []
+    for k, v in parts:
+        scores = jnp.einsum("bkgd,bkds->bkgs", q, k, preferred_element_type=jnp.float32)
         distance = positions[:, None] - jnp.arange(start, start + k.shape[-1])
         mask = (distance >= 0) & ((window == 0) | (distance < window))
-        scores.append(jnp.where(mask[:, None, None], part * Dh**-0.5, _MASKED))
+        scores = jnp.where(mask[:, None, None], scores * Dh**-0.5, _MASKED)
+        highest.append(jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.exp(scores - highest[-1])
+        totals.append(jnp.sum(weights, axis=-1, keepdims=True))
+        mixed.append(jnp.einsum("bkgs,bksd->bkgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32))
         start += k.shape[-1]
-    highest = reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in scores])
-    weights = [jnp.exp(part - highest) for part in scores]
-    total = reduce(jnp.add, [jnp.sum(part, axis=-1, keepdims=True) for part in weights])
-    mixed = [
-        jnp.einsum("bkgs,bksd->bkgd", part.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        for part, (_, v) in zip(weights, parts)
-    ]
-    return (reduce(jnp.add, mixed) / total).astype(q.dtype).reshape(B, H, Dh)
+    shares = [jnp.exp(part - reduce(jnp.maximum, highest)) for part in highest]
+    total = reduce(jnp.add, [part * share for part, share in zip(totals, shares)])
+    mixture = reduce(jnp.add, [part * share for part, share in zip(mixed, shares)])
+    return (mixture / total).astype(q.dtype).reshape(B, H, Dh)

@@ -231,8 +231,9 @@ class Decoder(nnx.Module):
         """
 
         def attend(q, k, v, positions, window, used, l):
-            place = jnp.arange(q.shape[0]), positions
-            used = write(used, *place, k, v, l)
+            # Else XLA makes k anew for each part, and how it rounds there depends on the number of parts.
+            q, k, v = jax.lax.optimization_barrier((q, k, v))
+            used = write(used, jnp.arange(q.shape[0]), positions, k, v, l)
             seen = used if l is None else tuple((k[l], v[l]) for k, v in used)
             return decode_attention(q, seen, positions, window), used
 

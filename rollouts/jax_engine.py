@@ -3,8 +3,9 @@
 A fixed number of rows ("slots") is decoded together. A waiting request takes over a slot as soon as enough of them
 are free; requests for the same prompt share one prefill. The shapes of all programs depend on the engine's settings
 only, and every row draws with its own key, so a request gets the same tokens whatever else is in the batch (to
-rounding: beside a longer row, another program reads more of the cache). A request that continues a sequence finds the
-keys and values of what came before in its slot, which nobody else gets until the sequence is released.
+rounding: when half of the rows are finished, a program for fewer rows decodes the others). A request that continues
+a sequence finds the keys and values of what came before in its slot, which nobody else gets until the sequence is
+released.
 
 Axes: B slots, N new tokens, P prompts of a prefill, T their padded length, V vocabulary.
 """

@@ -11,7 +11,7 @@ import pytest
 from conftest import on_eight_devices
 
 from models import attention as kernels
-from models.attention import blocked_attention, kernel_of, splash_attention
+from models.attention import blocked_attention, decode_attention, kernel_of, splash_attention
 
 B, T, H, K, DH = 2, 256, 4, 2, 16
 
@@ -126,3 +126,22 @@ print("same on all meshes")
 
 def test_every_mesh_of_eight_devices_gives_the_same():
     assert "same on all meshes" in on_eight_devices(ON_EIGHT_DEVICES)
+
+
+@pytest.mark.parametrize("window", [0, 50])
+def test_one_query_a_row_over_parts_of_the_cache(window):
+    """Against float64, for rows that end in each of three parts; more parts than a row needs change nothing."""
+    rng, positions = np.random.default_rng(0), np.array([3, 40, 63, 64, 100, 127, 128, 199])
+    rows, lengths = len(positions), (64, 64, 72)
+    q, k, v = rng.normal(size=(rows, H, DH)), *rng.normal(size=(2, rows, sum(lengths), K, DH))
+    cuts = list(itertools.pairwise(itertools.accumulate(lengths, initial=0)))
+    parts = [(k[:, a:b].transpose(0, 2, 3, 1), v[:, a:b].transpose(0, 2, 1, 3)) for a, b in cuts]
+    parts, narrow = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (parts, q))
+    for count, (_, end) in enumerate(cuts, 1):
+        found = np.asarray(jax.jit(decode_attention)(narrow, parts[:count], jnp.asarray(positions), window))
+        for b, h in itertools.product(np.flatnonzero(positions < end), range(H)):
+            seen = slice(max(0, positions[b] - window + 1) if window else 0, positions[b] + 1)
+            scores = k[b, seen, h // (H // K)] @ q[b, h] / np.sqrt(DH)
+            weights = np.exp(scores - scores.max())
+            expected = weights @ v[b, seen, h // (H // K)] / weights.sum()
+            np.testing.assert_allclose(found[b, h], expected, atol=2e-6)
