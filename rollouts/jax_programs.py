@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models.cache import Cache, cache_parts, insert, make_cache, partition
 from models.config import ModelConfig
 from models.decoder import Block, Compute, Decoder
-from models.sharding import MESH_AXES, SERVING, constrain, param_shardings, partition_spec
+from models.sharding import MESH_AXES, SERVING, constrain, param_shardings, partition_spec, platform
 from rollouts.sampling import sample_tokens
 
 MAX_STOP_TOKENS = 8
@@ -152,9 +152,14 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
 
 
 def _widths(slots: int, mesh: Mesh | None) -> list[int]:
-    """Halves of the slots, down to NARROWEST. Rows that are spread over devices stay where they are: all slots only."""
+    """Halves of the slots, down to NARROWEST, on one CPU; elsewhere all slots only.
+
+    Rows that are spread over devices stay where they are; and on an accelerator, where a step costs little less for
+    fewer rows, the copy of their cache would take memory that is scarce.
+    """
     widths = [slots]
-    while (mesh is None or mesh.size == 1) and widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
+    alone = platform(mesh) == "cpu" and (mesh is None or mesh.size == 1)
+    while alone and widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
         widths.insert(0, widths[0] // 2)
     return widths
 
@@ -259,8 +264,7 @@ def _empty_state(config: ModelConfig, sizes: Sizes, compute: Compute) -> State:
         top_k=full(0, jnp.int32), min_p=full(0, jnp.float32),
     )  # fmt: skip
     # XLA on CPU takes a whole bf16 cache to f32 and back to write one token.
-    platform = compute.mesh.devices.flat[0].platform if compute.mesh is not None else jax.default_backend()
-    cache_dtype = jnp.dtype(jnp.float32) if platform == "cpu" else compute.dtype
+    cache_dtype = jnp.dtype(jnp.float32) if platform(compute.mesh) == "cpu" else compute.dtype
     cache = make_cache(config, slots, sizes.max_length, cache_dtype, compute.unroll)
     shape = (slots, sizes.max_new_tokens)
     return State(rows, cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
