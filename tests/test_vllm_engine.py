@@ -214,9 +214,13 @@ def test_a_corrupt_transfer_is_noticed_and_repeated(server, expected):
 
 def test_requests_go_to_the_least_loaded_replica(server, model):
     with FakeServer(model).start() as other:
+        alone = connect(other, concurrency=2)
+        alone.load_weights(make_params(1)[1], 1)
+        generate(alone, PROMPTS, PARAMS)  # the new one compiles; beside it, the other would take its work
+        alone.close()
         engine = connect(server, other, concurrency=2)
         engine.load_weights(make_params(1)[1], 1)
-        generate(engine, PROMPTS, PARAMS)  # the new one compiles, while the other takes the work
+        generate(engine, PROMPTS, PARAMS)
         before, other.served, server.most_running = server.served, 0, 0
         generate(engine, PROMPTS * 2, PARAMS)
         assert server.most_running <= 2
