@@ -22,7 +22,7 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-         "optimization-barrier", "partition-id", "after-all", "copy-start", "iota"}  # fmt: skip
+         "optimization-barrier", "partition-id", "after-all", "iota"}  # fmt: skip
 
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written into the first one
 
@@ -299,6 +299,9 @@ def _traffic(computations: Computations, by_name: dict[str, Instruction], instru
         return 0.0
     operands = [by_name[o].result if o in by_name else () for o in instruction.operands]
     result = instruction.result
+    if instruction.opcode in ("copy-start", "slice-start"):  # (to, from, context), (from, to, context)
+        to, source = sorted(result[:2], key=lambda a: (a.bytes, not a.on_chip))
+        return float(to.bytes * ((not to.on_chip) + (not source.on_chip)))
     if "output_to_operand_aliasing" in instruction.text:  # buffers of asynchronous collectives that pass through
         kept = re.findall(r"\{(\d*)\}: \((\d+), \{\}", instruction.text)
         results, passed = {int(out or 0) for out, _ in kept}, {int(operand) for _, operand in kept}

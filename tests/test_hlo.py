@@ -168,3 +168,21 @@ def test_memory_traffic_of_a_loop_counts_its_slices():
     layer = 4 * (D * D + 2 * n * D)
     found = hbm_bytes(jax.jit(f).lower(*shapes).compile().as_text())
     assert L * layer <= found <= 4 * L * layer  # the weights' slice may be copied, x is read by more than the matmul
+
+
+PREFETCHED = """
+ENTRY %main (w: f32[1024,1024], n: f32[64]) -> f32[1024] {
+  %w = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+  %n = f32[64]{0:T(128)} parameter(1)
+  %slice-start.1 = ((f32[1024,1024]{1,0:T(8,128)}), f32[256,1024]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:256], [0:1024]}
+  %slice-done.1 = f32[256,1024]{1,0:T(8,128)S(1)} slice-done(%slice-start.1)
+  %copy-start.1 = (f32[64]{0:T(128)S(1)}, f32[64]{0:T(128)}, u32[]{:S(2)}) copy-start(%n)
+  %copy-done.1 = f32[64]{0:T(128)S(1)} copy-done(%copy-start.1)
+  ROOT %custom-call.1 = f32[1024]{0:T(1024)} custom-call(%slice-done.1, %copy-done.1), custom_call_target="mine"
+}
+"""
+
+
+def test_memory_traffic_of_prefetches_into_on_chip_memory():
+    """They read what they fetch: a slice of the weights, and the whole of a copied array."""
+    assert hbm_bytes(PREFETCHED) == 4 * (256 * 1024 + 64 + 1024)
