@@ -3,6 +3,7 @@
 from jaxrl.config import Config
 
 MICROBATCH_TOKENS = 4096  # of each device, in one forward and backward pass
+CACHED_TOKENS = 65_536  # of each device, in the JAX engine
 STAGES = ("sft", "grpo", "grpo+jax")  # the last: sampled by the JAX engine on the same chips
 
 
@@ -15,7 +16,7 @@ def get_config(cell: str) -> Config:
     config.rollout.max_prompt_length = min(2048, T // 2)
     config.rollout.max_new_tokens = T - config.rollout.max_prompt_length
     config.rollout.engine = "jax" if stage == "grpo+jax" else "vllm"
-    config.rollout.slots = 256
+    config.rollout.slots = min(256, chips * CACHED_TOKENS // T)
     config.batch.microbatch_rows = max(1, chips * MICROBATCH_TOKENS // T)
     config.mesh.context = config.batch.microbatch_rows < chips  # a row's tokens over several chips
     if stage == "sft":

@@ -33,7 +33,7 @@ SLICES = {
     "Qwen2.5-Coder-7B": ("v5e:8x8", "v6e:4x4", "v5p:2x2x2"),
     "Llama-3.1-8B": ("v5e:8x8", "v6e:4x4", "v5p:2x2x2"),
     "Qwen2.5-Coder-14B": ("v5e:8x8", "v6e:4x8", "v5p:2x4x4"),
-    "Qwen2.5-Coder-32B": ("v5e:8x8", "v6e:8x8", "v5p:4x4x4"),
+    "Qwen2.5-Coder-32B": ("v5e:8x16", "v6e:8x8", "v5p:4x4x4"),
     "Llama-3.1-70B": ("v5e:16x16", "v6e:8x16", "v5p:4x4x4"),
 }
 WITH_ENGINE = ("Qwen2.5-Coder-0.5B", "Qwen2.5-Coder-1.5B", "Qwen2.5-Coder-3B")

@@ -15,11 +15,13 @@ from jaxrl.chips import chip_of
 from jaxrl.config import Config, row_length
 from jaxrl.cost import parameters
 from models.config import ModelConfig
+from models.vocabulary import CHUNK_ELEMENTS, chunk_tokens
 
 USABLE = 0.9  # of a device's memory; the rest is for the program itself, and for what does not pack
 MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2.1}  # bytes a parameter of optimizer.state
 ADAPTERS = 0.05  # of the parameters, with LoRA: more than the usual ranks have
 LOGITS = 3 * 2**25 * 4  # bytes of the logits of a chunk, their gradient and their exponentials
+GATHERED = 3  # bf16 arrays of the decoder's output for a chunk: forward, again for the backward pass, its gradient
 
 
 class Load(NamedTuple):
@@ -30,6 +32,8 @@ class Load(NamedTuple):
     state_bytes: float = 22.0  # a parameter's, see `load_of`
     remat: str = "full"  # none | dots | full
     context: bool = False  # rows over data only, their tokens over fsdp
+    sampler_bytes: float = 0.0  # of a parameter in the JAX engine, where fsdp does not cut it
+    cached_tokens: int = 0  # of the JAX engine
 
 
 def choose_mesh(
@@ -88,7 +92,8 @@ def check_tensor(config: ModelConfig, tensor: int) -> None:
 
 
 def bytes_needed(config: ModelConfig, sizes: tuple[int, int, int], load: Load) -> float:
-    """An estimate for one device: its part of the state, the activations kept, one layer's work and its weights."""
+    """An estimate for one device: its part of the state and of the sampler, the activations kept, one layer's work and
+    its weights, and the vocabulary's."""
     data, fsdp, tensor = sizes
     D, F, Dh = config.hidden_size, config.intermediate_size, config.head_dim
     heads = (config.num_heads + 2 * config.num_kv_heads) * Dh
@@ -96,9 +101,14 @@ def bytes_needed(config: ModelConfig, sizes: tuple[int, int, int], load: Load) -
     # bf16 numbers a token and layer: its input; also the matmuls' results; also norms, rotation and gates.
     kept = {"full": D, "dots": 3 * D + (heads + 2 * F) / tensor, "none": 8 * D + (3 * heads + 4 * F) / tensor}
     layer = 4 * tokens * (4 * D + (2 * heads + 4 * F) / tensor)
-    weights = 2 * 2 * (D * heads + config.num_heads * Dh * D + 3 * D * F) / tensor  # bf16, of this layer and the next
+    # bf16, of this layer and the next, and the f32 gradient before it is shared out.
+    weights = (2 * 2 + 4) * (D * heads + config.num_heads * Dh * D + 3 * D * F) / tensor
+    chunk = fsdp * chunk_tokens(CHUNK_ELEMENTS["tpu"], config.vocab_size // (fsdp * tensor), D, fsdp)
     state = load.state_bytes * parameters(config) / (fsdp * tensor)
-    return state + 2 * tokens * config.num_layers * kept[load.remat] + layer + weights + LOGITS
+    cache = 2 * 2 * config.num_layers * config.num_kv_heads * Dh * load.cached_tokens / (data * fsdp * tensor)
+    sampler = load.sampler_bytes * parameters(config) / tensor + cache
+    activations = 2 * tokens * config.num_layers * kept[load.remat] + layer
+    return state + sampler + activations + weights + LOGITS + GATHERED * 2 * chunk * D
 
 
 def _divides(sizes: tuple[int, int, int], load: Load) -> bool:
@@ -112,7 +122,8 @@ def load_of(config: Config) -> Load:
     """What a run's devices must hold.
 
     For each parameter itself and its bf16 form for matmuls; the gradient so far, that of the microbatch and two
-    moments (with LoRA of the adapters only); a reference policy where there is one, and the JAX engine's weights.
+    moments (with LoRA of the adapters only); a reference policy where there is one. The JAX engine's weights, in bf16,
+    and its cache.
     """
     rollout, itemsize = config.rollout, jnp.dtype(config.model.param_dtype).itemsize
     stages = ((config.sft.steps, config.sft.optimizer), (config.grpo.steps, config.optimizer))
@@ -120,9 +131,11 @@ def load_of(config: Config) -> Load:
     state = itemsize + 2 + (ADAPTERS if config.model.lora.rank else 1) * (2 * itemsize + moments)
     if config.grpo.steps and config.grpo.loss.kl_coefficient and not config.model.offload_reference:
         state += itemsize
+    sampler, cached = 0, 0
     if config.grpo.steps and rollout.engine == "jax":
-        state += 2  # its weights in bf16
-    return Load(config.batch.microbatch_rows, row_length(config), state, config.model.remat, config.mesh.context)
+        sampler, cached = 2, rollout.slots * (rollout.max_prompt_length + rollout.max_new_tokens)
+    remat, context = config.model.remat, config.mesh.context
+    return Load(config.batch.microbatch_rows, row_length(config), state, remat, context, sampler, cached)
 
 
 def mesh_sizes(config: Config, model: ModelConfig, devices: list) -> tuple[int, int, int]:

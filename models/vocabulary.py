@@ -21,6 +21,7 @@ from models.sharding import activations, mesh_size, partition_spec, platform
 # more is faster where there is memory. 128 MiB, 512 MiB, 1 GiB.
 CHUNK_ELEMENTS = {"cpu": 2**25, "tpu": 2**27, "gpu": 2**28}
 LOOKUP_ELEMENTS = 2**25  # of embeddings, before they are summed over the parts
+GATHERED_ELEMENTS = 2**27  # of the decoder's output for a chunk, that of other devices included: it grows with them
 TILE = 128  # tokens of a chunk are a multiple of it: TPUs reduce-scatter whole tiles only
 
 
@@ -99,13 +100,25 @@ def token_logprobs(
     def local(parts: _Parts, unembedding: jax.Array, hidden: jax.Array, targets: jax.Array):
         unembedding = unembedding.astype(jnp.float32)  # so that its gradient is summed over chunks in f32
         flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        chunk = elements // (unembedding.shape[0] * mesh_size(mesh, parts.tokens))
+        rows, D = unembedding.shape
+        chunk = chunk_tokens(elements, rows, D, mesh_size(mesh, parts.tokens))
         out = _in_chunks(partial(_logprobs, parts, unembedding, temperature), flat, chunk)
         return jax.tree.map(lambda x: x.reshape(targets.shape), out)
 
     if mesh is None or mesh.size == 1:
         return local(_Parts(), unembedding, hidden, targets)
     return _over_parts(local, mesh, context, unembedding, hidden, targets)
+
+
+def chunk_tokens(elements: int, rows: int, D: int, devices: int) -> int:
+    """Tokens of a device whose logits are made at once.
+
+    Args:
+        elements: of logits.
+        rows, D: of the unembedding on a device.
+        devices: those that have other tokens and other parts of the vocabulary.
+    """
+    return min(elements // (rows * devices), max(TILE, GATHERED_ELEMENTS // (D * devices)))
 
 
 def _logprobs(parts, unembedding, temperature, hidden, targets):

@@ -58,18 +58,30 @@ def state_bytes(**settings):
 
 
 def test_what_is_kept_of_a_parameter():
-    """Itself, its bf16 form, two gradients, two moments, and the engine's weights: fewer with the settings for that."""
-    assert state_bytes(grpo__steps=1) == 4 + 2 + 2 * 4 + 8 + 2
-    assert state_bytes(sft__steps=1) == 4 + 2 + 2 * 4 + 8
-    assert state_bytes(grpo__steps=1, grpo__loss__kl_coefficient=0.01) == 28
-    assert state_bytes(grpo__steps=1, grpo__loss__kl_coefficient=0.01, model__offload_reference=True) == 24
-    assert state_bytes(grpo__steps=1, optimizer__state="bfloat16", model__param_dtype="bfloat16") == 14
+    """Itself, its bf16 form, two gradients, two moments: fewer with the settings for that."""
+    assert state_bytes(grpo__steps=1) == 4 + 2 + 2 * 4 + 8 == state_bytes(sft__steps=1)
+    assert state_bytes(grpo__steps=1, grpo__loss__kl_coefficient=0.01) == 26
+    assert state_bytes(grpo__steps=1, grpo__loss__kl_coefficient=0.01, model__offload_reference=True) == 22
+    assert state_bytes(grpo__steps=1, optimizer__state="bfloat16", model__param_dtype="bfloat16") == 12
     assert state_bytes(
         grpo__steps=1, sft__steps=1, optimizer__state="int8", sft__optimizer__state="int8"
-    ) == pytest.approx(18.1)
-    assert state_bytes(grpo__steps=1, sft__steps=1, optimizer__state="int8") == 24  # SFT's moments are in f32
-    assert state_bytes(grpo__steps=1, optimizer__offload=True) == 16
-    assert state_bytes(grpo__steps=1, model__lora__rank=16) < 9
+    ) == pytest.approx(16.1)
+    assert state_bytes(grpo__steps=1, sft__steps=1, optimizer__state="int8") == 22  # SFT's moments are in f32
+    assert state_bytes(grpo__steps=1, optimizer__offload=True) == 14
+    assert state_bytes(grpo__steps=1, model__lora__rank=16) < 7
+
+
+def test_the_engine_needs_whole_weights_and_its_part_of_the_cache():
+    config, load = shape("Qwen2.5-Coder-3B"), Load(16, 4096)  # 36 layers, 2 kv heads of 128
+    sampling = load._replace(sampler_bytes=2, cached_tokens=256 * 4096)
+    more = bytes_needed(config, (1, 16, 1), sampling) - bytes_needed(config, (1, 16, 1), load)
+    assert more == 2 * cost.parameters(config) + 256 * 4096 // 16 * (2 * 36 * 2 * 128 * 2)
+    assert choose_mesh(config, 16, load, V5E)[1] < choose_mesh(config, 16, sampling, V5E)[1]
+    run = Config()
+    run.grpo.steps, run.rollout.slots, run.rollout.max_prompt_length, run.rollout.max_new_tokens = 1, 4, 30, 70
+    assert load_of(run)[-2:] == (2, 400)
+    run.rollout.engine = "vllm"
+    assert load_of(run)[-2:] == (0, 0)
 
 
 def test_what_fits_nowhere_is_sharded_over_everything():

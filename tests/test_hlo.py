@@ -172,13 +172,13 @@ def test_memory_traffic_of_a_loop_counts_its_slices():
 
 PREFETCHED = """
 ENTRY %main (w: f32[1024,1024], n: f32[64]) -> f32[1024] {
-  %w = f32[1024,1024]{1,0:T(8,128)} parameter(0)
-  %n = f32[64]{0:T(128)} parameter(1)
-  %slice-start.1 = ((f32[1024,1024]{1,0:T(8,128)}), f32[256,1024]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:256], [0:1024]}
-  %slice-done.1 = f32[256,1024]{1,0:T(8,128)S(1)} slice-done(%slice-start.1)
-  %copy-start.1 = (f32[64]{0:T(128)S(1)}, f32[64]{0:T(128)}, u32[]{:S(2)}) copy-start(%n)
-  %copy-done.1 = f32[64]{0:T(128)S(1)} copy-done(%copy-start.1)
-  ROOT %custom-call.1 = f32[1024]{0:T(1024)} custom-call(%slice-done.1, %copy-done.1), custom_call_target="mine"
+  %w = f32[1024,1024]{1,0} parameter(0)
+  %n = f32[64]{0} parameter(1)
+  %slice-start.1 = ((f32[1024,1024]{1,0}), f32[256,1024]{1,0:S(1)}, s32[]) slice-start(%w), slice={[0:256], [0:1024]}
+  %slice-done.1 = f32[256,1024]{1,0:S(1)} slice-done(%slice-start.1)
+  %copy-start.1 = (f32[64]{0:S(1)}, f32[64]{0}, u32[]{:S(2)}) copy-start(%n)
+  %copy-done.1 = f32[64]{0:S(1)} copy-done(%copy-start.1)
+  ROOT %custom-call.1 = f32[1024]{0} custom-call(%slice-done.1, %copy-done.1), custom_call_target="mine"
 }
 """
 
