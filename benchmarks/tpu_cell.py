@@ -1,10 +1,18 @@
 """The run behind one cell of docs/tpu.md: `--config benchmarks/tpu_cell.py:MODEL,STAGE,CONTEXT,DEVICES`."""
 
 from jaxrl.config import Config
+from models.shapes import known_shape
 
 MICROBATCH_TOKENS = 4096  # of each device, in one forward and backward pass
-CACHED_TOKENS = 65_536  # of each device, in the JAX engine
+CACHE_BYTES = 2 * 2**30  # of each device, in the JAX engine
 STAGES = ("sft", "grpo", "grpo+jax")  # the last: sampled by the JAX engine on the same chips
+
+
+def bytes_a_token(model: str) -> int:
+    """Of keys and values in bf16."""
+    shape = known_shape(model)
+    assert shape is not None
+    return 2 * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
 
 
 def get_config(cell: str) -> Config:
@@ -16,7 +24,7 @@ def get_config(cell: str) -> Config:
     config.rollout.max_prompt_length = min(2048, T // 2)
     config.rollout.max_new_tokens = T - config.rollout.max_prompt_length
     config.rollout.engine = "jax" if stage == "grpo+jax" else "vllm"
-    config.rollout.slots = min(256, chips * CACHED_TOKENS // T)
+    config.rollout.slots = min(256, chips * CACHE_BYTES // (T * bytes_a_token(model)))
     config.batch.microbatch_rows = max(1, chips * MICROBATCH_TOKENS // T)
     config.mesh.context = config.batch.microbatch_rows < chips  # a row's tokens over several chips
     if stage == "sft":
