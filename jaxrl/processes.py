@@ -296,7 +296,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def ordered_devices() -> list[Any]:
-    """All devices, those of a process next to one another, as `local_copy` needs them in a mesh."""
+    """All devices, those of a process next to one another, so that little of a mesh goes between processes."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
@@ -308,11 +308,12 @@ def local_mesh(mesh: Mesh) -> Mesh:
 def local_copy(params: Any, mesh: Mesh) -> Any:
     """Parameters (nnx.State) on a mesh over all processes -> for sampling on the devices of each (`local_mesh`).
 
-    All processes must call this. One program gathers the shards; nothing goes through the hosts' memory.
+    All processes must call this. The devices gather the shards; nothing goes through the hosts' memory. A process's
+    devices may be anywhere on the mesh, as they are where it follows a TPU's torus.
     """
     apart = Mesh(_by_process(mesh), ("process", *mesh.axis_names))
     own = param_shardings(params, local_mesh(mesh), SERVING)
-    gathered = jax.jit(_same, out_shardings=jax.tree.map(lambda s: NamedSharding(apart, s.spec), own))(params)
+    gathered = jax.device_put(params, jax.tree.map(lambda s: NamedSharding(apart, s.spec), own))
 
     def as_local(array: jax.Array, sharding: NamedSharding) -> jax.Array:
         shards = [shard.data for shard in array.addressable_shards]
@@ -321,14 +322,9 @@ def local_copy(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(as_local, gathered, own)
 
 
-def _same(params: Any) -> Any:  # one function, so that it is compiled once
-    return params
-
-
 def _by_process(mesh: Mesh) -> np.ndarray:
     """Devices [process, data = 1, fsdp, tensor], in the mesh's order."""
-    devices, count = mesh.devices.reshape(jax.process_count(), -1), jax.process_count()
-    if any(device.process_index != p for p, row in enumerate(devices) for device in row):
-        raise ValueError("the mesh mixes the devices of different processes; make it of ordered_devices()")
-    tensor = math.gcd(mesh.shape["tensor"], devices.shape[1])
-    return devices.reshape(count, 1, -1, tensor)
+    count = jax.process_count()
+    rows = [[device for device in mesh.devices.flat if device.process_index == p] for p in range(count)]
+    tensor = math.gcd(mesh.shape["tensor"], len(rows[0]))
+    return np.array(rows).reshape(count, 1, -1, tensor)
