@@ -97,6 +97,7 @@ class JaxEngine:
         """Samples from `params` from now on. Raises RuntimeError while requests are running."""
         if self._running:
             raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
+        self._weights = ()  # so that old and new ones are not in memory together
         self._weights, self.version = self.programs.load(params), version
         self._kept.clear()  # keys and values of other weights
 
@@ -160,6 +161,8 @@ class JaxEngine:
     def _advance(self) -> None:
         """Fills the free slots, then decodes until enough rows are finished."""
         self._admit()
+        if not self._running:
+            return  # those that waited were given up
         running = self._running.values()
         params = [r.params for r in running]
         look = any(p.stop_strings or p.sequence for p in params)
@@ -279,8 +282,10 @@ class JaxEngine:
             sampled = tokens[slot, :n].copy(), logprobs[slot, :n].copy()
             request.done.set_result(Completion(*sampled, reason, self.version, request.cached))
         if cut or given_up:
-            still = np.array([active[b] and b in self._running for b in range(self.slots)])
-            self._state = self._state._replace(rows=self._state.rows._replace(active=jnp.asarray(still)))
+            rows, still = self._state.rows, np.array([active[b] and b in self._running for b in range(self.slots)])
+            # Placed as it was, or the programs would be compiled again for it.
+            placed = jax.device_put(still, rows.active.sharding) if rows.active.committed else jnp.asarray(still)
+            self._state = self._state._replace(rows=rows._replace(active=placed))
 
     def _stop_string_cuts(self, counts: np.ndarray) -> dict[int, int]:
         """For each slot whose text has a stop string: the number of tokens up to the one that completes it."""
@@ -298,7 +303,7 @@ class JaxEngine:
         """The fewest tokens with one of the strings, if all of them have one; ends seen earlier had none."""
         unseen = max(1, len(tokens) - LOOK_STEPS + 1)
         # Each token that a string needs has a byte of it at least; a few more, for characters of several tokens.
-        start = max(0, unseen - max(map(len, strings)) - 4)
+        start = max(0, unseen - max(len(s.encode()) for s in strings) - 4)
 
         def stops(n: int) -> bool:
             text = self.tokenizer.decode(tokens[start:n])

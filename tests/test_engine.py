@@ -13,6 +13,7 @@ from flax import nnx
 
 from models.config import ModelConfig
 from models.decoder import Decoder, initialize
+from models.sharding import make_mesh, param_shardings
 from models.vocabulary import token_logprobs
 from rollouts.collect import generate
 from rollouts.engine import PromptTooLongError, SamplingParams
@@ -164,6 +165,22 @@ def test_a_request_that_is_given_up_frees_its_slot(policy):
     assert len(asyncio.run(play())[0].tokens) == 4
 
 
+def test_requests_given_up_while_they_wait_disturb_no_others(policy):
+    engine = JaxEngine(*policy, slots=1, max_length=64, max_new_tokens=60)
+
+    async def play():
+        kept = await engine.sample(prompts(1)[0][:4], SamplingParams(max_new_tokens=2, sequence=3))
+        with contextlib.suppress(TimeoutError):  # it waits for the slot that is kept
+            async with asyncio.timeout(0.05):
+                await engine.sample(prompts(1)[0], SamplingParams(max_new_tokens=4))
+        engine.release(3)
+        await asyncio.sleep(0.5)
+        assert engine._driver is not None and engine._driver.exception() is None
+        return kept, await engine.sample(prompts(1)[0], SamplingParams(max_new_tokens=4))
+
+    assert [len(group[0].tokens) for group in asyncio.run(play())] == [2, 4]
+
+
 def test_seeds_and_n_give_different_completions(engine):
     (group,) = generate(engine, prompts(1), SamplingParams(max_new_tokens=16, n=5))
     assert len({c.tokens.tobytes() for c in group}) == 5
@@ -192,6 +209,34 @@ def test_stop_string_keeps_the_token_that_completes_it(engine):
         (stopped,) = asyncio.run(engine.sample(prompt, params))
         np.testing.assert_array_equal(stopped.tokens, free.tokens[:end])
         assert stopped.finish_reason == "stop"
+
+
+class Bytes:
+    """A tokenizer whose tokens are the bytes of UTF-8."""
+
+    def decode(self, tokens):
+        return bytes(tokens).decode(errors="replace")
+
+
+def test_a_stop_string_of_long_characters(policy):
+    """Its characters are three tokens each, so that it began long before what decoding has added last."""
+    engine = JaxEngine(*policy, slots=1, max_length=64, max_new_tokens=60, tokenizer=Bytes())
+    string = "\u4ee5\u4e0a\u3067\u3059\u3002" * 3
+    text = np.frombuffer(f"a{string}b".encode(), np.uint8)
+    assert engine._first_stop(text[:-1], (string,)) == len(text) - 1
+    assert engine._first_stop(text[:-2], (string,)) is None
+
+
+def test_a_stop_string_on_a_mesh_compiles_nothing_anew(policy):
+    graphdef, params = policy
+    mesh = make_mesh(devices=jax.devices()[:1])
+    placed = jax.device_put(params, param_shardings(params, mesh))
+    engine = JaxEngine(graphdef, placed, slots=2, max_length=64, max_new_tokens=24, tokenizer=Letters(), mesh=mesh)
+    (free,) = asyncio.run(engine.sample(prompts(1)[0], SamplingParams(max_new_tokens=24)))
+    cut = SamplingParams(max_new_tokens=24, stop_strings=(Letters().decode(free.tokens)[3:6],))
+    for _ in range(2):
+        asyncio.run(engine.sample(prompts(1)[0], cut))
+    assert engine.programs.compiled() == 2  # prefill and decode
 
 
 def test_more_requests_than_slots_all_come_back(engine):
