@@ -75,6 +75,18 @@ class PolicyConfig:
     attention: str = "auto"  # auto | splash (TPU) | cudnn (GPU) | blocked: see models/attention.py
     unroll_layers: bool = False  # unroll the scan over layers: faster steps on CPU, slower compilation
 
+    def check(self) -> None:
+        """Raises ValueError naming the field whose value is not allowed, and what is."""
+        for name, allowed in (
+            ("param_dtype", ("float32", "bfloat16")),
+            ("compute_dtype", ("auto", "float32", "bfloat16")),
+            ("remat", ("none", "dots", "full")),
+            ("attention", ("auto", "splash", "cudnn", "blocked")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.{name} = {getattr(self, name)!r} must be one of: {', '.join(allowed)}")
+        self.lora.check()
+
 
 @dataclass
 class MeshConfig:
@@ -228,14 +240,17 @@ class RolloutConfig:
     max_prompt_length: int = 256  # tokens; a longer prompt is an error (or rejected and counted, see below)
     max_new_tokens: int = 96  # tokens of an episode after its prompt, inserted ones included
     reject_long_prompts: bool = False  # drop and count such problems instead of stopping
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    stop_strings: tuple[str, ...] = ()
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0  # the fewest tokens with this much probability; 1: all
+    top_k: int = 0  # the likeliest tokens; 0: all
+    min_p: float = 0.0  # tokens with this share of the likeliest one's probability; 0: all
+    stop_strings: tuple[str, ...] = ()  # an answer ends with the token that completes one of them
 
     def check(self) -> None:
         """Raises ValueError naming the field with which there can be no training."""
+        for name in ("slots", "max_prompt_length", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} = {getattr(self, name)} must be >= 1")
         for name in ("max_staleness", "mismatch_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)} must be >= 0")
@@ -385,6 +400,12 @@ class BatchConfig:
 
     row_length: int = 0  # tokens of a packed row; 0: the longest episode possible
     microbatch_rows: int = 16  # rows of one forward and backward pass
+
+    def check(self) -> None:
+        """Raises ValueError naming the field whose value is not allowed, and what is."""
+        for name, least in (("row_length", 0), ("microbatch_rows", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"batch.{name} = {getattr(self, name)} must be >= {least}")
 
 
 @dataclass

@@ -218,7 +218,7 @@ def evaluate_config(config: Config, processes: Processes = Processes()) -> dict[
     """Scores config.model on the held-out problems of config.task, into runs_dir/name/evaluation.json and samples/."""
     config.evaluation.check()
     config.task.extraction.check()
-    config.model.lora.check()
+    config.model.check()
     folder = open_run(config, processes)
     task = load_task(config.task, config.seed)
     test = evaluation_task(config, task)

@@ -144,6 +144,10 @@ def make_compute(config: Config, mesh: Mesh) -> Compute:
     model, name = config.model, config.model.compute_dtype
     if name == "auto":
         name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    elif (
+        name == "float32" and mesh.devices.flat[0].platform != "cpu"
+    ):  # and not what accelerators make of it: TF32, or parts in bf16
+        jax.config.update("jax_default_matmul_precision", "highest")
     return Compute(jnp.dtype(name), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention)
 
 

@@ -116,7 +116,9 @@ def train(config: Config, processes: Processes = Processes()) -> Path:
 
     Raises UserError, TrainingError, and KeyboardInterrupt after it was stopped and has saved.
     """
-    for settings in (config.grpo.loss, config.rollout, config.evaluation, config.task.extraction, config.model.lora):
+    for settings in (
+        config.model, config.rollout, config.batch, config.grpo.loss, config.evaluation, config.task.extraction
+    ):  # fmt: skip
         settings.check()
     stages, folder = stages_of(config), open_run(config, processes)
     if not stages:
