@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxrl.chips import chip_of
@@ -20,7 +21,7 @@ from models.vocabulary import CHUNK_ELEMENTS, chunk_tokens
 USABLE = 0.9  # of a device's memory; the rest is for the program itself, and for what does not pack
 MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2.1}  # bytes a parameter of optimizer.state
 ADAPTERS = 0.05  # of the parameters, with LoRA: more than the usual ranks have
-LOGITS = 3 * 2**25 * 4  # bytes of the logits of a chunk, their gradient and their exponentials
+LOGITS = 2 * 4 * CHUNK_ELEMENTS["tpu"]  # bytes of the logits of a chunk, and of their gradient
 GATHERED = 3  # bf16 arrays of the decoder's output for a chunk: forward, again for the backward pass, its gradient
 
 
@@ -145,6 +146,10 @@ def mesh_sizes(config: Config, model: ModelConfig, devices: list) -> tuple[int, 
 
 
 def memory_of(device: object) -> float | None:
-    """Bytes of a device's own memory, if that is known."""
+    """Bytes of a device's own memory that a program may have, if that is known."""
+    if getattr(device, "platform", "") == "gpu":  # where JAX sets a part of it aside
+        stats = jax.local_devices()[0].memory_stats() or {}
+        if "bytes_limit" in stats:
+            return float(stats["bytes_limit"])
     chip = chip_of(getattr(device, "device_kind", ""))
     return chip.hbm_bytes / chip.devices if chip is not None else None

@@ -92,7 +92,8 @@ def lower_stage(stage: Stage, topology: Topology) -> dict[str, Any]:
             "arguments": bytes_per_device(program.arguments), "lower_s": time.perf_counter() - start,
         })  # fmt: skip
     resident = {name: bytes_per_device(tree) for name, tree in stage.resident.items()}
-    needed = sum(resident.values()) + resident["parameters"]  # and the gradient
+    gradient = stage.programs[0].arguments[1]
+    needed = sum(resident.values()) + bytes_per_device(gradient)
     hbm = topology.chip.hbm_bytes
     return {"stage": stage.name, "lowered": programs, "resident": resident, "hbm": hbm, "needed": needed,
             "fits": needed < hbm}  # fmt: skip
@@ -267,6 +268,10 @@ def main(arguments: list[str]) -> int:
         options, rest = read_arguments(arguments)
         config = read_config(rest)
         config.model.path = options.model or config.model.path
+        for settings in (config.model, config.rollout, config.batch, config.grpo.loss):
+            settings.check()
+        if options.json and not options.json.parent.is_dir():  # said before the compilation, not after it
+            raise UserError(f"--json {options.json}: there is no folder {options.json.parent}")
         result = compile_config(config, find_topology(options.topology), options.stage, options.hlo)
     except (UserError, OSError, ValueError) as error:
         if os.environ.get("JAXRL_TRACEBACK"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,19 +18,16 @@ from jaxrl.algorithms.grpo import policy_gradient_loss
 from jaxrl.algorithms.sft import sft_loss
 from jaxrl.batch import Batch
 from jaxrl.command_line import UserError
-from jaxrl.config import Config, row_length
-from jaxrl.cost import forward_flops, parameters, update_flops
+from jaxrl.config import Config, PolicyConfig, row_length
+from jaxrl.cost import adapter_parameters, forward_flops, parameters, update_flops
 from jaxrl.learner import Learner, TrainState
 from jaxrl.optimizer import make_optimizer
 from jaxrl.run import make_compute, shape_of
 from models.config import ModelConfig, read_config
 from models.decoder import Compute, Decoder
-from models.lora import split_params
+from models.lora import join_params, split_params
 from models.shapes import known_shape, nearest_shape
 from models.sharding import batch_sharding, param_shardings
-
-# Operations of an update with `remat` beside those without: the forward pass again, or its attention alone.
-RECOMPUTED = {"none": 3.0, "dots": 3.0, "full": 4.0}
 
 
 @dataclass(frozen=True)
@@ -58,19 +55,24 @@ class Stage:
 
 
 def model_of(config: Config) -> ModelConfig:
-    """The architecture of config.model: of a folder's config.json, of a published shape's name, or config.model.shape.
+    """The architecture of config.model: of a folder's config.json, of a published shape's name, or config.model.shape;
+    with its adapters.
 
     Raises UserError when it is none of them.
     """
-    path = config.model.path
-    if not path:
-        return shape_of(config.model, config.model.tokenizer_size)
-    for folder in (Path(path).expanduser(), Path(path).expanduser() / "model"):
+    return replace(_base_model(config.model), lora=config.model.lora.adapters())
+
+
+def _base_model(model: PolicyConfig) -> ModelConfig:
+    if not model.path:
+        return shape_of(model, model.tokenizer_size)
+    for folder in (Path(model.path).expanduser(), Path(model.path).expanduser() / "model"):
         if (folder / "config.json").is_file():
             return read_config(folder)
-    shape = known_shape(path)
+    shape = known_shape(model.path)
     if shape is None:
-        raise UserError(f"no config.json in {path!r}, and no published shape of this name; {nearest_shape(path)}")
+        near = nearest_shape(model.path)
+        raise UserError(f"no config.json in {model.path!r}, and no published shape of this name; {near}")
     return shape
 
 
@@ -88,6 +90,9 @@ def stages(config: Config, model: ModelConfig, mesh: Mesh) -> Iterator[Stage]:
 def abstract_model(model: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Any]:
     """(graphdef, parameters as ShapeDtypeStructs in their shards)."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(model, dtype)))
+    if model.lora is not None:  # adapters are in f32 whatever the rest is
+        adapters, _ = split_params(nnx.state(nnx.eval_shape(lambda: Decoder(model))))
+        params = join_params(adapters, split_params(params)[1])
     return graphdef, sharded(params, param_shardings(params, mesh))
 
 
@@ -106,24 +111,28 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
     )
     rows, T = config.batch.microbatch_rows, row_length(config)
     old = rl and loss.minibatches > 1 and loss.old_logprobs == "trainer"
-    reference = rl and loss.kl_coefficient > 0
+    reference, offloaded = rl and loss.kl_coefficient > 0, config.model.offload_reference
     batch = abstract_batch(rows, T, compute, old, reference)
-    moments = sharded(jax.eval_shape(optimizer.init, split_params(params)[0]), learner.state_shardings(params))
+    trained, _ = split_params(params)
+    moments = sharded(jax.eval_shape(optimizer.init, trained), learner.state_shardings(params))
     state = TrainState(params, moments)
     microbatches = microbatches_of(config, name, T)
     forward, update = forward_flops(model, rows * T, T / 2), update_flops(model, rows * T, T / 2)
-    executed = forward * RECOMPUTED[str(compute.remat)]
+    again = {"none": 0.0, "dots": forward - forward_flops(model, rows * T, 0), "full": forward}  # dots: attention
+    executed = update + again[str(compute.remat)]
+    stepped = adapter_parameters(model) or parameters(model)
     named = learner.programs(state, batch)
     programs = [
         Program("accumulate", *named["accumulate"], microbatches, update, executed, resident=(0,)),
-        Program("apply", *named["apply"], loss.minibatches if rl else 1, 0.0, 10.0 * parameters(model), resident=(0,)),
+        Program("apply", *named["apply"], loss.minibatches if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
     ]
     if old or reference:
         runs = microbatches * (old + reference)
-        programs.append(Program("logprobs", *named["logprobs"], runs, forward, forward, resident=(0,)))
+        beside = () if reference and offloaded else (0,)  # an offloaded reference comes beside the policy
+        programs.append(Program("logprobs", *named["logprobs"], runs, forward, forward, resident=beside))
     resident = {"parameters": state.params, "optimizer state": state.opt_state}
-    if reference:
-        resident["reference"] = state.params
+    if reference and not offloaded:
+        resident["reference"] = trained
     if rl and config.rollout.engine == "jax":
         from jaxrl.engine_programs import engine_programs
 

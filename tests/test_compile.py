@@ -12,11 +12,13 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
 from jaxrl.compile import main, too_large
 from jaxrl.config import Config
+from jaxrl.cost import adapter_parameters
 from jaxrl.hlo import Collective, collectives
 from jaxrl.programs import Program, bytes_per_device, model_of, stages
 from jaxrl.roofline import times_of
@@ -140,6 +142,26 @@ def test_the_engine_decodes_without_gathering_weights():
 
 
 @needs_libtpu
+def test_with_lora_only_adapters_have_gradient_and_moments():
+    config = small(2)
+    config.model.lora.rank, config.model.param_dtype, config.grpo.loss.kl_coefficient = 8, "bfloat16", 0.1
+    model = model_of(config)
+    (stage,) = stages(config, model, tpu_topology("v5e:2x2").mesh((1, 4, 1)))
+    accumulate, apply, logprobs = stage.programs
+    gradient = jax.tree.leaves(accumulate.arguments[1])
+    assert sum(g.size for g in gradient) == adapter_parameters(model) > 0
+    assert {g.dtype for g in gradient} == {jnp.dtype("float32")}
+    held = {name: bytes_per_device(tree) for name, tree in stage.resident.items()}
+    assert held["reference"] < held["parameters"] / 4  # its frozen part is the policy's
+    assert held["optimizer state"] == pytest.approx(2 * held["reference"], rel=0.01)
+    assert accumulate.flops < 3 * logprobs.flops  # frozen matrices have no gradient
+    assert compiled(accumulate).memory_analysis() and compiled(apply).memory_analysis()
+    config.model.offload_reference = True
+    (offloaded,) = stages(config, model, tpu_topology("v5e:2x2").mesh((1, 4, 1)))
+    assert "reference" not in offloaded.resident
+
+
+@needs_libtpu
 def test_what_does_not_fit_is_said_in_one_line(tmp_path, capsys):
     config = tmp_path / "small.py"
     config.write_text(CONFIG.replace("LAYERS", "2"))
@@ -171,6 +193,11 @@ def test_compile_time_does_not_grow_with_the_layers():
         (["--config.mesh.tensor=3"], "must divide the model's 4 attention heads"),
         (["--stage", "sft"], "sft.steps is 0"),
         (["--config.modl=1"], "did you mean config.model"),
+        (["--config.model.remat=all"], "model.remat = 'all' must be one of: none, dots, full"),
+        (["--config.model.param_dtype=f32"], "model.param_dtype = 'f32' must be one of"),
+        (["--config.rollout.slots=0"], "rollout.slots = 0 must be >= 1"),
+        (["--config.batch.microbatch_rows=0"], "batch.microbatch_rows = 0 must be >= 1"),
+        (["--json", "nowhere/out.json"], "there is no folder nowhere"),
     ],
 )
 @needs_libtpu
