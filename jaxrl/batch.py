@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrl.algorithms.advantages import advantages, has_signal, overlong_penalty, usable
 from jaxrl.config import PolicyGradientConfig
+from models.attention import most_segments
 from rollouts.episode import Episode, Group
 
 Array = np.ndarray | jax.Array
@@ -149,7 +150,7 @@ def pack(examples: Sequence[Example], weights: np.ndarray, row_length: int, micr
     for e in examples:
         if len(e.tokens) > row_length:
             raise ValueError(f"{e.name}: {len(e.tokens)} tokens do not fit a row of {row_length} (batch.row_length)")
-    rows = first_fit_decreasing([len(e.tokens) for e in examples], row_length)
+    rows = first_fit_decreasing([len(e.tokens) for e in examples], row_length, most_segments(row_length))
     B = max(1, -(-len(rows) // microbatch_rows)) * microbatch_rows
     tokens, positions, segment_ids = np.zeros((3, B, row_length), np.int32)
     loss_mask, loss_weights, advantage, logprobs = np.zeros((4, B, row_length), np.float32)
@@ -169,8 +170,8 @@ def pack(examples: Sequence[Example], weights: np.ndarray, row_length: int, micr
     return Batch(tokens, positions, segment_ids, loss_mask, loss_weights, advantage, logprobs)
 
 
-def first_fit_decreasing(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Indices of the items of each row: longest first (ties in order), each into the first row with room for it."""
+def first_fit_decreasing(lengths: Sequence[int], row_length: int, most: int) -> list[list[int]]:
+    """Indices of the items of each row, at most `most`: longest first (ties in order), into the first row with room."""
     rows: list[list[int]] = []
     free = np.zeros(len(lengths), np.int64)
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -182,7 +183,7 @@ def first_fit_decreasing(lengths: Sequence[int], row_length: int) -> list[list[i
             rows.append([])
             free[row] = row_length
         rows[row].append(i)
-        free[row] -= lengths[i]
+        free[row] = free[row] - lengths[i] if len(rows[row]) < most else 0
     return rows
 
 

@@ -1,7 +1,7 @@
 """Softmax attention with grouped queries, over packed segments: one `attention`, a kernel for each platform.
 
-A row's tokens of one segment stand together and in order, so that "not later" can be read from their indices. Nowhere
-are kv heads repeated: queries are grouped by the kv head that they share (Ainslie et al., arXiv 2305.13245).
+A row's tokens of one segment stand together and in order, so that "not later" can be read from their indices. Queries
+are grouped by the kv head that they share (Ainslie et al., arXiv 2305.13245); kv heads are repeated for cuDNN only.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ _MASKED = -1e30  # a finite minus infinity: a row without any visible key gives 
 BLOCK = 512  # queries whose scores are alive at once in the blocked form
 PARTS = 4  # of the queries, each over the keys before its end: 5/8 of the work of all keys
 LANES = 128  # of a TPU: what splash attention's sequences are a multiple of
-MAX_SEGMENTS = 128  # of a row, for cuDNN, whose shapes are fixed
 KERNELS = ("auto", "splash", "cudnn", "blocked")
+
+
+def most_segments(row_length: int) -> int:
+    """How many segments a row may have: cuDNN's shapes are fixed, and it keeps numbers for so many of them."""
+    return max(16, row_length // 64)
 
 
 def kernel_of(name: str, mesh: Mesh | None, dtype: jnp.dtype) -> str:
@@ -244,17 +248,19 @@ def cudnn_attention(
     q: jax.Array,  # bf16[B, T, H, Dh]
     k: jax.Array,  # bf16[B, T, K, Dh]
     v: jax.Array,  # bf16[B, T, K, Dh]
-    segment_ids: jax.Array,  # i32[B, T], from 1 and rising, at most MAX_SEGMENTS of them; 0: padding, at the end
+    segment_ids: jax.Array,  # i32[B, T], from 1 and rising, at most `most_segments(T)`; 0: padding, at the end
     window: int = 0,
 ) -> jax.Array:  # [B, T, H, Dh]
     """cuDNN's flash attention on an NVIDIA GPU (Hopper or newer), segments told to it by their offsets.
 
-    JAX's public function has no packed rows, hence the import of what it calls.
+    JAX's public function has no packed rows, hence the import of what it calls. Up to JAX 0.10.2 that takes the offsets
+    of keys and values to be as far apart as those of queries (jax-ml/jax, pull request 39521): so there are as many.
     """
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    T, Dh = q.shape[1], q.shape[3]
-    segments = jnp.arange(1, min(MAX_SEGMENTS, T) + 1)
+    (_, T, H, Dh), K = q.shape, k.shape[2]
+    k, v = (jnp.repeat(heads, H // K, axis=2) for heads in (k, v))
+    segments = jnp.arange(1, min(most_segments(T), T) + 1)
     lengths = jnp.sum(segment_ids[:, :, None] == segments, axis=1, dtype=jnp.int32)  # [B, M]
     ends = jnp.cumsum(lengths, axis=1)
     offsets = jnp.pad(ends, ((0, 0), (1, 0)))

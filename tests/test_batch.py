@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jaxrl.batch import Batch, first_fit_decreasing, make_batch, sft_batch, token_weights
 from jaxrl.config import PolicyGradientConfig
+from models.attention import most_segments
 from rollouts.episode import Episode, EpisodeStatus, Group, Problem, Reward, Turn
 
 
@@ -91,18 +92,22 @@ def test_batch_is_a_pytree_whose_optional_fields_may_be_none():
 
 @given(st.lists(st.integers(1, 20), max_size=60))
 def test_first_fit_decreasing_places_every_item_once(lengths):
-    rows = first_fit_decreasing(lengths, 20)
+    rows = first_fit_decreasing(lengths, 20, 60)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     used = [sum(lengths[i] for i in row) for row in rows]
     assert all(0 < u <= 20 for u in used)
     # Any two rows together hold more than one row could: the later one's first item found no room in the earlier.
     assert all(used[a] + used[b] > 20 for b in range(len(rows)) for a in range(b))
-    assert rows == first_fit_decreasing(lengths, 20)
+    assert rows == first_fit_decreasing(lengths, 20, 60)
+    few = first_fit_decreasing(lengths, 20, 3)
+    assert sorted(i for row in few for i in row) == list(range(len(lengths)))
+    assert all(0 < len(row) <= 3 and sum(lengths[i] for i in row) <= 20 for row in few)
 
 
 def test_first_fit_decreasing_by_hand():
-    assert first_fit_decreasing([6, 5, 4, 3, 2], 10) == [[0, 2], [1, 3, 4]]
-    assert first_fit_decreasing([2, 2, 9, 2], 9) == [[2], [0, 1, 3]]
+    assert first_fit_decreasing([6, 5, 4, 3, 2], 10, 9) == [[0, 2], [1, 3, 4]]
+    assert first_fit_decreasing([2, 2, 9, 2], 9, 9) == [[2], [0, 1, 3]]
+    assert first_fit_decreasing([2, 2, 9, 2], 9, 2) == [[2], [0, 1], [3]]
 
 
 @pytest.mark.parametrize("rows, expected", [(1, 3), (2, 4), (4, 4), (5, 5)])
@@ -132,7 +137,7 @@ def test_rows_are_nine_tenths_full(name, times, rows):
     sampled = np.clip(rng.lognormal(np.log(median), sigma, 512), 1, limit).astype(int)
     lengths = np.clip(rng.lognormal(np.log(prompt), 0.3, 512), 1, 2 * prompt).astype(int) + sampled
     row_length = times * (limit + 2 * prompt)
-    packed = len(first_fit_decreasing(lengths, row_length))
+    packed = len(first_fit_decreasing(lengths, row_length, most_segments(row_length)))
     assert lengths.sum() > 0.9 * row_length * -(-packed // rows) * rows
 
 
