@@ -26,7 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # read when the device is first used
+if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # the newer name, beside which the older one is an error
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # read when the device is first used
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -88,6 +89,8 @@ def main() -> None:
     if options.part:
         measure(options.part, TINY if options.shape == "tiny" else FULL, options.setting)
         return
+    if options.out and not options.out.parent.is_dir():  # said before the measurement, not after it
+        parser.error(f"--out {options.out}: there is no folder {options.out.parent}")
     lines, start = [], time.perf_counter()
     for part, budget in budgets(options.shape):
         left = options.seconds - (time.perf_counter() - start)

@@ -2,6 +2,7 @@
 
 Give the model and the data as overrides where they are not the hub's:
     --config.model.path=/models/Qwen2.5-Coder-1.5B-Instruct --config.task.path=problems.parquet
+    --config.evaluation.task.path=HumanEval.jsonl.gz
 With adapters, on a single GPU say, the rates are ten times those of training everything:
     --config.model.lora.rank=32 --config.model.param_dtype=bfloat16 --config.optimizer.learning_rate=1e-5
 """
@@ -30,7 +31,10 @@ def get_config() -> Config:
     config.grpo.loss.sampler_correction = "truncate"
     config.grpo.loss.dynamic_sampling = True
     config.batch.microbatch_rows = 16
+    config.evaluation.task.name = "humaneval"
+    config.evaluation.task.path = "openai/openai_humaneval"
+    config.evaluation.task.split = "test"
+    config.evaluation.task.held_out_problems = 164
     config.evaluation.every = 100
     config.checkpoint.every = 50
-    config.sandbox.cpu_s = 5.0
     return config

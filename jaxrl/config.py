@@ -442,7 +442,7 @@ class EvaluationConfig:
 
 @dataclass
 class SandboxConfig:
-    """Limits on one program, and how well it must be isolated."""
+    """Limits on one program, where its problem has none of its own (contest's do), and how well it must be isolated."""
 
     workers: int = 0  # 0: one per core
     least: str = ""  # least isolation accepted: process, namespaces, everything, layers with commas; "": the default
