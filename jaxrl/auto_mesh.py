@@ -129,9 +129,10 @@ def load_of(config: Config) -> Load:
     rollout, itemsize = config.rollout, jnp.dtype(config.model.param_dtype).itemsize
     stages = ((config.sft.steps, config.sft.optimizer), (config.grpo.steps, config.optimizer))
     moments = max((MOMENTS[o.state] for steps, o in stages if steps and not o.offload), default=0)
-    state = itemsize + 2 + (ADAPTERS if config.model.lora.rank else 1) * (2 * itemsize + moments)
+    trained = ADAPTERS if config.model.lora.rank else 1
+    state = itemsize + 2 + trained * (2 * itemsize + moments)
     if config.grpo.steps and config.grpo.loss.kl_coefficient and not config.model.offload_reference:
-        state += itemsize
+        state += trained * itemsize
     sampler, cached = 0, 0
     if config.grpo.steps and rollout.engine == "jax":
         sampler, cached = 2, rollout.slots * (rollout.max_prompt_length + rollout.max_new_tokens)

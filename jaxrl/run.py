@@ -141,12 +141,10 @@ def keep_base(config: Config, policy: Policy, folder: Path) -> None:
 
 def make_compute(config: Config, mesh: Mesh) -> Compute:
     """How the model computes on this mesh by config.model."""
-    model, name = config.model, config.model.compute_dtype
+    model, name, on_cpu = config.model, config.model.compute_dtype, mesh.devices.flat[0].platform == "cpu"
     if name == "auto":
-        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    elif (
-        name == "float32" and mesh.devices.flat[0].platform != "cpu"
-    ):  # and not what accelerators make of it: TF32, or parts in bf16
+        name = "float32" if on_cpu else "bfloat16"
+    elif name == "float32" and not on_cpu:  # and not what accelerators make of it: TF32, or parts in bf16
         jax.config.update("jax_default_matmul_precision", "highest")
     return Compute(jnp.dtype(name), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention)
 

@@ -116,6 +116,7 @@ def test_chips_by_their_kind():
     for kind, name in (
         ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"),
         ("TPU7x", "tpu7x"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("v5e", "v5e"),
+        ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
     ):  # fmt: skip
         chip = chip_of(kind)
         assert chip is not None and chip.name == name
