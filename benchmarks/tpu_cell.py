@@ -26,7 +26,7 @@ def get_config(cell: str) -> Config:
     config.rollout.engine = "jax" if stage == "grpo+jax" else "vllm"
     config.rollout.slots = min(256, chips * CACHE_BYTES // (T * bytes_a_token(model)))
     config.batch.microbatch_rows = max(1, chips * MICROBATCH_TOKENS // T)
-    config.mesh.context = config.batch.microbatch_rows < chips  # a row's tokens over several chips
+    config.mesh.context = 0  # a row's tokens over several chips where there are fewer rows
     if stage == "sft":
         config.sft.steps, config.sft.batch_size = 1, 256
     else:

@@ -90,7 +90,7 @@ def row(cell: Cell, line: dict[str, Any]) -> str:
     if "error" in line:
         return "| " + " | ".join([*shown, "", f"error: {line['error']}", "", "", "", "", ""]) + " |"
     (stage,) = line["stages"]
-    mesh = "x".join(str(line["mesh"][axis]) for axis in ("data", "fsdp", "tensor"))
+    mesh = "x".join(str(line["mesh"].get(axis, 1)) for axis in ("data", "fsdp", "context", "tensor"))
     rows, seconds = str(line["microbatch_rows"]), f"{stage['compile_s']:.0f}"
     if "step" not in stage:
         refused = "; ".join(f"{p['name']}: {p['error']}" for p in stage["programs"] if "error" in p)

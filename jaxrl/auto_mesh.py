@@ -1,12 +1,14 @@
-"""How the devices are shared out: data x fsdp x tensor, chosen from the sizes of the model and of its microbatches.
+"""How devices are shared out: data x fsdp x context x tensor, chosen from the sizes of the model and its microbatches.
 
-Rows are divided over data x fsdp, parameters and optimizer state over fsdp x tensor (models/sharding.py). Every device
-more along fsdp means more gathering of weights, every one along tensor two reductions of activations a layer
-(Shoeybi et al., arXiv 1909.08053), so neither is larger than it must be.
+Rows are divided over data x fsdp, the tokens of a row over context, parameters and optimizer state over fsdp x context
+x tensor (models/sharding.py). Every device more along fsdp means more gathering of weights, every one along context
+more gathering of keys and values, every one along tensor two reductions of activations a layer (Shoeybi et al., arXiv
+1909.08053), so none is larger than it must be.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -16,9 +18,10 @@ from jaxrl.chips import chip_of
 from jaxrl.config import Config, row_length
 from jaxrl.cost import parameters
 from models.config import ModelConfig
+from models.sharding import MeshSizes
 from models.vocabulary import CHUNK_ELEMENTS, chunk_tokens
 
-USABLE = 0.9  # of a device's memory; the rest is for the program itself, and for what does not pack
+USABLE = 0.93  # of a device's memory; the rest is for the program itself, and for what does not pack
 MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2.1}  # bytes a parameter of optimizer.state
 ADAPTERS = 0.05  # of the parameters, with LoRA: more than the usual ranks have
 LOGITS = 2 * 4 * CHUNK_ELEMENTS["tpu"]  # bytes of the logits of a chunk, and of their gradient
@@ -32,53 +35,55 @@ class Load(NamedTuple):
     row_length: int
     state_bytes: float = 22.0  # a parameter's, see `load_of`
     remat: str = "full"  # none | dots | full
-    context: bool = False  # rows over data only, their tokens over fsdp
     sampler_bytes: float = 0.0  # of a parameter in the JAX engine, where fsdp does not cut it
     cached_tokens: int = 0  # of the JAX engine
 
 
 def choose_mesh(
-    config: ModelConfig, devices: int, load: Load, hbm: float | None = None, wanted: tuple[int, int, int] = (0, 0, 0)
-) -> tuple[int, int, int]:
-    """(data, fsdp, tensor) for so many devices with `hbm` bytes each (None: no limit).
+    config: ModelConfig, devices: int, load: Load, hbm: float | None = None, wanted: MeshSizes = (0, 0, 1, 0)
+) -> MeshSizes:
+    """(data, fsdp, context, tensor) for so many devices with `hbm` bytes each (None: no limit).
 
-    fsdp is the smallest number with which the state fits beside the activations (all devices where none is enough),
-    data takes the rest. tensor is 1 but where a microbatch has fewer rows than devices, or does not divide over them:
-    then it is the smallest number that divides heads and kv heads with which the rows do.
+    fsdp is the smallest number with which the state fits beside the activations, data takes the rest. tensor is 1 but
+    where a microbatch has fewer rows than devices, or does not divide over them, or where no fsdp is enough: then it is
+    the smallest number that divides heads and kv heads with which it is so. context, where it may be chosen, is larger
+    before tensor is. Where nothing fits, what needs least is chosen.
 
     Args:
         wanted: sizes that are given: 0 is chosen, -1 takes what is left beside ones and the given sizes.
 
     Raises ValueError, in one line, where there is no such mesh.
     """
-    data, fsdp, tensor = (1 if -1 in wanted and size == 0 else size for size in wanted)
+    data, fsdp, context, tensor = (1 if -1 in wanted and size == 0 else size for size in wanted)
     if tensor > 0:
         check_tensor(config, tensor)
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     of_shape = [
-        (d, devices // d // t, t)
-        for t in range(1, devices + 1)
-        for d in range(1, devices + 1)
-        if devices % (d * t) == 0
+        (d, devices // (d * c * t), c, t)
+        for t, c, d in itertools.product(divisors, repeat=3)
+        if devices % (d * c * t) == 0
         and data in (d, 0, -1)
-        and fsdp in (devices // d // t, 0, -1)
+        and fsdp in (devices // (d * c * t), 0, -1)
+        and context in (c, 0, -1)
         and (t == tensor or (tensor in (0, -1) and config.num_heads % t == 0 and config.num_kv_heads % t == 0))
     ]
     if not of_shape:
         raise ValueError(
-            f"mesh data x fsdp x tensor = {' x '.join(map(str, wanted))} does not fit {devices} devices and "
+            f"mesh data x fsdp x context x tensor = {' x '.join(map(str, wanted))} does not fit {devices} devices and "
             f"{config.num_kv_heads} kv heads"
         )
-    dividing = [sizes for sizes in of_shape if _divides(sizes, load)]
+    dividing = [(d, f, c, t) for d, f, c, t in of_shape if load.rows % (d * f) == 0 and load.row_length % c == 0]
     if not dividing:
-        shares = min(d if load.context else d * f for d, f, _ in of_shape)
+        shares = min(d * f for d, f, _, _ in of_shape)
         raise ValueError(
             f"batch.microbatch_rows = {load.rows} rows of {load.row_length} tokens cannot be shared out over "
-            f"{devices} devices; choose a multiple of {shares} rows, another mesh, or mesh.context"
+            f"{devices} devices; choose a multiple of {shares} rows, another mesh, or mesh.context = 0"
         )
 
-    def order(sizes: tuple[int, int, int]) -> tuple[int, bool, int]:
-        fits = hbm is None or bytes_needed(config, sizes, load) <= USABLE * hbm
-        return sizes[2], not fits, sizes[1] if fits else -sizes[1]
+    def order(sizes: MeshSizes) -> tuple[float, ...]:
+        needed = bytes_needed(config, sizes, load)
+        _, f, c, t = sizes
+        return (0, t, c, f) if hbm is None or needed <= USABLE * hbm else (1, needed)
 
     return min(dividing, key=order)
 
@@ -92,31 +97,27 @@ def check_tensor(config: ModelConfig, tensor: int) -> None:
         raise ValueError(f"mesh.tensor = {tensor} must divide {kv_heads} kv heads or be a multiple of them")
 
 
-def bytes_needed(config: ModelConfig, sizes: tuple[int, int, int], load: Load) -> float:
+def bytes_needed(config: ModelConfig, sizes: MeshSizes, load: Load) -> float:
     """An estimate for one device: its part of the state and of the sampler, the activations kept, one layer's work and
     its weights, and the vocabulary's."""
-    data, fsdp, tensor = sizes
+    data, fsdp, context, tensor = sizes
+    shards = fsdp * context
     D, F, Dh = config.hidden_size, config.intermediate_size, config.head_dim
     heads = (config.num_heads + 2 * config.num_kv_heads) * Dh
-    tokens = load.rows * load.row_length / (data * fsdp)
+    tokens = load.rows * load.row_length / (data * shards)
     # bf16 numbers a token and layer: its input; also the matmuls' results; also norms, rotation and gates.
     kept = {"full": D, "dots": 3 * D + (heads + 2 * F) / tensor, "none": 8 * D + (3 * heads + 4 * F) / tensor}
-    layer = 4 * tokens * (4 * D + (2 * heads + 4 * F) / tensor)
+    layer = 4 * tokens * (4 * D + (2 * heads + 2 * F) / tensor)
     # bf16, of this layer and the next, and the f32 gradient before it is shared out.
     weights = (2 * 2 + 4) * (D * heads + config.num_heads * Dh * D + 3 * D * F) / tensor
-    chunk = fsdp * chunk_tokens(CHUNK_ELEMENTS["tpu"], config.vocab_size // (fsdp * tensor), D, fsdp)
-    state = load.state_bytes * parameters(config) / (fsdp * tensor)
-    cache = 2 * 2 * config.num_layers * config.num_kv_heads * Dh * load.cached_tokens / (data * fsdp * tensor)
+    chunk = shards * chunk_tokens(CHUNK_ELEMENTS["tpu"], config.vocab_size // (shards * tensor), D, shards)
+    state = load.state_bytes * parameters(config) / (shards * tensor)
+    cache = 2 * 2 * config.num_layers * config.num_kv_heads * Dh * load.cached_tokens / (data * shards * tensor)
     sampler = load.sampler_bytes * parameters(config) / tensor + cache
     activations = 2 * tokens * config.num_layers * kept[load.remat] + layer
+    if context > 1:  # whole rows' keys and values in bf16, and their gradients in f32
+        activations += 2 * (2 + 4) * tokens * context * config.num_kv_heads * Dh / tensor
     return state + sampler + activations + weights + LOGITS + GATHERED * 2 * chunk * D
-
-
-def _divides(sizes: tuple[int, int, int], load: Load) -> bool:
-    data, fsdp, _ = sizes
-    if load.context:
-        return load.rows % data == 0 and load.row_length % fsdp == 0
-    return load.rows % (data * fsdp) == 0
 
 
 def load_of(config: Config) -> Load:
@@ -136,14 +137,12 @@ def load_of(config: Config) -> Load:
     sampler, cached = 0, 0
     if config.grpo.steps and rollout.engine == "jax":
         sampler, cached = 2, rollout.slots * (rollout.max_prompt_length + rollout.max_new_tokens)
-    remat, context = config.model.remat, config.mesh.context
-    return Load(config.batch.microbatch_rows, row_length(config), state, remat, context, sampler, cached)
+    return Load(config.batch.microbatch_rows, row_length(config), state, config.model.remat, sampler, cached)
 
 
-def mesh_sizes(config: Config, model: ModelConfig, devices: list) -> tuple[int, int, int]:
+def mesh_sizes(config: Config, model: ModelConfig, devices: list) -> MeshSizes:
     """The sizes of config.mesh for these devices, with what is automatic in it chosen. Raises ValueError."""
-    wanted = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    return choose_mesh(model, len(devices), load_of(config), memory_of(devices[0]), wanted)
+    return choose_mesh(model, len(devices), load_of(config), memory_of(devices[0]), config.mesh.sizes)
 
 
 def memory_of(device: object) -> float | None:

@@ -29,6 +29,7 @@ from jaxrl.hlo import collectives, hbm_bytes
 from jaxrl.programs import Program, Stage, bytes_per_device, model_of, stages
 from jaxrl.roofline import by_kind, memory_of, times_of
 from jaxrl.topology import Topology, find_topology
+from models.sharding import MESH_AXES
 
 GiB = 2**30
 RESERVED = 0.02  # of a chip's HBM, which its runtime keeps (v5e: 15.75 of 16 GiB are given to programs)
@@ -144,9 +145,8 @@ def compile_config(config: Config, topology: Topology, only: str = "", hlo: Path
     model = model_of(config)
     if topology.platform == "cuda" and config.model.compute_dtype == "auto":
         config.model.compute_dtype = "bfloat16"  # the devices that stand for GPUs are the CPU's
-    wanted = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     try:
-        sizes = choose_mesh(model, len(topology.devices), load_of(config), topology.chip.hbm_bytes, wanted)
+        sizes = choose_mesh(model, len(topology.devices), load_of(config), topology.chip.hbm_bytes, config.mesh.sizes)
     except ValueError as error:
         raise UserError(str(error)) from None
     compiled = []
@@ -162,7 +162,7 @@ def compile_config(config: Config, topology: Topology, only: str = "", hlo: Path
         "topology": topology.name,
         "chip": topology.chip.name,
         "devices": len(topology.devices),
-        "mesh": dict(zip(("data", "fsdp", "tensor"), sizes)),
+        "mesh": dict(zip(MESH_AXES, sizes)),
         "microbatch_rows": config.batch.microbatch_rows,
         "row_length": load_of(config).row_length,
         "stages": compiled,

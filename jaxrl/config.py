@@ -94,8 +94,12 @@ class MeshConfig:
 
     data: int = 0
     fsdp: int = 0
+    context: int = 1  # devices that share a row's tokens: for microbatches of fewer rows than devices
     tensor: int = 0
-    context: bool = False  # rows over `data` only, their tokens over `fsdp`: for rows fewer than devices
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.data, self.fsdp, self.context, self.tensor
 
 
 @dataclass

@@ -174,7 +174,7 @@ class Learner:
         for start in range(0, len(batch.tokens), self.microbatch_rows):
             part = jax.tree.map(lambda a, s=start: a[s : s + self.microbatch_rows], batch)
             mesh = self.compute.mesh
-            yield part if mesh is None else _placed(part, batch_sharding(mesh, self.compute.context))
+            yield part if mesh is None else _placed(part, batch_sharding(mesh))
 
 
 def _placed(batch: Batch, sharding: NamedSharding) -> Batch:
@@ -193,8 +193,6 @@ def _logprobs(
     hidden = model(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
     # All of a row's tokens, the last one's successor too, so that rows are cut evenly over devices.
     following = jnp.roll(tokens, -1, axis=1)
-    of_following = token_logprobs(
-        hidden, following, model.unembedding(), temperature, mesh=compute.mesh, context=compute.context
-    )
+    of_following = token_logprobs(hidden, following, model.unembedding(), temperature, mesh=compute.mesh)
     logprobs, entropy = (jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in of_following)
     return logprobs, entropy

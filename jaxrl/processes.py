@@ -323,8 +323,8 @@ def local_copy(params: Any, mesh: Mesh) -> Any:
 
 
 def _by_process(mesh: Mesh) -> np.ndarray:
-    """Devices [process, data = 1, fsdp, tensor], in the mesh's order."""
+    """Devices [process, data = 1, fsdp, context = 1, tensor], in the mesh's order."""
     count = jax.process_count()
     rows = [[device for device in mesh.devices.flat if device.process_index == p] for p in range(count)]
     tensor = math.gcd(mesh.shape["tensor"], len(rows[0]))
-    return np.array(rows).reshape(count, 1, -1, tensor)
+    return np.array(rows).reshape(count, 1, -1, 1, tensor)

@@ -154,7 +154,7 @@ def microbatches_of(config: Config, stage: str, row_length: int) -> int:
 def abstract_batch(rows: int, row_length: int, compute: Compute, old: bool, reference: bool) -> Batch:
     """A microbatch [rows, row_length] in its shards."""
     assert compute.mesh is not None
-    sharding = batch_sharding(compute.mesh, compute.context)
+    sharding = batch_sharding(compute.mesh)
     integers, floats = (
         cast(jax.Array, jax.ShapeDtypeStruct((rows, row_length), dtype, sharding=sharding))
         for dtype in (jnp.int32, jnp.float32)

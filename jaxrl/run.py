@@ -110,7 +110,7 @@ def make_policy(config: Config, task: Task, folder: Path, processes: Processes =
     with processes.after_first("tokenizer"):
         tokenizer = make_tokenizer(model, task, folder)
     source, model_config = found or (None, shape_of(model, len(tokenizer)))
-    mesh = make_mesh(*mesh_sizes(config, model_config, devices), devices)
+    mesh = make_mesh(*mesh_sizes(config, model_config, devices), devices=devices)
     compute = make_compute(config, mesh)
     if source is not None:
         model_config, graphdef, params = load_model(source, mesh, dtype)
@@ -146,7 +146,7 @@ def make_compute(config: Config, mesh: Mesh) -> Compute:
         name = "float32" if on_cpu else "bfloat16"
     elif name == "float32" and not on_cpu:  # and not what accelerators make of it: TF32, or parts in bf16
         jax.config.update("jax_default_matmul_precision", "highest")
-    return Compute(jnp.dtype(name), model.remat, model.unroll_layers, mesh, config.mesh.context, model.attention)
+    return Compute(jnp.dtype(name), model.remat, model.unroll_layers, mesh, model.attention)
 
 
 def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tuple[nnx.GraphDef, Any]:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxrl.chips import CHIPS, SLICES, Chip, chip_of
 from jaxrl.command_line import UserError
-from models.sharding import make_mesh
+from models.sharding import MeshSizes, make_mesh
 
 _ACCELERATOR = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "tpu7x": "tpu7x"}
 
@@ -31,9 +31,9 @@ class Topology(NamedTuple):
     chips: int
     platform: str = "tpu"  # tpu | cuda: programs are lowered for it, not compiled
 
-    def mesh(self, sizes: tuple[int, int, int]) -> Mesh:
-        """data x fsdp x tensor."""
-        return make_mesh(*sizes, self.devices)
+    def mesh(self, sizes: MeshSizes) -> Mesh:
+        """data x fsdp x context x tensor."""
+        return make_mesh(*sizes, devices=self.devices)
 
 
 def find_topology(name: str) -> Topology:

@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.matmul import matmul
-from models.sharding import activations, mesh_size, partition_spec, platform
+from models.sharding import mesh_size, partition_spec, platform
 
 _MASKED = -1e30  # a finite minus infinity: a row without any visible key gives a mean, not NaN
 BLOCK = 512  # queries whose scores are alive at once in the blocked form
@@ -55,23 +55,23 @@ def attention(
     window: int = 0,  # tokens that a token sees, itself included; 0: all before it
     kernel: str = "blocked",
     mesh: Mesh | None = None,
-    context: bool = False,  # tokens of a row are over the mesh's fsdp axis
 ) -> jax.Array:  # [B, T, H, Dh]
     """softmax(q k^T / sqrt(Dh)) v over the earlier tokens of the own segment; scores and softmax in f32.
 
-    On a mesh every device has whole heads of whole rows; with `context` it has a part of a row's queries, and keys and
-    values are gathered (H / K times less than the queries).
+    On a mesh every device has whole heads, and rows that are whole but for the context axis: over that it has a part of
+    a row's queries, and keys and values are gathered (H / K times less than the queries).
     """
     (B, T, H, _), K = q.shape, k.shape[2]
     if mesh is None or mesh.size == 1:
         kernel = "blocked" if T < LANES else kernel
         return _run(kernel, window, q, k, v, segment_ids, segment_ids, 0, None)
-    rows, time = partition_spec(("batch", "time"), activations(context), (B, T), mesh)
+    rows, time = partition_spec(("batch", "time"), pieces=(B, T), mesh=mesh)
+    shards = mesh_size(mesh, time)
+    time = time if shards > 1 else None
     tensor = mesh_size(mesh, "tensor")
     heads = "tensor" if H % tensor == 0 and (K % tensor == 0 or tensor % K == 0) else None
     kv_heads = heads if K % tensor == 0 else None
     queries, keys = PartitionSpec(rows, time, heads), PartitionSpec(rows, time, kv_heads)
-    shards = mesh_size(mesh, time)
     if T < LANES or (shards > 1 and T % (LANES * shards)):
         kernel = "blocked"
     built, built_spec = None, PartitionSpec()

@@ -20,7 +20,7 @@ from models.cache import Cache, over_rows_and_heads, write
 from models.config import Llama3RopeScaling, ModelConfig
 from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters
 from models.matmul import WeightSharding, project
-from models.sharding import LOGICAL_TO_MESH, SERVING, activations, constrain, partition_spec
+from models.sharding import LOGICAL_TO_MESH, SERVING, constrain, partition_spec
 from models.vocabulary import embed
 
 # What the backward pass finds: all that it needs, what projections and attention gave, or the layers' inputs alone.
@@ -38,14 +38,13 @@ class Compute(NamedTuple):
     remat: str = "none"  # none | dots | full: what is computed again in the backward pass, see REMAT
     unroll: bool = False  # unroll the scan over layers
     mesh: Mesh | None = None  # of the parameters and rows
-    context: bool = False  # rows over the mesh's data axis only, their tokens over fsdp: for long rows
     attention: str = "auto"  # a kernel, see models/attention.py
 
     def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """x, sharded by these logical axes."""
         if self.mesh is None or self.mesh.size == 1:
             return x
-        return constrain(x, self.mesh, partition_spec(axes, activations(self.context), x.shape, self.mesh))
+        return constrain(x, self.mesh, partition_spec(axes, pieces=x.shape, mesh=self.mesh))
 
     def project(
         self, x: jax.Array, weight: nnx.Variable, bias: nnx.Variable | None = None, adapter: Adapter | None = None
@@ -184,10 +183,7 @@ class Decoder(nnx.Module):
         windows = config.windows or (0,) * config.num_layers
         kinds = sorted(set(windows))
         kernel = kernel_of(compute.attention, compute.mesh, compute.dtype)
-        kernels = [
-            partial(attention, window=window, kernel=kernel, mesh=compute.mesh, context=compute.context)
-            for window in kinds
-        ]
+        kernels = [partial(attention, window=window, kernel=kernel, mesh=compute.mesh) for window in kinds]
 
         def layer(x, params_and_kind):
             params, kind = params_and_kind
@@ -213,7 +209,7 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.final_norm[...], config.norm_epsilon), kept
 
     def _embed(self, tokens: jax.Array, compute: Compute) -> jax.Array:
-        x = embed(self.embed[...], tokens, compute.dtype, compute.mesh, compute.context)
+        x = embed(self.embed[...], tokens, compute.dtype, compute.mesh)
         return compute.place(x, "batch", "time", None)
 
     def decode(

@@ -13,7 +13,7 @@ Operands = tuple[jax.Array, jax.Array]
 
 
 class WeightSharding(NamedTuple):
-    """How a weight matrix is kept, and how it is when it multiplies: gathered over fsdp."""
+    """How a weight matrix is kept, and how it is when it multiplies: gathered over fsdp and context."""
 
     kept: NamedSharding
     used: NamedSharding

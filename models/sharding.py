@@ -11,42 +11,50 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+MeshSizes = tuple[int, int, int, int]  # in that order
 MeshAxes = str | tuple[str, ...] | None
 LOGICAL_TO_MESH: dict[str, MeshAxes] = {
     "layers": None,
     # A part of the vocabulary on each device, of its whole width: neither table nor logits are ever gathered.
-    "vocab": ("fsdp", "tensor"),
-    "embed": "fsdp",
+    "vocab": ("fsdp", "context", "tensor"),
+    "embed": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "batch": ("data", "fsdp"),
-    "time": None,
+    "time": "context",  # of rows so long that there are fewer of them than devices
 }
-# Context sharding, for rows so long that there are fewer of them than devices: a row's tokens over fsdp.
-CONTEXT: dict[str, MeshAxes] = LOGICAL_TO_MESH | {"batch": "data", "time": "fsdp"}
-# For sampling: whole matrices but for tensor, because each decoding step would gather those that are cut over fsdp.
+# For sampling: whole matrices but for tensor, because each decoding step would gather those that are cut further.
 SERVING: dict[str, MeshAxes] = LOGICAL_TO_MESH | {"embed": None}
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor); one size may be -1 and takes the devices that are left.
+def make_mesh(
+    data: int = 1, fsdp: int = -1, context: int = 1, tensor: int = 1, devices: list[Any] | None = None
+) -> Mesh:
+    """The mesh (data, fsdp, context, tensor); one size may be -1 and takes the devices that are left.
 
     TPUs that are neighbours on the mesh are near each other on the torus, too; other devices stay in JAX's order.
 
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, context, tensor]
     if sizes.count(-1) == 1:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = max(1, len(devices) // known)
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
-        raise ValueError(f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {len(devices)} devices")
+        shape = f"{data} x {fsdp} x {context} x {tensor}"
+        raise ValueError(f"mesh {' x '.join(MESH_AXES)} = {shape} does not fit {len(devices)} devices")
     if devices[0].platform == "tpu":
         return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES)
     return Mesh(np.array(devices).reshape(sizes), MESH_AXES)
+
+
+def serving_mesh(mesh: Mesh) -> Mesh:
+    """The same devices for sampling, where a step has one token of a row: those along context are more of fsdp."""
+    data, fsdp, context, tensor = mesh.devices.shape
+    return Mesh(mesh.devices.reshape(data, fsdp * context, 1, tensor), mesh.axis_names)
 
 
 def mesh_size(mesh: Mesh | None, axes: MeshAxes) -> int:
@@ -87,14 +95,9 @@ def param_shardings(params: nnx.State, mesh: Mesh, table: Mapping[str, MeshAxes]
     return jax.tree.map(sharding, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def batch_sharding(mesh: Mesh, context: bool = False) -> NamedSharding:
-    """Of [B, T]: rows over the data and fsdp axes; with `context`, rows over data and their tokens over fsdp."""
-    return NamedSharding(mesh, partition_spec(("batch", "time"), activations(context)))
-
-
-def activations(context: bool) -> dict[str, MeshAxes]:
-    """The table for activations."""
-    return CONTEXT if context else LOGICAL_TO_MESH
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of [B, T]: rows over the data and fsdp axes, their tokens over context."""
+    return NamedSharding(mesh, partition_spec(("batch", "time")))
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, spec: PartitionSpec) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from models.matmul import matmul
-from models.sharding import activations, mesh_size, partition_spec, platform
+from models.sharding import mesh_size, partition_spec, platform
 
 # f32 logits alive at once on a device: the gradient of the table is read and written once for each such chunk, so that
 # more is faster where there is memory. 128 MiB, 512 MiB, 1 GiB.
@@ -29,7 +29,7 @@ class _Parts(NamedTuple):
     """Where this device's part of the vocabulary and of the tokens is."""
 
     vocabulary: tuple[str, ...] = ()  # mesh axes that it is cut over
-    tokens: str | None = None  # the one of them that tokens are cut over, too
+    tokens: tuple[str, ...] = ()  # those of them that tokens are cut over, too
 
     def first(self, rows: int) -> jax.Array | int:
         """The first of this device's `rows` rows of the table."""
@@ -51,7 +51,7 @@ class _Parts(NamedTuple):
 
     def sum_own(self, x: jax.Array) -> jax.Array:
         """Sum over the parts of x [f * n, D], of which each device gets its own tokens [n, D]."""
-        others = tuple(a for a in self.vocabulary if a != self.tokens)
+        others = tuple(a for a in self.vocabulary if a not in self.tokens)
         x = jax.lax.psum(x, others) if others else x
         return jax.lax.psum_scatter(x, self.tokens, tiled=True) if self.tokens else x
 
@@ -61,7 +61,6 @@ def embed(
     tokens: jax.Array,  # i32[B, T]
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
-    context: bool = False,
 ) -> jax.Array:  # [B, T, D] in dtype
     """The tokens' rows of the table."""
     if mesh is None or mesh.size == 1:
@@ -78,7 +77,7 @@ def embed(
         chunk = LOOKUP_ELEMENTS // (D * mesh_size(mesh, parts.tokens))
         return _in_chunks(lookup, (tokens.reshape(-1),), chunk).reshape(*tokens.shape, D)
 
-    return _over_parts(local, mesh, context, table, tokens)
+    return _over_parts(local, mesh, table, tokens)
 
 
 def token_logprobs(
@@ -88,7 +87,6 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_elements: int | None = None,  # None: what suits the platform
     mesh: Mesh | None = None,
-    context: bool = False,
 ) -> tuple[jax.Array, jax.Array]:  # f32[...], f32[...]
     """log softmax(logits / temperature) at the targets, and the entropy of that distribution in nats.
 
@@ -107,7 +105,7 @@ def token_logprobs(
 
     if mesh is None or mesh.size == 1:
         return local(_Parts(), unembedding, hidden, targets)
-    return _over_parts(local, mesh, context, unembedding, hidden, targets)
+    return _over_parts(local, mesh, unembedding, hidden, targets)
 
 
 def chunk_tokens(elements: int, rows: int, D: int, devices: int) -> int:
@@ -153,15 +151,14 @@ def _in_chunks(f: Callable, arrays: tuple[jax.Array, ...], size: int):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
 
 
-def _over_parts(local: Callable, mesh: Mesh, context: bool, table: jax.Array, *arrays: jax.Array):
+def _over_parts(local: Callable, mesh: Mesh, table: jax.Array, *arrays: jax.Array):
     """local(parts, table, *arrays) on each device, with its rows of the table and its tokens [B, T, ...]."""
     vocabulary = partition_spec(("vocab",), pieces=table.shape[:1], mesh=mesh)
-    tokens = partition_spec(("batch", "time"), activations(context), arrays[0].shape[:2], mesh)
+    tokens = partition_spec(("batch", "time"), pieces=arrays[0].shape[:2], mesh=mesh)
     names = vocabulary[0] or ()
     names = (names,) if isinstance(names, str) else names
     cut = [name for axis in tokens for name in ((axis,) if isinstance(axis, str) else axis or ())]
-    both = [name for name in names if name in cut]
-    parts = _Parts(names, both[0] if both else None)
+    parts = _Parts(names, tuple(name for name in names if name in cut))
 
     def varying(table: jax.Array, *arrays: jax.Array):
         # All alike from here on. Sums of gradients over devices are then made here: once, not for each chunk.

@@ -61,7 +61,7 @@ class JaxEngine:
         max_new_tokens: the most that a request may ask for.
         tokenizer: anything with `decode(tokens) -> str`; needed for stop strings only.
         unroll: unroll the layers of the decoding step: faster on CPU, compile time grows with the layers.
-        mesh: slots are cut over its data and fsdp axes (and rounded up to a multiple of them), kv heads over tensor.
+        mesh: slots are cut over all its axes but tensor (and rounded up to a multiple of them), kv heads over tensor.
     """
 
     def __init__(

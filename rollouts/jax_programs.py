@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models.cache import Cache, cache_parts, insert, make_cache, partition
 from models.config import ModelConfig
 from models.decoder import Block, Compute, Decoder
-from models.sharding import MESH_AXES, SERVING, constrain, param_shardings, partition_spec, platform
+from models.sharding import MESH_AXES, SERVING, constrain, param_shardings, partition_spec, platform, serving_mesh
 from rollouts.sampling import sample_tokens
 
 MAX_STOP_TOKENS = 8
@@ -130,7 +130,8 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
     On compute.mesh, slots and prefill rows are rounded up to multiples of the devices that they are cut over.
     """
     if compute.mesh is not None:
-        over = compute.mesh.shape["data"] * compute.mesh.shape["fsdp"]
+        mesh = serving_mesh(compute.mesh)
+        compute, over = compute._replace(mesh=mesh), mesh.shape["data"] * mesh.shape["fsdp"]
         rounded = {name: -(-getattr(sizes, name) // over) * over for name in ("slots", "prefill_rows")}
         sizes = sizes._replace(**rounded)
     serving = Serving(graphdef, params, compute)

@@ -94,12 +94,12 @@ def test_cudnn_is_not_used_where_it_does_not_work():
         assert not kernels._cudnn_works.__wrapped__()
 
 
-MESHES = (  # data, fsdp, tensor; context; kernel. Four devices along tensor are more than kv heads.
-    ((2, 2, 2), False, "blocked"),
-    ((2, 1, 4), False, "splash"),
-    ((2, 1, 4), False, "blocked"),
-    ((1, 8, 1), True, "blocked"),
-    ((2, 2, 2), True, "splash"),
+MESHES = (  # data, fsdp, context, tensor; kernel. Four devices along tensor are more than kv heads.
+    ((2, 2, 1, 2), "blocked"),
+    ((2, 1, 1, 4), "splash"),
+    ((2, 1, 1, 4), "blocked"),
+    ((1, 1, 8, 1), "blocked"),
+    ((1, 2, 2, 2), "splash"),
 )
 ON_EIGHT_DEVICES = """
 import sys; sys.path.insert(0, "tests")
@@ -114,12 +114,10 @@ build = kernels._splash_kernel
 kernels._splash_kernel = lambda *a: build(*a[:4], True)  # in the interpreter
 for window in (0, 37):
     wanted = reference(*arrays, window)
-    for sizes, context, kernel in MESHES:
-        run = partial(
-            attention, segment_ids=arrays[-1], window=window, kernel=kernel, mesh=make_mesh(*sizes), context=context
-        )
+    for sizes, kernel in MESHES:
+        run = partial(attention, segment_ids=arrays[-1], window=window, kernel=kernel, mesh=make_mesh(*sizes))
         for a, b in zip(jax.jit(partial(value_and_gradients, run))(*arrays), wanted):
-            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{sizes} {context} {kernel}")
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{sizes} {kernel}")
 print("same on all meshes")
 """
 

@@ -1,13 +1,13 @@
-"""The automatic mesh: as little sharding of weights as fits, tensor only where there are too few rows."""
+"""The automatic mesh: as little sharding of weights as fits, tensor only with too few rows or too little memory."""
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 
 import pytest
 
 from jaxrl import cost
-from jaxrl.auto_mesh import Load, bytes_needed, choose_mesh, load_of
+from jaxrl.auto_mesh import USABLE, Load, bytes_needed, choose_mesh, load_of
 from jaxrl.chips import chip_of
 from jaxrl.config import Config
 from models.shapes import SHAPES, known_shape
@@ -35,18 +35,18 @@ def test_published_sizes():
 
 
 def test_a_small_model_is_not_sharded():
-    assert choose_mesh(shape("Qwen2.5-Coder-0.5B"), 8, Load(8, 1024), V5P) == (8, 1, 1)
-    assert choose_mesh(shape("Qwen2.5-Coder-0.5B"), 1, Load(8, 1024)) == (1, 1, 1)
+    assert choose_mesh(shape("Qwen2.5-Coder-0.5B"), 8, Load(8, 1024), V5P) == (8, 1, 1, 1)
+    assert choose_mesh(shape("Qwen2.5-Coder-0.5B"), 1, Load(8, 1024)) == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("name, devices, hbm", [("Qwen2.5-Coder-7B", 64, V5E), ("Llama-3.1-70B", 64, V5P)])
 def test_the_smallest_fsdp_that_fits(name, devices, hbm):
     config, load = shape(name), Load(devices, 4096)
-    data, fsdp, tensor = choose_mesh(config, devices, load, hbm)
-    assert data * fsdp == devices and tensor == 1
-    assert bytes_needed(config, (data, fsdp, tensor), load) <= hbm
-    assert bytes_needed(config, (data * 2, fsdp // 2, tensor), load) > 0.9 * hbm
-    assert bytes_needed(config, (data, fsdp, 1), load) > 22 * cost.parameters(config) / fsdp
+    data, fsdp, context, tensor = choose_mesh(config, devices, load, hbm)
+    assert data * fsdp == devices and context == tensor == 1
+    assert bytes_needed(config, (data, fsdp, 1, 1), load) <= hbm
+    assert bytes_needed(config, (data * 2, fsdp // 2, 1, 1), load) > USABLE * hbm
+    assert bytes_needed(config, (data, fsdp, 1, 1), load) > 22 * cost.parameters(config) / fsdp
 
 
 def state_bytes(**settings):
@@ -74,7 +74,7 @@ def test_what_is_kept_of_a_parameter():
 def test_the_engine_needs_whole_weights_and_its_part_of_the_cache():
     config, load = shape("Qwen2.5-Coder-3B"), Load(16, 4096)  # 36 layers, 2 kv heads of 128
     sampling = load._replace(sampler_bytes=2, cached_tokens=256 * 4096)
-    more = bytes_needed(config, (1, 16, 1), sampling) - bytes_needed(config, (1, 16, 1), load)
+    more = bytes_needed(config, (1, 16, 1, 1), sampling) - bytes_needed(config, (1, 16, 1, 1), load)
     assert more == 2 * cost.parameters(config) + 256 * 4096 // 16 * (2 * 36 * 2 * 128 * 2)
     assert choose_mesh(config, 16, load, V5E)[1] < choose_mesh(config, 16, sampling, V5E)[1]
     run = Config()
@@ -85,31 +85,50 @@ def test_the_engine_needs_whole_weights_and_its_part_of_the_cache():
 
 
 def test_what_fits_nowhere_is_sharded_over_everything():
-    assert choose_mesh(shape("Llama-3.1-70B"), 4, Load(4, 4096), V5E) == (1, 4, 1)
+    config, load = shape("Llama-3.1-70B"), Load(4, 4096)
+    sizes = choose_mesh(config, 4, load, V5E)
+    assert sizes[0] == 1 and bytes_needed(config, sizes, load) <= bytes_needed(config, (1, 4, 1, 1), load)
+
+
+def test_tensor_where_the_memory_is_too_small_for_fsdp_alone():
+    """More along tensor means less of a layer's weights gathered, but more rows' activations on a device."""
+    config, load = shape("Llama-3.1-70B"), Load(64, 512, state_bytes=2)
+    needed = bytes_needed(config, (1, 64, 1, 1), load)
+    assert choose_mesh(config, 64, load, 1.1 * needed)[3] == 1
+    sizes = choose_mesh(config, 64, load, 0.9 * needed)
+    assert sizes[3] > 1 and bytes_needed(config, sizes, load) < 0.9 * needed
 
 
 def test_tensor_only_with_fewer_rows_than_devices():
     config = shape("Llama-3.1-8B")  # 32 heads, 8 kv heads
-    assert choose_mesh(config, 16, Load(16, 4096), V5E)[2] == 1
-    assert choose_mesh(config, 16, Load(4, 4096), V5E)[2] == 4
+    assert choose_mesh(config, 16, Load(16, 4096), V5E)[3] == 1
+    assert choose_mesh(config, 16, Load(4, 4096), V5E)[3] == 4
     with pytest.raises(ValueError, match=r"microbatch_rows = 1 rows .* 64 devices"):
         choose_mesh(config, 64, Load(1, 4096), V5E)
-    data, fsdp, tensor = choose_mesh(config, 64, Load(1, 4096, context=True), V5E)
-    assert (data, fsdp, tensor) == (1, 64, 1)  # its tokens over fsdp
+    assert choose_mesh(config, 64, Load(1, 4096), V5E, (0, 0, 0, 0)) == (1, 1, 64, 1)
+
+
+def test_as_few_devices_to_a_row_as_the_rows_allow():
+    config = shape("Llama-3.1-8B")
+    choose = partial(choose_mesh, config, 64, hbm=V5E, wanted=(0, 0, 0, 0))
+    assert choose(load=Load(64, 4096))[2] == 1
+    assert choose(load=Load(8, 32_768))[2:] == (8, 1)  # tensor stays 1
+    assert choose(load=Load(8, 32_764))[2:] == (4, 2)  # 8 does not divide a row
+    assert choose_mesh(config, 64, Load(8, 32_768), V5E, (0, 0, 4, 0))[2:] == (4, 2)
 
 
 def test_given_sizes_are_kept():
     config, load = shape("Qwen2.5-Coder-1.5B"), Load(16, 4096)  # 12 heads, 2 kv heads
-    assert choose_mesh(config, 16, load, V5E, (0, 4, 2)) == (2, 4, 2)
-    assert choose_mesh(config, 16, load, V5E, (1, -1, 1)) == (1, 16, 1)
-    assert choose_mesh(config, 16, load, V5E, (0, -1, 0)) == (1, 16, 1)
-    assert choose_mesh(config, 16, load, V5E, (-1, 1, 4)) == (4, 1, 4)  # 4 is a multiple of 2 kv heads
+    assert choose_mesh(config, 16, load, V5E, (0, 4, 1, 2)) == (2, 4, 1, 2)
+    assert choose_mesh(config, 16, load, V5E, (1, -1, 1, 1)) == (1, 16, 1, 1)
+    assert choose_mesh(config, 16, load, V5E, (0, -1, 1, 0)) == (1, 16, 1, 1)
+    assert choose_mesh(config, 16, load, V5E, (-1, 1, 1, 4)) == (4, 1, 1, 4)  # 4 is a multiple of 2 kv heads
     with pytest.raises(ValueError, match=r"mesh.tensor = 8 must divide the model's 12 attention heads"):
-        choose_mesh(config, 16, load, V5E, (1, -1, 8))
+        choose_mesh(config, 16, load, V5E, (1, -1, 1, 8))
     with pytest.raises(ValueError, match=r"mesh.tensor = 3 must divide 2 kv heads or be a multiple"):
-        choose_mesh(config, 12, load, V5E, (1, -1, 3))
-    with pytest.raises(ValueError, match="3 x 0 x 0 does not fit 16 devices"):
-        choose_mesh(config, 16, load, V5E, (3, 0, 0))
+        choose_mesh(config, 12, load, V5E, (1, -1, 1, 3))
+    with pytest.raises(ValueError, match="3 x 0 x 1 x 0 does not fit 16 devices"):
+        choose_mesh(config, 16, load, V5E, (3, 0, 1, 0))
 
 
 def test_chips_by_their_kind():

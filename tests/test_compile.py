@@ -115,7 +115,7 @@ def test_the_command(tmp_path, capsys):
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     assert "grpo: fits" in printed and "MFU" in printed
     (stage,) = result["stages"]
-    assert result["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1} and result["row_length"] == T
+    assert result["mesh"] == {"data": 1, "fsdp": 4, "context": 1, "tensor": 1} and result["row_length"] == T
     assert [p["name"] for p in stage["programs"]] == ["accumulate", "apply", "logprobs"]
     kept = stage["resident"]  # f32 parameters in quarters, but for norms and biases; Adam's two moments
     assert kept["parameters"] == pytest.approx(4 * result["parameters"] / 4, rel=0.02)

@@ -180,7 +180,7 @@ def sampled(mesh, unroll):
         assert np.prod(shards) * 8 == engine._state.cache[0][0][0].size, shards
     return [c for turn in turns for group in turn for c in group]
 expected = sampled(None, False)
-for sizes, unroll in (((8, 1, 1), False), ((1, 8, 1), False), ((2, 2, 2), True), ((1, 4, 2), False)):
+for sizes, unroll in (((8, 1, 1, 1), False), ((1, 8, 1, 1), False), ((2, 2, 1, 2), True), ((1, 2, 2, 2), False)):
     for ours, theirs in zip(sampled(make_mesh(*sizes), unroll), expected, strict=True):
         np.testing.assert_array_equal(ours.tokens, theirs.tokens)
         np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)

@@ -161,14 +161,15 @@ def test_a_save_is_of_the_state_as_it_was(tmp_path):
         chex.assert_trees_all_equal(jax.device_get(checkpoints.restore_params(step, state.params)), params)
 
 
-MESHES = (  # data, fsdp, tensor; context; remat
-    ((8, 1, 1), False, "none"),
-    ((1, 8, 1), False, "full"),
-    ((2, 2, 2), False, "dots"),
-    ((1, 4, 2), False, "none"),
-    ((2, 1, 4), False, "none"),  # more devices than kv heads
-    ((1, 8, 1), True, "none"),
-    ((2, 2, 2), True, "full"),
+MESHES = (  # data, fsdp, context, tensor; remat
+    ((8, 1, 1, 1), "none"),
+    ((1, 8, 1, 1), "full"),
+    ((2, 2, 1, 2), "dots"),
+    ((1, 4, 1, 2), "none"),
+    ((2, 1, 1, 4), "none"),  # more devices than kv heads
+    ((1, 1, 8, 1), "none"),
+    ((2, 2, 2, 1), "none"),
+    ((1, 2, 2, 2), "full"),
 )
 ON_EIGHT_DEVICES = """
 import sys; sys.path.insert(0, "tests")
@@ -177,14 +178,14 @@ from test_learner import MESHES, gradient_and_update
 from models.decoder import Compute
 from models.sharding import make_mesh
 expected, (state, metrics) = gradient_and_update(8)
-for sizes, context, remat in MESHES:
-    compute = Compute(mesh=make_mesh(*sizes), context=context, remat=remat)
+for sizes, remat in MESHES:
+    compute = Compute(mesh=make_mesh(*sizes), remat=remat)
     gradient, (after, measured) = gradient_and_update(8, compute=compute)
     chex.assert_trees_all_close(gradient, expected, atol=2e-6)
     chex.assert_trees_all_close(jax.device_get(after.params), jax.device_get(state.params), atol=2e-4)
     for name in ("loss", "grad_norm", "entropy"):
-        assert abs(measured[name] - metrics[name]) < 1e-5, (name, sizes, context)
-    print(sizes, context, remat, "is the same", flush=True)
+        assert abs(measured[name] - metrics[name]) < 1e-5, (name, sizes)
+    print(sizes, remat, "is the same", flush=True)
 print("same on all meshes")
 """
 
@@ -195,4 +196,4 @@ def test_every_mesh_of_eight_devices_gives_the_same_update():
 
 def test_mesh_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="does not fit 1 devices"):
-        make_mesh(2, 1, 1, jax.devices()[:1])
+        make_mesh(2, 1, devices=jax.devices()[:1])

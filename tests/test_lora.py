@@ -375,14 +375,14 @@ from flax import nnx
 from test_lora import updated
 from models.sharding import make_mesh
 expected, metrics = updated(8)
-for sizes in ((2, 2, 2), (1, 8, 1)):
+for sizes in ((2, 2, 1, 2), (1, 4, 2, 1)):
     state, measured = updated(8, mesh=make_mesh(*sizes))
     chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=2e-4)
     assert abs(measured["loss"] - metrics["loss"]) < 1e-5 and abs(measured["grad_norm"] - metrics["grad_norm"]) < 1e-4
     parts = dict(nnx.to_flat_state(state.params))
     for name in ("q_lora_a", "up_lora_b"):
         array = parts["blocks", name][...]
-        assert (array.sharding.shard_shape(array.shape) != array.shape) == (sizes[1 if name == "q_lora_a" else 2] > 1)
+        assert (array.sharding.shard_shape(array.shape) != array.shape) == (sizes[1 if name == "q_lora_a" else 3] > 1)
 print("same on all meshes")
 """
 

@@ -247,7 +247,7 @@ from test_optimizer import agrees, trained
 everything = {"state": "int8", "offload": True, "stochastic_rounding": True, "dtype": "bfloat16"}
 for settings in ({"state": "int8"}, everything):
     expected = trained(**settings)
-    for sizes in ((1, 8, 1), (2, 2, 2)):
+    for sizes in ((1, 8, 1, 1), (1, 2, 2, 2)):
         agrees(trained(mesh=make_mesh(*sizes), **settings), expected, settings)
 print("same on all meshes")
 """

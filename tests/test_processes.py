@@ -365,7 +365,7 @@ from models.sharding import make_mesh
 folder, sizes, save = Path(sys.argv[1]), [int(n) for n in sys.argv[2].split("x")], sys.argv[3] == "save"
 processes = start(ProcessesConfig(cpu_devices=2), folder / "run")
 devices = ordered_devices()
-mesh = make_mesh(*sizes, devices[::2] + devices[1::2] if sys.argv[4] == "mixed" else devices)
+mesh = make_mesh(*sizes, devices=devices[::2] + devices[1::2] if sys.argv[4] == "mixed" else devices)
 
 def bits(params):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
@@ -401,7 +401,7 @@ def test_what_two_processes_load_and_save_one_and_four_restore(jobs, tmp_path):
     from families import reference
 
     reference("llama3").save_pretrained(tmp_path / "hf")
-    cases = (2, "2x2x1", "save", "apart"), (1, "1x1x2", "restore", "apart"), (4, "1x4x2", "restore", "mixed")
+    cases = (2, "2x2x1x1", "save", "apart"), (1, "1x1x1x2", "restore", "apart"), (4, "1x2x2x2", "restore", "mixed")
     for count, *arguments in cases:  # mixed: as where the mesh follows a torus
         codes, said = jobs(count, "-c", SAVED, str(tmp_path), *arguments).end()
         assert codes == [0] * count and all("the same bits" in text for text in said), said
