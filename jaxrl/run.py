@@ -85,9 +85,9 @@ def open_run(config: Config, processes: Processes = Processes()) -> Path:
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that must not change in the life of a run: not where its servers and processes are."""
+    """The settings that must not change in the life of a run: not where its servers, processes and devices are."""
     rollout = {name: value for name, value in settings.get("rollout", {}).items() if name != "sidecar"}
-    return {name: value for name, value in settings.items() if name != "processes"} | {"rollout": rollout}
+    return {name: value for name, value in settings.items() if name not in ("processes", "mesh")} | {"rollout": rollout}
 
 
 def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:

@@ -6,6 +6,7 @@ Axes: B rows, T tokens of this call, s tokens of a part of the cache, K kv heads
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -61,28 +62,57 @@ def write(
     return tuple(written)
 
 
-def insert(cache: Cache, fresh: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
-    """The cache with `prefill`'s keys and values [L, B, T, K, Dh] as the first T tokens of the `fresh` rows bool[B].
+def insert(
+    cache: Cache,
+    fresh: jax.Array,  # bool[B]
+    source: jax.Array,  # i32[B]
+    k: jax.Array,  # [L, P, T, K, Dh]
+    v: jax.Array,
+    mesh: Mesh | None = None,
+) -> Cache:
+    """The cache with the keys and values of P prompts, of `prefill`, as the first T tokens of the `fresh` rows.
 
-    A choice row by row, not a scatter, so that nothing travels where rows are on several devices.
+    Args:
+        source: the prompt of each fresh row.
     """
     k, v = k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4)
-    stacked, chosen = cache[0][0][0].ndim == 5, fresh[:, None, None, None]
+    if mesh is not None and mesh.size > 1:  # a choice row by row, so that nothing travels
+        return _map_first(cache, partial(_choose_rows, fresh), k[:, source], v[:, source])
+    order = jnp.argsort(~fresh)  # fresh rows first
+
+    def put_one(i: jax.Array, cache: Cache) -> Cache:
+        row = order[i]
+        some = (jax.lax.dynamic_slice_in_dim(x, source[row], 1, axis=1) for x in (k, v))
+        return _map_first(cache, partial(_put_row, row), *some)
+
+    return jax.lax.fori_loop(0, jnp.sum(fresh), put_one, cache)
+
+
+def _map_first(cache: Cache, put: Callable[..., jax.Array], k: jax.Array, v: jax.Array) -> Cache:
+    """put(part, new) of each part of the cache that k [L, b, K, Dh, T] and v [L, b, K, T, Dh] reach into."""
+    stacked, T = cache[0][0][0].ndim == 5, k.shape[-1]
     layers = []
     for l, parts in enumerate(cache):
         written, start = [], 0
         k_new, v_new = (k, v) if stacked else (k[l], v[l])
         for k_part, v_part in parts:
-            n = min(start + k_part.shape[-1], k.shape[-1]) - start
-            if n > 0:
-                k_old, v_old = k_part[..., :n], v_part[..., :n, :]
-                k_first = jnp.where(chosen, k_new[..., start : start + n].astype(k_part.dtype), k_old)
-                v_first = jnp.where(chosen, v_new[..., start : start + n, :].astype(v_part.dtype), v_old)
-                k_part, v_part = k_part.at[..., :n].set(k_first), v_part.at[..., :n, :].set(v_first)
+            end = min(start + k_part.shape[-1], T)
+            if end > start:
+                k_part = put(k_part, k_new[..., start:end].astype(k_part.dtype))
+                v_part = put(v_part, v_new[..., start:end, :].astype(v_part.dtype))
             written.append((k_part, v_part))
             start += k_part.shape[-1]
         layers.append(tuple(written))
     return tuple(layers)
+
+
+def _choose_rows(fresh: jax.Array, part: jax.Array, new: jax.Array) -> jax.Array:
+    first = tuple(slice(n) for n in new.shape)
+    return part.at[first].set(jnp.where(fresh[:, None, None, None], new, part[first]))
+
+
+def _put_row(row: jax.Array, part: jax.Array, new: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(part, new, row, axis=part.ndim - 4)
 
 
 def partition(rows: int, kv_heads: int, mesh: Mesh) -> tuple[tuple[str, ...] | None, str | None]:

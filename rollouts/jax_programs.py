@@ -287,7 +287,7 @@ def _prefill(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segments = (positions < lengths[:, None]).astype(jnp.int32)
     _, k, v = model.prefill(tokens, positions, segments, compute)
-    cache = insert(state.cache, fresh, k[:, source], v[:, source])
+    cache = insert(state.cache, fresh, source, k, v, compute.mesh)
     return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
 
 

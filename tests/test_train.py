@@ -208,6 +208,10 @@ def test_a_folder_of_other_settings_is_refused(whole):
     assert "config.seed was 0, is 3" in result.stderr
 
 
+def test_a_run_goes_on_with_another_mesh(whole):
+    assert run(whole, "--config.mesh.fsdp=1", "--config.mesh.context=1").returncode == 0
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_batch(tmp_path):
     result = run(tmp_path, "--config.sft.optimizer.learning_rate=1e30", "--config.sft.optimizer.max_grad_norm=0")
     assert result.returncode == 1
