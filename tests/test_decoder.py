@@ -80,7 +80,7 @@ def test_decoding_with_the_cache_equals_the_full_pass(pair, unrolled):
     full = np.asarray(model(tokens, positions_of(tokens)))
     cache = make_cache(config, 3, T + 3, jnp.float32, unrolled)
     _, k, v = model.prefill(tokens[:, :prompt], positions_of(tokens)[:, :prompt])
-    cache = insert(cache, jnp.ones(3, bool), k, v)
+    cache = insert(cache, jnp.ones(3, bool), jnp.arange(3), k, v)
     layers = model.unstack() if unrolled else None
     step = jax.jit(lambda t, p, cache: model.decode(t, p, cache, layers))
     for t in range(prompt, T):
@@ -96,7 +96,7 @@ def test_rows_of_different_length_decode_alike(pair):
     full = np.asarray(model(tokens, positions_of(tokens)))
     segments = (positions_of(tokens) < lengths[:, None]).astype(np.int32)
     _, k, v = model.prefill(tokens, positions_of(tokens), segments)
-    cache = insert(make_cache(config, 2, T, jnp.float32, True), jnp.ones(2, bool), k, v)
+    cache = insert(make_cache(config, 2, T, jnp.float32, True), jnp.ones(2, bool), jnp.arange(2), k, v)
     layers = model.unstack()
     for i in range(6):
         at = lengths + i
