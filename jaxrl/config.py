@@ -250,8 +250,8 @@ class RolloutConfig:
     min_p: float = 0.0  # tokens with this share of the likeliest one's probability; 0: all
     stop_strings: tuple[str, ...] = ()  # an answer ends with the token that completes one of them
 
-    def check(self) -> None:
-        """Raises ValueError naming the field with which there can be no training."""
+    def check(self, training: bool = True) -> None:
+        """Raises ValueError naming the field with which there can be no sampling, or no training on what was sampled."""
         for name in ("slots", "max_prompt_length", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)} must be >= 1")
@@ -264,7 +264,7 @@ class RolloutConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"rollout.{name} = {value!r} must be one of: {', '.join(allowed)}")
-        if self.engine == "vllm" and (self.top_p < 1 or self.top_k or self.min_p):
+        if training and self.engine == "vllm" and (self.top_p < 1 or self.top_k or self.min_p):
             raise ValueError(
                 "rollout.top_p, top_k and min_p cannot be used to train with rollout.engine = 'vllm': its logprobs are "
                 "those of the cut distribution, which the trainer does not know"

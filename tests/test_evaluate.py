@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxrl.config import EvaluationConfig, TaskConfig
+from jaxrl.config import Config, EvaluationConfig, TaskConfig
 from jaxrl.estimators import bootstrap_interval
-from jaxrl.evaluate import collect_well_formed, evaluate
+from jaxrl.evaluate import collect_well_formed, evaluate, evaluate_config
 from jaxrl.score import main as score_command
 from jaxrl.score import read_examples, read_samples, score_samples, write_harness_files
 from jaxrl.tasks import Task, load_task
@@ -118,6 +118,14 @@ def test_the_task_says_what_is_well_formed():
 def test_wrong_settings_are_errors(settings, message):
     with pytest.raises(ValueError, match=message):
         run(Scripted(TEXTS), **settings)
+
+
+def test_a_wrong_setting_of_the_sampler_is_an_error(tmp_path):
+    config = Config(name="none", runs_dir=str(tmp_path))
+    config.rollout.slots = 0
+    with pytest.raises(ValueError, match="rollout.slots = 0 must be >= 1"):
+        evaluate_config(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_scorer_without_its_scores_is_an_error():
