@@ -77,7 +77,7 @@ def compile_cell(cell: Cell, limit_s: float) -> dict[str, Any]:
 
 
 def read_lines() -> dict[Cell, dict[str, Any]]:
-    """The newest line of each cell."""
+    """The newest line of each cell; `mesh` may lack axes of size 1."""
     if not LINES.exists():
         return {}
     lines = [json.loads(line) for line in LINES.read_text().splitlines()]

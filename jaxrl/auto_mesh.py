@@ -9,6 +9,7 @@ more gathering of keys and values, every one along tensor two reductions of acti
 from __future__ import annotations
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxrl.chips import chip_of
 from jaxrl.config import Config, row_length
 from jaxrl.cost import parameters
+from models.attention import LANES
 from models.config import ModelConfig
 from models.sharding import MeshSizes
 from models.vocabulary import CHUNK_ELEMENTS, chunk_tokens
@@ -40,7 +42,12 @@ class Load(NamedTuple):
 
 
 def choose_mesh(
-    config: ModelConfig, devices: int, load: Load, hbm: float | None = None, wanted: MeshSizes = (0, 0, 1, 0)
+    config: ModelConfig,
+    devices: int,
+    load: Load,
+    hbm: float | None = None,
+    wanted: MeshSizes = (0, 0, 1, 0),
+    together: int | None = None,
 ) -> MeshSizes:
     """(data, fsdp, context, tensor) for so many devices with `hbm` bytes each (None: no limit).
 
@@ -51,6 +58,7 @@ def choose_mesh(
 
     Args:
         wanted: sizes that are given: 0 is chosen, -1 takes what is left beside ones and the given sizes.
+        together: devices of one process, over which tensor is kept where it is chosen; None: all.
 
     Raises ValueError, in one line, where there is no such mesh.
     """
@@ -65,25 +73,33 @@ def choose_mesh(
         and data in (d, 0, -1)
         and fsdp in (devices // (d * c * t), 0, -1)
         and context in (c, 0, -1)
-        and (t == tensor or (tensor in (0, -1) and config.num_heads % t == 0 and config.num_kv_heads % t == 0))
+        and (t == tensor or (tensor in (0, -1) and math.gcd(config.num_heads, config.num_kv_heads) % t == 0))
+        and (t == tensor or (together or devices) % t == 0)
     ]
     if not of_shape:
         raise ValueError(
             f"mesh data x fsdp x context x tensor = {' x '.join(map(str, wanted))} does not fit {devices} devices and "
             f"{config.num_kv_heads} kv heads"
         )
-    dividing = [(d, f, c, t) for d, f, c, t in of_shape if load.rows % (d * f) == 0 and load.row_length % c == 0]
+    of_length = [sizes for sizes in of_shape if load.row_length % sizes[2] == 0]
+    if not of_length:
+        raise ValueError(f"mesh.context = {context} must divide a row's {load.row_length} tokens")
+    dividing = [(d, f, c, t) for d, f, c, t in of_length if load.rows % (d * f) == 0]
     if not dividing:
-        shares = min(d * f for d, f, _, _ in of_shape)
+        shares, other = min(d * f for d, f, _, _ in of_length), ", or mesh.context = 0" if context else ""
         raise ValueError(
             f"batch.microbatch_rows = {load.rows} rows of {load.row_length} tokens cannot be shared out over "
-            f"{devices} devices; choose a multiple of {shares} rows, another mesh, or mesh.context = 0"
+            f"{devices} devices; choose a multiple of {shares} rows, another mesh{other}"
         )
 
     def order(sizes: MeshSizes) -> tuple[float, ...]:
-        needed = bytes_needed(config, sizes, load)
         _, f, c, t = sizes
-        return (0, t, c, f) if hbm is None or needed <= USABLE * hbm else (1, needed)
+        if hbm is not None:
+            needed = bytes_needed(config, sizes, load)
+            if needed > USABLE * hbm:
+                return 1, needed
+        slow = c > 1 and load.row_length % (c * LANES) != 0
+        return 0, slow, t, c, f
 
     return min(dividing, key=order)
 
@@ -110,7 +126,7 @@ def bytes_needed(config: ModelConfig, sizes: MeshSizes, load: Load) -> float:
     layer = 4 * tokens * (4 * D + (2 * heads + 2 * F) / tensor)
     # bf16, of this layer and the next, and the f32 gradient before it is shared out.
     weights = (2 * 2 + 4) * (D * heads + config.num_heads * Dh * D + 3 * D * F) / tensor
-    chunk = shards * chunk_tokens(CHUNK_ELEMENTS["tpu"], config.vocab_size // (shards * tensor), D, shards)
+    chunk = shards * chunk_tokens(CHUNK_ELEMENTS["tpu"], -(-config.vocab_size // (shards * tensor)), D, shards)
     state = load.state_bytes * parameters(config) / (shards * tensor)
     cache = 2 * 2 * config.num_layers * config.num_kv_heads * Dh * load.cached_tokens / (data * shards * tensor)
     sampler = load.sampler_bytes * parameters(config) / tensor + cache
@@ -141,8 +157,11 @@ def load_of(config: Config) -> Load:
 
 
 def mesh_sizes(config: Config, model: ModelConfig, devices: list) -> MeshSizes:
-    """The sizes of config.mesh for these devices, with what is automatic in it chosen. Raises ValueError."""
-    return choose_mesh(model, len(devices), load_of(config), memory_of(devices[0]), config.mesh.sizes)
+    """The sizes of config.mesh for all processes' devices, with what is automatic in it chosen. Raises ValueError."""
+    load, processes = load_of(config), jax.process_count()
+    load = load._replace(cached_tokens=load.cached_tokens * processes)  # each has its own slots
+    of_one = len(devices) // processes
+    return choose_mesh(model, len(devices), load, memory_of(devices[0]), config.mesh.sizes, of_one)
 
 
 def memory_of(device: object) -> float | None:

@@ -268,7 +268,7 @@ def main(arguments: list[str]) -> int:
         options, rest = read_arguments(arguments)
         config = read_config(rest)
         config.model.path = options.model or config.model.path
-        for settings in (config.model, config.rollout, config.batch, config.grpo.loss):
+        for settings in (config.model, config.mesh, config.rollout, config.batch, config.grpo.loss):
             settings.check()
         if options.json and not options.json.parent.is_dir():  # said before the compilation, not after it
             raise UserError(f"--json {options.json}: there is no folder {options.json.parent}")

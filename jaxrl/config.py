@@ -101,6 +101,12 @@ class MeshConfig:
     def sizes(self) -> tuple[int, int, int, int]:
         return self.data, self.fsdp, self.context, self.tensor
 
+    def check(self) -> None:
+        """Raises ValueError naming the field that is no number of devices."""
+        for name, size in zip(("data", "fsdp", "context", "tensor"), self.sizes):
+            if isinstance(size, bool) or size < -1:
+                raise ValueError(f"mesh.{name} = {size} must be a number of devices, 0 (chosen) or -1 (what is left)")
+
 
 @dataclass
 class ProcessesConfig:
@@ -251,7 +257,7 @@ class RolloutConfig:
     stop_strings: tuple[str, ...] = ()  # an answer ends with the token that completes one of them
 
     def check(self, training: bool = True) -> None:
-        """Raises ValueError naming the field with which there can be no sampling, or no training on what was sampled."""
+        """Raises ValueError naming the field with which there can be no sampling, or no training on the samples."""
         for name in ("slots", "max_prompt_length", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)} must be >= 1")

@@ -219,6 +219,7 @@ def evaluate_config(config: Config, processes: Processes = Processes()) -> dict[
     config.evaluation.check()
     config.task.extraction.check()
     config.model.check()
+    config.mesh.check()
     config.rollout.check(training=False)
     folder = open_run(config, processes)
     task = load_task(config.task, config.seed)

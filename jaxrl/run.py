@@ -110,7 +110,10 @@ def make_policy(config: Config, task: Task, folder: Path, processes: Processes =
     with processes.after_first("tokenizer"):
         tokenizer = make_tokenizer(model, task, folder)
     source, model_config = found or (None, shape_of(model, len(tokenizer)))
-    mesh = make_mesh(*mesh_sizes(config, model_config, devices), devices=devices)
+    sizes = mesh_sizes(config, model_config, devices)
+    if len(set(processes.exchange("mesh", sizes))) > 1:
+        raise UserError("the processes have different config.mesh, or different devices; all must have the same")
+    mesh = make_mesh(*sizes, devices=devices)
     compute = make_compute(config, mesh)
     if source is not None:
         model_config, graphdef, params = load_model(source, mesh, dtype)

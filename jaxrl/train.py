@@ -117,7 +117,8 @@ def train(config: Config, processes: Processes = Processes()) -> Path:
     Raises UserError, TrainingError, and KeyboardInterrupt after it was stopped and has saved.
     """
     for settings in (
-        config.model, config.rollout, config.batch, config.grpo.loss, config.evaluation, config.task.extraction
+        config.model, config.mesh, config.rollout, config.batch, config.grpo.loss, config.evaluation,
+        config.task.extraction,
     ):  # fmt: skip
         settings.check()
     stages, folder = stages_of(config), open_run(config, processes)

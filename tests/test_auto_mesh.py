@@ -9,7 +9,7 @@ import pytest
 from jaxrl import cost
 from jaxrl.auto_mesh import USABLE, Load, bytes_needed, choose_mesh, load_of
 from jaxrl.chips import chip_of
-from jaxrl.config import Config
+from jaxrl.config import Config, MeshConfig
 from models.shapes import SHAPES, known_shape
 
 V5E, V5P = 16 * 2**30, 95 * 2**30
@@ -105,7 +105,7 @@ def test_tensor_only_with_fewer_rows_than_devices():
     assert choose_mesh(config, 16, Load(4, 4096), V5E)[3] == 4
     with pytest.raises(ValueError, match=r"microbatch_rows = 1 rows .* 64 devices"):
         choose_mesh(config, 64, Load(1, 4096), V5E)
-    assert choose_mesh(config, 64, Load(1, 4096), V5E, (0, 0, 0, 0)) == (1, 1, 64, 1)
+    assert choose_mesh(config, 64, Load(1, 8192), V5E, (0, 0, 0, 0)) == (1, 1, 64, 1)
 
 
 def test_as_few_devices_to_a_row_as_the_rows_allow():
@@ -115,6 +115,23 @@ def test_as_few_devices_to_a_row_as_the_rows_allow():
     assert choose(load=Load(8, 32_768))[2:] == (8, 1)  # tensor stays 1
     assert choose(load=Load(8, 32_764))[2:] == (4, 2)  # 8 does not divide a row
     assert choose_mesh(config, 64, Load(8, 32_768), V5E, (0, 0, 4, 0))[2:] == (4, 2)
+    assert choose_mesh(config, 4, Load(1, 4352), wanted=(0, 0, 0, 0)) == (1, 1, 2, 2)  # 4 x 128 does not divide 4352
+    with pytest.raises(ValueError, match=r"mesh.context = 8 must divide a row's 350 tokens"):
+        choose_mesh(config, 64, Load(16, 350), V5E, (0, 0, 8, 0))
+
+
+def test_tensor_stays_within_a_process():
+    config = shape("Llama-3.1-8B")
+    assert choose_mesh(config, 16, Load(4, 4096), V5E, together=4) == (1, 4, 1, 4)
+    with pytest.raises(ValueError, match="cannot be shared out over 16 devices; choose a multiple of 8 rows"):
+        choose_mesh(config, 16, Load(4, 4096), V5E, together=2)
+    assert choose_mesh(config, 16, Load(4, 4096), V5E, (0, 0, 1, 4), together=2) == (1, 4, 1, 4)
+
+
+def test_sizes_that_are_no_numbers_of_devices():
+    for name, size in (("context", True), ("fsdp", -2)):
+        with pytest.raises(ValueError, match=f"mesh.{name} = {size} must be a number of devices"):
+            MeshConfig(**{name: size}).check()
 
 
 def test_given_sizes_are_kept():

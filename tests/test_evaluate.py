@@ -123,7 +123,7 @@ def test_wrong_settings_are_errors(settings, message):
 def test_a_wrong_setting_of_the_sampler_is_an_error(tmp_path):
     config = Config(name="none", runs_dir=str(tmp_path))
     config.rollout.slots = 0
-    with pytest.raises(ValueError, match="rollout.slots = 0 must be >= 1"):
+    with pytest.raises(ValueError, match=r"rollout\.slots = 0 must be >= 1"):
         evaluate_config(config)
     assert not list(tmp_path.iterdir())
 

@@ -208,8 +208,21 @@ def test_a_folder_of_other_settings_is_refused(whole):
     assert "config.seed was 0, is 3" in result.stderr
 
 
-def test_a_run_goes_on_with_another_mesh(whole):
-    assert run(whole, "--config.mesh.fsdp=1", "--config.mesh.context=1").returncode == 0
+def test_a_run_goes_on_with_another_mesh(whole, tmp_path):
+    """Begun on one device, ended on two."""
+    assert run(tmp_path, "--config.grpo.steps=0").returncode == 0
+    path = tmp_path / "scramble" / "config.json"
+    settings = json.loads(path.read_text())
+    settings["grpo"]["steps"] = 8  # the same run, longer
+    path.write_text(json.dumps(settings))
+    two = command(tmp_path, "--config.processes.cpu_devices=2", "--config.mesh.fsdp=2")
+    ended = subprocess.run(two, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    expected, found = without_times(whole), without_times(tmp_path)
+    assert [r["step"] for r in found] == [r["step"] for r in expected]
+    first = next(i for i, r in enumerate(expected) if r["stage"] == "grpo")
+    assert found[:first] == expected[:first]
+    assert found[first]["grad_norm"] == pytest.approx(expected[first]["grad_norm"], rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_batch(tmp_path):
