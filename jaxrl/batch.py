@@ -194,7 +194,7 @@ def _shaped_rewards(episodes: Sequence[Episode], loss: PolicyGradientConfig, max
         if not np.isfinite(reward):
             raise ValueError(f"problem {e.problem.id}: the reward of an episode is {reward}, must be finite")
     if loss.overlong == "penalty":
-        rewards += [overlong_penalty(e.sampled_length, max_new_tokens, loss.overlong_buffer) for e in episodes]
+        rewards += [overlong_penalty(e.length, max_new_tokens, loss.overlong_buffer) for e in episodes]
     return rewards
 
 

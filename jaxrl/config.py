@@ -249,12 +249,17 @@ class RolloutConfig:
     slots: int = 64  # rows decoded together
     max_prompt_length: int = 256  # tokens; a longer prompt is an error (or rejected and counted, see below)
     max_new_tokens: int = 96  # tokens of an episode after its prompt, inserted ones included
-    reject_long_prompts: bool = False  # drop and count such problems instead of stopping
+    reject_long_prompts: bool = False  # drop and count such problems (and long demonstrations) instead of stopping
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0  # the fewest tokens with this much probability; 1: all
     top_k: int = 0  # the likeliest tokens; 0: all
     min_p: float = 0.0  # tokens with this share of the likeliest one's probability; 0: all
     stop_strings: tuple[str, ...] = ()  # an answer ends with the token that completes one of them
+
+    @property
+    def programs(self) -> int | None:
+        """Programs that an episode may submit; None: its end is all that is scored."""
+        return self.feedback.max_turns if self.environment == "feedback" else None
 
     def check(self, training: bool = True) -> None:
         """Raises ValueError naming the field with which there can be no sampling, or no training on the samples."""
@@ -466,7 +471,7 @@ class SandboxConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int = 50  # steps
+    every: int = 50  # steps; 0: at the end of each stage only
     keep: int = 2  # newest ones; the end of each stage is always kept
 
 

@@ -85,7 +85,7 @@ def n_at_k(samples: Sequence[tuple[bool, bool]], n: int, k: int) -> float:
     return value
 
 
-def n_at_k_of_episodes(episodes: Sequence[Sequence[tuple[bool, bool]]], n: int, k: int) -> float:
+def n_at_k_of_episodes(episodes: Sequence[Sequence[Sequence[bool]]], n: int, k: int) -> float:
     """n@k where the samples come in episodes: k episodes drawn one after the other, each with its turns in order.
 
     The programs that pass the public tests are submitted as they come, at most n of them. An episode that submits its
@@ -98,7 +98,7 @@ def n_at_k_of_episodes(episodes: Sequence[Sequence[tuple[bool, bool]]], n: int, 
     Episodes of one sample give n_at_k. Raises ValueError if k > episodes.
     """
     _check(f"{n} submissions of {k} episodes", len(episodes), k)
-    submitted = [[solved for public, solved in episode if public] for episode in episodes]
+    submitted = [[solved for public, solved, *_ in episode if public] for episode in episodes]
     counts = _subsets_by_sum([len(s) for s in submitted if not any(s)], n)
     value = 0.0
     for first in (s.index(True) + 1 for s in submitted if any(s)):

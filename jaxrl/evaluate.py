@@ -62,6 +62,7 @@ def evaluate(
     pool: Pool | None = None,
     model: ModelConfig | None = None,
     processes: Processes = Processes(),
+    programs: int | None = None,
 ) -> tuple[dict[str, float], list[Group]]:
     """Scores on the task's held-out problems (see `scores`, `summary`), what an answer cost, and the episodes.
 
@@ -72,9 +73,10 @@ def evaluate(
         pool: the sandbox; needed for best_of = "public".
         model: whose operations are counted; None: they are not.
         processes: that share the episodes; each returns the same.
+        programs: that an episode may submit, in an environment that scores each turn's; None: its end is scored.
     """
     groups, drawn = collect_well_formed(engine, environment, task, settings, seed, processes)
-    metrics = summary(scores(groups, task, settings, pool, processes), settings.bootstrap)
+    metrics = summary(scores(groups, task, settings, pool, processes, programs), settings.bootstrap)
     episodes = [e for g in groups for e in g.episodes]
     metrics["held_out/n"] = len(groups)
     metrics["held_out/length"] = float(np.mean([e.sampled_length for e in episodes]))
@@ -123,6 +125,7 @@ def scores(
     settings: EvaluationConfig,
     pool: Pool | None = None,
     processes: Processes = Processes(),
+    programs: int | None = None,
 ) -> dict[str, list[float]]:
     """What each problem contributes to each metric.
 
@@ -131,18 +134,19 @@ def scores(
     held_out/maj@k/standard_error   of the problem's value, where subsets were drawn for it
     held_out/n@k                    at most n = submissions out of k programs that pass the public tests, where turns,
                                     n > 1 or best_of = "public" make it another number than pass@1; of episodes of up to
-                                    T turns, k counts T programs an episode
+                                    T `programs`, k counts T an episode
     held_out/best_of_k/logprob      of the sample with the best mean logprob of its tokens; best_of_k/public: with the
                                     largest share of the public tests passed
     held_out/pass@1/difficulty_D    where problems have one
     """
     table: dict[str, list[float]] = defaultdict(list)
-    turns = max([1, *(len(e.attempts) for g in groups for e in g.episodes)])
+    turns = programs or 1
     ranking = sample_scores(groups, task, settings.best_of, pool, processes)
     for group, ranks in zip(groups, ranking):
         solved = [e.reward.solved for e in group.episodes]
         public = [rank == 1.0 for rank in ranks] if settings.best_of == "public" else [True] * len(solved)
-        episodes = [e.attempts or [Attempt(p, e.reward.solved)] for e, p in zip(group.episodes, public)]
+        ends = [[Attempt(passed, e.reward.solved)] for e, passed in zip(group.episodes, public)]
+        episodes = ends if programs is None else [e.attempts for e in group.episodes]
         answers = [task.answer(e.problem, e.text) for e in group.episodes] if task.answer else []
         for k in sorted({1, settings.samples, *settings.k}):
             table[f"held_out/pass@{k}"].append(pass_at_k(len(solved), sum(solved), k))
@@ -204,7 +208,9 @@ def _public_scores(groups: Sequence[Group], task: Task, pool: Pool | None, proce
     programs = []
     for group in groups:
         tests = group.problem.public_tests
-        if not tests or task.program is None or pool is None:
+        if task.program is None:
+            raise ValueError(f"evaluation.best_of = 'public': task {task.name} does not ask for programs")
+        if not tests or pool is None:
             raise ValueError(
                 f"evaluation.best_of = 'public': problem {group.problem.id} of task {task.name} has no public tests"
             )
@@ -240,7 +246,9 @@ def evaluate_config(config: Config, processes: Processes = Processes()) -> dict[
         environment = make_environment(config, test, tokenizer, pool, config.evaluation.temperature, sessions)
         seed = (config.seed, EVALUATION)
         model = policy.config if policy else None
-        metrics, groups = evaluate(engine, environment, test, config.evaluation, seed, pool, model, processes)
+        metrics, groups = evaluate(
+            engine, environment, test, config.evaluation, seed, pool, model, processes, config.rollout.programs
+        )
     if processes.first:
         write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
         write_harness_files(folder / "samples", test, groups)

@@ -29,9 +29,11 @@ class RoundingState(NamedTuple):
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, seed: int = 0
+    config: OptimizerConfig, steps: int, seed: int = 0, updates: int = 1
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW (arXiv 1711.05101) behind a clip of the global norm, and its learning rate as a function of the step.
+
+    A step has `updates` updates, all with its learning rate.
 
     Norms and biases are not decayed. Everything is computed in f32. What is rounded at random (a state in 8 or 16 bits,
     bf16 parameters) is a function of (seed, step). Raises ValueError for a setting that is not allowed.
@@ -50,8 +52,9 @@ def make_optimizer(
         adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     else:
         adam = scale_by_adam(config.b1, config.b2, config.eps, config.state, config.offload, seed)
+    of_update = schedule if updates == 1 else lambda count: schedule(count // updates)
     decay = optax.add_decayed_weights(config.weight_decay, _decayed)
-    optimizer = _in_float32(optax.chain(clip, optax.chain(adam, decay, optax.scale_by_learning_rate(schedule))))
+    optimizer = _in_float32(optax.chain(clip, optax.chain(adam, decay, optax.scale_by_learning_rate(of_update))))
     return optax.chain(optimizer, round_stochastically(seed)) if config.stochastic_rounding else optimizer, schedule
 
 

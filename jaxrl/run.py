@@ -10,6 +10,7 @@ import logging
 import os
 import pkgutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from jax.sharding import Mesh
 
 from jaxrl.auto_mesh import mesh_sizes
 from jaxrl.command_line import UserError
-from jaxrl.config import Config, PolicyConfig, RolloutConfig
+from jaxrl.config import Config, PolicyConfig, RolloutConfig, row_length
 from jaxrl.files import write_beside
 from jaxrl.processes import Processes, local_mesh, ordered_devices
 from jaxrl.tasks import Task, load_task
@@ -386,7 +387,7 @@ def demonstration_tokens(tokenizer: Any, problem: Problem, rollout: RolloutConfi
 
 
 def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> Task:
-    """The task without the problems whose prompts are too long, counted in `rejected`."""
+    """The task without the problems and demonstrations whose prompts are too long, counted in `rejected`."""
 
     def fits(problem: Problem) -> bool:
         return len(chat_prompt(tokenizer, instructed(problem, instruction(rollout)))) <= rollout.max_prompt_length
@@ -395,16 +396,37 @@ def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> 
         return [p for p in problems if fits(p)]
 
     train, held_out, demonstrations = kept(task.train), kept(task.held_out), kept(task.demonstrations)
-    if not train or not held_out:
-        raise UserError(f"no problem fits rollout.max_prompt_length = {rollout.max_prompt_length}")
-    count = len(task.train) + len(task.held_out) - len(train) - len(held_out)
+    if not train or not held_out or (task.demonstrations and not demonstrations):
+        what = "problem" if not train or not held_out else "demonstration"
+        raise UserError(f"no {what} fits rollout.max_prompt_length = {rollout.max_prompt_length}")
+    rejected = Counter(task.rejected)
+    rejected["prompt too long"] += len(task.train) + len(task.held_out) - len(train) - len(held_out)
+    rejected["demonstration too long"] += len(task.demonstrations) - len(demonstrations)
     return dataclasses.replace(
-        task,
-        train=train,
-        held_out=held_out,
-        demonstrations=demonstrations,
-        rejected=task.rejected | ({"prompt too long": count} if count else {}),
+        task, train=train, held_out=held_out, demonstrations=demonstrations, rejected=dict(+rejected)
     )
+
+
+def without_long_demonstrations(task: Task, tokenizer: Any, config: Config) -> Task:
+    """The task without the demonstrations that do not fit a row, counted in `rejected`.
+
+    Raises UserError for the first of them where they are not to be rejected, and if none is left.
+    """
+    longest, kept = row_length(config), []
+    for problem in task.demonstrations:
+        tokens = len(demonstration_tokens(tokenizer, problem, config.rollout)[0])
+        if tokens <= longest:
+            kept.append(problem)
+        elif not config.rollout.reject_long_prompts:
+            raise UserError(
+                f"demonstration {problem.id}: its {tokens} tokens do not fit a row of {longest} (batch.row_length); "
+                "raise that, or set rollout.reject_long_prompts"
+            )
+    if task.demonstrations and not kept:
+        raise UserError(f"no demonstration fits a row of {longest} tokens (batch.row_length)")
+    rejected = Counter(task.rejected)
+    rejected["demonstration too long"] += len(task.demonstrations) - len(kept)
+    return dataclasses.replace(task, demonstrations=kept, rejected=dict(+rejected))
 
 
 def make_pool(config: Config) -> Pool:

@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ def _demonstration(row: Row) -> Problem:
             wanted = f"a role of {', '.join(ROLES)}, and a content that is a string"
             raise DataError(f"{row.where}: messages[{i}]: must have {wanted}")
         plain.append({"role": m["role"], "content": m["content"]})
+    for i, (one, other) in enumerate(pairwise(plain)):
+        if one["role"] == other["role"] == "assistant":
+            raise DataError(f"{row.where}: messages[{i}] and [{i + 1}] are both the assistant's; make them one message")
     first = next((i for i, m in enumerate(plain) if m["role"] == "assistant"), 0)
     prompt = row.fields.get("prompt")
     if plain[-1]["role"] != "assistant" or not (first or prompt):
@@ -73,8 +77,16 @@ def _demonstration(row: Row) -> Problem:
 
 
 def episode_messages(episode: Episode, asked: Problem) -> list[Message]:
-    """The conversation of an episode of the problem that the model was asked, as text."""
-    turns = [{"role": t.role, "content": t.text} for t in episode.turns]
+    """The conversation of an episode of the problem that the model was asked, as text.
+
+    Turns of the model with nothing between them are one message.
+    """
+    turns: list[Message] = []
+    for turn in episode.turns:
+        if turns and turn.role == turns[-1]["role"] == "assistant":
+            turns[-1]["content"] += turn.text
+        else:
+            turns.append({"role": turn.role, "content": turn.text})
     return [*asked.messages, *turns]
 
 

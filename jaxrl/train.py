@@ -51,6 +51,7 @@ from jaxrl.run import (
     make_sessions,
     open_run,
     prepare_process,
+    without_long_demonstrations,
     without_long_prompts,
 )
 from jaxrl.step_metrics import episode_metrics, sandbox_seconds, staleness, utilization
@@ -187,11 +188,12 @@ def run_stages(t: Trainer, stages: list[Stage], done: int) -> None:
 
 
 def tasks_that_fit(config: Config, task: Task, tokenizer: Any) -> tuple[Task, Task]:
-    """The task to train on and the one to evaluate on, without their long prompts where those are to be rejected."""
+    """The task to train on and the one to evaluate on, without what is too long where that is to be rejected."""
     test = evaluation_task(config, task)
-    if not config.rollout.reject_long_prompts:
-        return task, test
-    task, test = (without_long_prompts(t, tokenizer, config.rollout) for t in (task, test))
+    if config.rollout.reject_long_prompts:
+        task, test = (without_long_prompts(t, tokenizer, config.rollout) for t in (task, test))
+    if config.sft.steps:
+        task = without_long_demonstrations(task, tokenizer, config)
     return task, test
 
 
@@ -211,7 +213,8 @@ def _device_peak(policy: Policy) -> dict[str, Any]:
 def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     """Steps done + 1 .. stage.end, or fewer if a stop is requested; the parameters after them."""
     config, policy = t.config, t.policy
-    optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start, config.seed)
+    updates = config.grpo.loss.minibatches if stage.name == "grpo" else 1
+    optimizer, schedule = make_optimizer(stage.optimizer, stage.end - stage.start, config.seed, updates)
     schedule = jax.jit(schedule)  # one program, not one for each of its operations
     learner = Learner(
         policy.graphdef,
@@ -248,7 +251,8 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
                 sampling.wait()
                 run_evaluation(t, state.params, step, stage.name)
             t.stop.agree(t.processes)
-            if step == stage.end or step % config.checkpoint.every == 0 or t.stop.agreed:
+            due = config.checkpoint.every and step % config.checkpoint.every == 0
+            if step == stage.end or due or t.stop.agreed:
                 t.log.sync()
                 sampling.save(step)
                 t.checkpoints.save(step, state, {"lines": t.log.lines, "stage": stage.name, "stage_step": stage_step})
@@ -318,10 +322,10 @@ def grpo_step(
         row_length=row_length(config),
         microbatch_rows=config.batch.microbatch_rows,
     )
-    parts = (
-        minibatches(groups, min(loss.minibatches, len(groups)), config.seed, step) if loss.minibatches > 1 else [groups]
-    )
-    batches = [make(part) for part in parts] if groups else []
+    parts = [groups] if groups else []
+    if groups and loss.minibatches > 1:
+        parts = minibatches(groups, min(loss.minibatches, len(groups)), config.seed, step)
+    batches = [make(part) for part in parts]
     ready = [with_logprobs(learner, state, batch, loss, reference) for batch, _ in batches]
     updates = []
     for batch in ready:
@@ -392,7 +396,8 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> None:
     clock = time.perf_counter()
     t.engine.load_weights(t.processes.local(params, t.policy.mesh), step)
     seed, settings = (t.config.seed, EVALUATION), t.config.evaluation
-    metrics, groups = evaluate(t.engine, t.evaluator, t.test, settings, seed, t.pool, t.policy.config, t.processes)
+    model, programs = t.policy.config, t.config.rollout.programs
+    metrics, groups = evaluate(t.engine, t.evaluator, t.test, settings, seed, t.pool, model, t.processes, programs)
     metrics["time/evaluate_s"] = time.perf_counter() - clock
     t.log.write({"step": step, "stage": "evaluate", "stage_step": step, "after": after, **metrics})
     if t.processes.first:

@@ -71,6 +71,7 @@ class Attempt(NamedTuple):
 
     public: bool
     solved: bool
+    valid: bool = True  # it is a program at all
 
 
 # finished: the model ended it. The others are budgets that were used up (tokens, turns, wall time), and a sandbox that
@@ -96,6 +97,11 @@ class Episode:
     def sampled_length(self) -> int:
         """Number of sampled tokens."""
         return sum(len(t.tokens) for t in self.turns if t.sampled)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens after the prompt, inserted ones included."""
+        return sum(len(t.tokens) for t in self.turns)
 
     @property
     def calls(self) -> list[str]:

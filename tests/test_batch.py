@@ -172,6 +172,9 @@ def test_overlong_penalty_is_part_of_the_reward():
     batch, _ = build([group(*episodes)], overlong="penalty", overlong_buffer=4)
     a, b = episodes_of(batch)
     np.testing.assert_allclose([a["advantages"][-1], b["advantages"][-1]], [0.25, -0.25])
+    with_tool = [episode(2, 4, reward=1.0), episode(2, 3, reward=1.0, tool=3, more=2, first=11)]  # 8 of 10, too
+    again, _ = build([group(*with_tool)], overlong="penalty", overlong_buffer=4)
+    np.testing.assert_allclose([e["advantages"][-1] for e in episodes_of(again)], [0.25, -0.25])
 
 
 def test_token_weights():

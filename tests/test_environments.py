@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxrl.extract import code_block
 from jaxrl.tokenizer import load_tokenizer, train_tokenizer
 from rollouts.chat import TemplateError, chat_prompt, conversation, encode_text, following, stop_tokens
 from rollouts.collect import collect
@@ -213,12 +214,21 @@ def test_output_as_a_message(small, sessions, role):
         small, episode
     )
     assert episode.reward.solved and episode.calls == ["passed"]
+    assert code_block(episode.text) == "print(6 * 7)\n"  # the fence that ended a message ends its line
+
+
+def test_an_answer_ends_with_its_stop_string(small, sessions):
+    environment = make(Interpreter, small, open_session=sessions.open)
+    environment.params = dataclasses.replace(environment.params, stop_strings=("\nQ:",))
+    episode = play(environment, Script(small, "42\nQ:", "and more"))
+    assert episode.text == "42\nQ:" and episode.status == "finished"
 
 
 def test_torl_stops_at_the_marker_of_the_output(small, sessions):
     environment = make(Interpreter, small, open_session=sessions.open, code_end="```output")
     episode = play(environment, Script(small, CALL + "```output", "\\boxed{42}"))
     assert episode.turns[1].text == "\n42\n```\n" and episode.turns[0].text.endswith("```output")
+    assert episode.text == CALL + "\\boxed{42}"
 
 
 def test_after_the_last_call_code_is_text(small, sessions):
@@ -299,8 +309,6 @@ ADD = Problem(
 
 
 def scorer(pool):
-    from jaxrl.extract import code_block
-
     async def score(problem: Problem, text: str) -> Reward:
         verdict = await pool.run_async(Program(code_block(text), problem.tests))
         return Reward(float(verdict.passed), verdict.passed, {}, verdict)
@@ -314,21 +322,36 @@ def test_failures_come_back_until_the_public_tests_pass(small, pool):
     said = [t.text for t in episode.turns if t.role == "user"]
     assert said[0] == "Your program is wrong:\nf(1) gave None, expected 3\nWrite the whole program again."
     assert "SyntaxError" in said[1] and episode.status == "finished"
-    assert episode.attempts == [(False, False), (False, False), (True, True)]
+    assert episode.attempts == [(False, False, True), (False, False, False), (True, True, True)]
     assert episode.reward.value == pytest.approx(0.8) and episode.reward.parts["invalid"] == -0.2
 
 
 def test_hidden_tests_decide(small, pool):
     engine = Script(small, "def f(x): return 3")
     episode = play(make(Feedback, small, score=scorer(pool)), engine, ADD)
-    assert episode.attempts == [(True, False)] and episode.reward.value == 0 and episode.status == "finished"
+    assert episode.attempts == [(True, False, True)] and episode.reward.value == 0 and episode.status == "finished"
 
 
 def test_turns_are_used_up(small, pool):
     engine = Script(small, *["def f(x): return 0"] * 2)
     episode = play(make(Feedback, small, score=scorer(pool), max_turns=2, feedback="binary"), engine, ADD)
-    assert episode.status == "out_of_turns" and episode.attempts == [(False, False)] * 2
+    assert episode.status == "out_of_turns" and episode.attempts == [(False, False, True)] * 2
     assert episode.turns[1].text == "Your program is wrong. Write the whole program again."
+
+
+@pytest.mark.parametrize(
+    ("budget", "texts", "settings", "penalty"),
+    [
+        (Budget(500), ["def f(x) return"] * 3, {}, -0.4),
+        (Budget(500), ["def f(x) return"] * 3, {"penalize_last": True}, -0.6),
+        (Budget(500, turns=1), ["def f(x) return"], {}, 0.0),  # the last one, whatever ends the episode
+        (Budget(30), ["def f(x) return"], {}, 0.0),  # what it would be told does not fit
+        (Budget(150), ["def f(x) return", "word " * 150], {}, -0.2),  # the last answer is cut
+    ],
+)
+def test_every_answer_but_the_last_must_be_a_program(small, pool, budget, texts, settings, penalty):
+    episode = play(make(Feedback, small, budget, score=scorer(pool), **settings), Script(small, *texts), ADD)
+    assert episode.reward.value == pytest.approx(penalty)
 
 
 def test_random_feedback_is_of_another_problem(small, pool):

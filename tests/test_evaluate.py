@@ -24,6 +24,7 @@ class Scripted:
     """Gives each problem's texts in turn, and `fallback` after them."""
 
     def __init__(self, texts, logprobs=LOGPROBS, attempts=None, fallback="f = 9"):
+        self.programs = 2 if attempts else None
         self.texts, self.logprobs, self.attempts, self.fallback = texts, logprobs, attempts, fallback
         self.played, self.seeds = [0] * len(texts), []
 
@@ -53,7 +54,7 @@ def task(**fields):
 def run(environment, pool=None, **settings):
     config = EvaluationConfig(samples=4, **settings)
     config.check()
-    return evaluate(None, environment, task(), config, (0, 2), pool)[0]
+    return evaluate(None, environment, task(), config, (0, 2), pool, programs=environment.programs)[0]
 
 
 def test_the_metrics_by_hand():
@@ -83,6 +84,8 @@ def test_turns_are_samples():
     attempts = [[[wrong, right], [hidden, right], [hidden], [wrong]], [[wrong, wrong]] * 4]
     metrics = run(Scripted(TEXTS, attempts=attempts), bootstrap=0)
     assert metrics["held_out/1@2"] == pytest.approx(1 / 4 / 2)  # one episode: the first program that passes is wrong
+    attempts = [[[right], [], [], []], [[wrong], [wrong], [wrong], [wrong]]]  # cut off: nothing was submitted
+    assert run(Scripted(TEXTS, attempts=attempts), bootstrap=0)["held_out/1@8"] == pytest.approx(1 / 2)
 
 
 def test_ill_formed_answers_are_drawn_again_with_other_seeds():

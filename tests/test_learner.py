@@ -131,6 +131,13 @@ def test_schedule():
     rates = [float(schedule(i)) for i in range(15)]
     assert rates[0] == pytest.approx(0.2) and rates[4] == pytest.approx(1.0) and rates[14] == pytest.approx(0.0)
     assert rates[9] == pytest.approx(0.5)
+    optimizer, schedule = make_optimizer(OptimizerConfig(learning_rate=1.0, schedule="cosine"), 4, updates=3)
+    params, moved = nnx.State({"w": nnx.Param(jnp.zeros(()))}), []
+    state, gradient = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
+    for _ in range(12):
+        change, state = optimizer.update(gradient, state, params)
+        moved.append(-float(jax.tree.leaves(change)[0]))
+    np.testing.assert_allclose(moved, np.repeat([float(schedule(i)) for i in range(4)], 3), rtol=1e-4)
     with pytest.raises(ValueError, match="must be one of: constant, cosine"):
         make_optimizer(OptimizerConfig(schedule="linear"), 3)
 

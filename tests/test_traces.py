@@ -56,6 +56,10 @@ def test_the_loss_is_on_what_the_assistant_says(tmp_path):
             r"messages\[0\]: must have a role of system, user",
         ),
         ([{"role": "user", "content": 3}], r"messages\[0\]: must have"),
+        (
+            [CONVERSATION[1], *[{"role": "assistant", "content": "x"}] * 2],
+            r"messages\[1\] and \[2\] are both the assistant's; make them one message",
+        ),
         (CONVERSATION[:2], ".* must begin with another message and end with the assistant's"),
         (CONVERSATION[2:3], ".* must begin with another message and end with the assistant's"),
     ],
@@ -85,6 +89,14 @@ def test_what_passes_is_kept_once(tmp_path):
     assert [p.demonstration[0]["content"] for p in problems] == ["c", "a b"]  # type: ignore[index]
     assert json.loads((tmp_path / "traces.jsonl").read_text().splitlines()[0])["origin"] == {"model": "m"}
     assert episode_messages(chosen[0], p)[0] == p.messages[0]
+
+
+def test_turns_with_nothing_between_them_are_one_message():
+    """An interpreter's episode stops at every closing fence, and goes on where it was no code to run."""
+    p = Problem("p", ({"role": "user", "content": "p"},))
+    e = episode(p, "Plan:\n```\n")
+    e.turns += episode(p, "6 * 7\n```\nSo 42").turns
+    assert episode_messages(e, p)[1:] == [{"role": "assistant", "content": "Plan:\n```\n6 * 7\n```\nSo 42"}]
 
 
 TINY = [

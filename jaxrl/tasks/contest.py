@@ -95,7 +95,7 @@ def make_problem(row: Row, config: TaskConfig) -> tuple[str, Problem | None]:
         tests=tests,
         public_tests=tests[: config.public_tests],  # the data does not say which; statements mostly show the first
         demonstration=f"```python\n{code_block(solution).strip()}\n```" if solution else None,
-        meta={"source": row.fields.get("source", "")},
+        meta={"source": row.fields.get("source", ""), "limits": LIMITS},
     )
 
 

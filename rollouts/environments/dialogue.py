@@ -15,6 +15,8 @@ from rollouts.chat import encode_text, following
 from rollouts.engine import Engine, SamplingParams
 from rollouts.episode import Attempt, Episode, EpisodeStatus, Problem, Reward, Role, Turn
 
+OUTPUT_FENCE = "```output"  # opens what a tool gives, in the answer
+
 
 class EpisodeOverError(Exception):
     """Ends an episode; the argument is its status."""
@@ -62,8 +64,15 @@ class Dialogue:
 
     @property
     def text(self) -> str:
-        """All that the model has said."""
-        return "".join(t.text for t in self.turns if t.sampled)
+        """All that the model has said. What was inserted is a line's end here, without the fence opened for it."""
+        said = ""
+        for turn in self.turns:
+            if turn.sampled:
+                said += turn.text
+            elif said:
+                said = said.removesuffix(OUTPUT_FENCE)
+                said += "" if said.endswith("\n") else "\n"
+        return said
 
     @property
     def left(self) -> int:
@@ -95,7 +104,8 @@ class Dialogue:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         self.turns.append(Turn("assistant", tokens, True, completion.logprobs, text=text, cached=cached))
         self.weight_versions.append(completion.weight_version)
-        self.ended = len(tokens) > 0 and tokens[-1] in params.stop_tokens
+        stopped = any(string in text for string in self.params.stop_strings)
+        self.ended = stopped or (len(tokens) > 0 and tokens[-1] in params.stop_tokens)
         if completion.finish_reason == "length" and self.left < 1:
             raise EpisodeOverError("truncated")
         return text

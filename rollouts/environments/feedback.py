@@ -45,13 +45,11 @@ class Feedback(DialogueEnvironment):
         for turn in range(self.max_turns):
             answer = await dialogue.sample()
             verdict = await self._verdict(dialogue, seen, answer)
-            dialogue.attempts.append(Attempt(verdict.passed, False))  # judged below if it is the last
-            last = turn == self.max_turns - 1
-            if verdict.status == "syntax_error" and (self.penalize_last or not last) and self.invalid_penalty:
-                dialogue.parts["invalid"] = dialogue.parts.get("invalid", 0.0) - self.invalid_penalty
+            valid = verdict.status != "syntax_error"
+            dialogue.attempts.append(Attempt(verdict.passed, False, valid))  # judged below if it is the last
             if verdict.passed:
                 return
-            if not last:
+            if turn < self.max_turns - 1:
                 if self.feedback == "random":
                     verdict = await self._verdict(dialogue, self._other(dialogue), answer)
                 dialogue.reply(self.message(verdict))
@@ -81,8 +79,12 @@ class Feedback(DialogueEnvironment):
         return told([*lines][: self.failures], self.header, self.request)
 
     async def judge(self, dialogue: Dialogue) -> Reward:
-        """The task's, by all tests, of the last answer."""
+        """The task's, by all tests, of the last answer; and the penalty for those that are no programs."""
         answers = [t.text for t in dialogue.turns if t.sampled]
+        penalized = dialogue.attempts if self.penalize_last else dialogue.attempts[: max(len(answers) - 1, 0)]
+        invalid = sum(not attempt.valid for attempt in penalized)
+        if invalid and self.invalid_penalty:
+            dialogue.parts["invalid"] = -self.invalid_penalty * invalid
         reward = await self.score(dialogue.problem, answers[-1] if answers else "")
         if dialogue.attempts and len(dialogue.attempts) == len(answers):
             dialogue.attempts[-1] = dialogue.attempts[-1]._replace(solved=reward.solved)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from rollouts.environments.dialogue import Dialogue, DialogueEnvironment
+from rollouts.environments.dialogue import OUTPUT_FENCE, Dialogue, DialogueEnvironment
 from sandbox.session import CallResult, Session
 
 INSTRUCTION = (
@@ -79,17 +79,17 @@ class Interpreter(DialogueEnvironment):
             dialogue.parts |= {"failed calls": penalty} if self.failed_call_penalty else {}
         output = shown(result, self.output_characters)
         if self.output_to == "answer":
-            header = "" if dialogue.turns[-1].text.rstrip().endswith("```output") else "```output"
+            header = "" if dialogue.turns[-1].text.rstrip().endswith(OUTPUT_FENCE) else OUTPUT_FENCE
             dialogue.insert(f"{header}\n{output}\n```\n", status=result.status)
         else:
-            block = f"```output\n{output}\n```"
+            block = f"{OUTPUT_FENCE}\n{output}\n```"
             dialogue.reply(block, self.output_to, result.status)
 
 
 def last_code(said: str) -> str | None:
     """The code of the last python block, if it is closed and nothing but the beginning of its output follows."""
     blocks = list(_CODE.finditer(said))
-    if not blocks or said[blocks[-1].end() :].strip() not in ("", "output", "```output"):
+    if not blocks or said[blocks[-1].end() :].strip() not in ("", "output", OUTPUT_FENCE):
         return None
     return blocks[-1].group(1)
 
