@@ -4,6 +4,7 @@ from jaxrl.config import Config
 from models.shapes import known_shape
 
 MICROBATCH_TOKENS = 4096  # of each device, in one forward and backward pass
+FEWER = {("Llama-3.1-70B", 256): 1024}  # on v5e, where the state leaves too little for more
 CACHE_BYTES = 2 * 2**30  # of each device, in the JAX engine
 STAGES = ("sft", "grpo", "grpo+jax")  # the last: sampled by the JAX engine on the same chips
 
@@ -25,7 +26,7 @@ def get_config(cell: str) -> Config:
     config.rollout.max_new_tokens = T - config.rollout.max_prompt_length
     config.rollout.engine = "jax" if stage == "grpo+jax" else "vllm"
     config.rollout.slots = min(256, chips * CACHE_BYTES // (T * bytes_a_token(model)))
-    config.batch.microbatch_rows = max(1, chips * MICROBATCH_TOKENS // T)
+    config.batch.microbatch_rows = max(1, chips * FEWER.get((model, chips), MICROBATCH_TOKENS) // T)
     config.mesh.context = 0  # a row's tokens over several chips where there are fewer rows
     if stage == "sft":
         config.sft.steps, config.sft.batch_size = 1, 256
