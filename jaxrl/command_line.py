@@ -46,7 +46,18 @@ def read_config(arguments: list[str]) -> Config:
         raise UserError("no config given; try --config configs/grpo.py")
     if not isinstance(values.config, Config):
         raise UserError(f"get_config() returned a {type(values.config).__name__}, should return a jaxrl.config.Config")
-    return values.config
+    return _with_home(values.config)
+
+
+def _with_home(settings: typing.Any) -> typing.Any:
+    """The settings with ~/ at the start of a text as the user's folder: shells leave it in --config.a.b=~/x."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _with_home(value)
+        elif isinstance(value, str) and value.startswith("~/"):
+            setattr(settings, field.name, str(Path(value).expanduser()))
+    return settings
 
 
 def _check_file_and_fields(arguments: list[str]) -> None:

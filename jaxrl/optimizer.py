@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -56,6 +57,18 @@ def make_optimizer(
     decay = optax.add_decayed_weights(config.weight_decay, _decayed)
     optimizer = _in_float32(optax.chain(clip, optax.chain(adam, decay, optax.scale_by_learning_rate(of_update))))
     return optax.chain(optimizer, round_stochastically(seed)) if config.stochastic_rounding else optimizer, schedule
+
+
+def at_update(opt_state: optax.OptState, count: int) -> optax.OptState:
+    """The state with the learning rate's schedule at update `count`: a step may have had fewer updates than usual."""
+
+    def moved(part: Any) -> Any:
+        if not isinstance(part, optax.ScaleByScheduleState):
+            return part
+        before: Any = part.count
+        return part._replace(count=jax.device_put(np.int32(count), before.sharding))
+
+    return jax.tree.map(moved, opt_state, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState))
 
 
 def scale_by_adam(

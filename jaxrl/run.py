@@ -120,6 +120,12 @@ def make_policy(config: Config, task: Task, folder: Path, processes: Processes =
         model_config, graphdef, params = load_model(source, mesh, dtype)
     else:
         graphdef, params = random_params(model_config, config.seed, mesh, dtype)
+    longest = config.rollout.max_prompt_length + config.rollout.max_new_tokens
+    if longest > model_config.max_length:
+        raise UserError(
+            f"rollout.max_prompt_length + max_new_tokens = {longest} is more than the model's "
+            f"{model_config.max_length} positions (max_position_embeddings)"
+        )
     if len(tokenizer) > model_config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
     lora = model.lora.adapters()
@@ -128,7 +134,8 @@ def make_policy(config: Config, task: Task, folder: Path, processes: Processes =
         model_config, graphdef, params = start_adapters(model_config, graphdef, params, lora, model.adapter, key, mesh)
     with processes.after_first("model"):
         if processes.first:
-            describe_model(model_config, folder / "model", Path(model.path) if model.path else None)
+            origin = source if kept is None else Path(model.path)  # of a hub name, what was fetched of it
+            describe_model(model_config, folder / "model", origin if model.path else None)
     return Policy(model_config, graphdef, params, tokenizer, compute, mesh)
 
 

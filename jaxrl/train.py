@@ -36,7 +36,7 @@ from jaxrl.evaluate import EVALUATION, evaluate
 from jaxrl.files import write_beside
 from jaxrl.learner import Learner, TrainState
 from jaxrl.metrics import MetricsLog, Progress, write_samples
-from jaxrl.optimizer import make_optimizer, to_host
+from jaxrl.optimizer import at_update, make_optimizer, to_host
 from jaxrl.processes import Processes, Stop, start, stop_on_signals
 from jaxrl.report import write_report
 from jaxrl.run import (
@@ -57,7 +57,7 @@ from jaxrl.run import (
 from jaxrl.step_metrics import episode_metrics, sandbox_seconds, staleness, utilization
 from jaxrl.tasks import Task, load_task, shuffled
 from jaxrl.traces import read_traces
-from models.lora import copy_trained
+from models.lora import copy_trained, join_params, split_params
 from rollouts.collect import Environment
 from rollouts.engine import Engine
 from rollouts.episode import Group
@@ -231,13 +231,15 @@ def run_stage(t: Trainer, stage: Stage, done: int) -> Any:
     elif done:
         state = learner.init(t.checkpoints.restore_params(done, policy.params))
     reference = _reference_params(t, stage, state, done)
-    if config.model.offload_reference:
-        reference = to_host(reference, "model.offload_reference")
+    if config.model.offload_reference and reference is not None:
+        trained, frozen = split_params(reference)  # the frozen parameters are the policy's own
+        reference = join_params(to_host(trained, "model.offload_reference"), frozen)
     t.progress.stage(stage.name, total=stage.end - stage.start, done=done - stage.start)
     with closing(_sampling(t, stage, state, done)) as sampling:
         for step in range(done + 1, stage.end + 1):
             start = time.perf_counter()
             stage_step = step - stage.start
+            state = state._replace(opt_state=at_update(state.opt_state, (stage_step - 1) * updates))
             if stage.name == "sft":
                 state, metrics = sft_step(t, learner, state, stage_step, step)
             else:

@@ -108,7 +108,8 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[Lora, Values]:
     if own is None or own.lora is None or params is None or params == (description or folder) / "params":
         raise FileNotFoundError(f"{folder} holds no adapter: neither {CONFIG_FILE} nor a run with config.model.lora")
     _check_shapes(own, config, folder)
-    saved = load_params(params, own, None, None)[1]
+    here = make_mesh(devices=jax.local_devices()[:1])  # each of several processes reads them for itself
+    saved = load_params(params, own, here, None)[1]
     return own.lora, {str(path[-1]): np.asarray(v[...]) for path, v in nnx.to_flat_state(saved)}
 
 

@@ -25,6 +25,7 @@ from models.sharding import mesh_size, partition_spec, platform
 _MASKED = -1e30  # a finite minus infinity: a row without any visible key gives a mean, not NaN
 BLOCK = 512  # queries whose scores are alive at once in the blocked form
 PARTS = 4  # of the queries, each over the keys before its end: 5/8 of the work of all keys
+SCORES = 2**26  # of new queries over a whole cache, alive at once: 256 MiB
 LANES = 128  # of a TPU: what splash attention's sequences are a multiple of
 KERNELS = ("auto", "splash", "cudnn", "blocked")
 
@@ -115,17 +116,13 @@ def blocked_attention(
 
     The queries are cut into up to PARTS parts, each a loop, so that causality saves close to half of the work.
     """
-    (B, T, *_), S = q.shape, k.shape[1]
+    T, S = q.shape[1], k.shape[1]
     blocks = -(-T // block)
     if blocks == 1:
         mask = visible(query_segments, key_segments, offset + jnp.arange(T), jnp.arange(S), window)
         return masked_attention(q, k, v, mask)
 
-    def cut(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [blocks, B, block, ...]
-        x = jnp.pad(x, [(0, 0), (0, blocks * block - T), *[(0, 0)] * (x.ndim - 2)])
-        return x.reshape(B, blocks, block, *x.shape[2:]).swapaxes(0, 1)
-
-    queries = cut(q), cut(query_segments), jnp.arange(blocks) * block
+    queries = _cut(q, block), _cut(query_segments, block), jnp.arange(blocks) * block
     known = isinstance(offset, int)  # else this is one device's part of the queries, and it does not know which
     ends = np.linspace(0, blocks, min(blocks, PARTS) + 1 if known else 2).astype(int).tolist()
     mixed = []
@@ -140,7 +137,42 @@ def blocked_attention(
             return masked_attention(q, k[:, first:last], v[:, first:last], mask)
 
         mixed.append(jax.lax.map(jax.checkpoint(some), jax.tree.map(lambda x, b=begin, e=end: x[b:e], queries)))
-    return jnp.concatenate(mixed).swapaxes(0, 1).reshape(B, blocks * block, *q.shape[2:])[:, :T]
+    return _joined(jnp.concatenate(mixed), T)
+
+
+def extended_attention(
+    q: jax.Array,  # [B, T, H, Dh], new queries
+    k: jax.Array,  # [B, S, K, Dh], the cache, theirs included
+    v: jax.Array,  # [B, S, K, Dh]
+    positions: jax.Array,  # i32[B, T]; keys have positions 0, 1, 2, ..
+    window: jax.Array | int = 0,
+    scores: int = SCORES,
+) -> jax.Array:  # [B, T, H, Dh]
+    """Attention of new queries over the cache up to their own positions, with at most about `scores` scores at once."""
+    (B, T, H, _), S = q.shape, k.shape[1]
+
+    def some(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        q, positions = part
+        distance = positions[:, :, None] - jnp.arange(S)
+        return masked_attention(q, k, v, (distance >= 0) & ((window == 0) | (distance < window)))
+
+    block = max(1, scores // (B * H * S))
+    if block >= T:
+        return some((q, positions))
+    return _joined(jax.lax.map(some, (_cut(q, block), _cut(positions, block))), T)
+
+
+def _cut(x: jax.Array, block: int) -> jax.Array:
+    """[B, T, ...] -> [blocks, B, block, ...], with zeros after the last."""
+    blocks = -(-x.shape[1] // block)
+    x = jnp.pad(x, [(0, 0), (0, blocks * block - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+    return x.reshape(len(x), blocks, block, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _joined(blocks: jax.Array, T: int) -> jax.Array:
+    """[blocks, B, block, ...] -> [B, T, ...]."""
+    x = blocks.swapaxes(0, 1)
+    return x.reshape(len(x), -1, *x.shape[3:])[:, :T]
 
 
 def visible(

@@ -91,6 +91,7 @@ _WITHOUT_EFFECT = {
     "id2label", "initializer_range", "label2id", "output_attentions", "output_hidden_states", "pad_token_id",
     "pretraining_tp", "problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache",
     "is_encoder_decoder", "unsloth_version", "unsloth_fixed", "use_mrope", "tokenizer_class", "dtype_str",
+    "_attn_implementation_autoset",
 }  # fmt: skip
 _FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", True),

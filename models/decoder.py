@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from jax.sharding import Mesh, NamedSharding
 
-from models.attention import attention, decode_attention, kernel_of, masked_attention
+from models.attention import attention, decode_attention, extended_attention, kernel_of
 from models.cache import Cache, over_rows_and_heads, write
 from models.config import Llama3RopeScaling, ModelConfig
 from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters
@@ -253,16 +253,13 @@ class Decoder(nnx.Module):
         compute: Compute = Compute(),
     ) -> tuple[jax.Array, Cache]:  # hidden [b, T, D] after the final norm
         """Many new tokens of some rows at once, after those that the cache has of them."""
-        S = sum(k.shape[-1] for k, _ in cache[0])
-        distance = positions[:, :, None] - jnp.arange(S)
 
         def layer(q, k, v, window, layer_parts, l):
             layer_parts = write(layer_parts, rows[:, None], positions, k, v, l)
             index = rows if l is None else (l, rows)
             keys = jnp.concatenate([k[index].transpose(0, 3, 1, 2) for k, _ in layer_parts], axis=1)
             values = jnp.concatenate([v[index].transpose(0, 2, 1, 3) for _, v in layer_parts], axis=1)
-            mask = (distance >= 0) & ((window == 0) | (distance < window))
-            return masked_attention(q, keys, values, mask), layer_parts
+            return extended_attention(q, keys, values, positions, window), layer_parts
 
         return self._with_cache(tokens, positions, layer, cache, layers, compute)
 

@@ -20,7 +20,8 @@ class OpenAIEngine:
     """See rollouts.engine.Engine for the protocol.
 
     A prompt is sent as its text, and a text that comes back is encoded again, so the tokens need not be those that
-    the server drew; the logprobs are NaN, which no training accepts. top_k and min_p are not in the API: an error.
+    the server drew; the logprobs are NaN, which no training accepts. top_k, min_p and more than four stop strings are
+    not in the API: an error. Where strings leave no room for all stop tokens, the server's own end of text must do.
 
     Args:
         address: http://host:port, without /v1.
@@ -65,7 +66,11 @@ class OpenAIEngine:
             raise ValueError("an answer cannot go on after a stop string that OpenAI's API leaves out of it")
         if len(prompt) + params.max_new_tokens > self.max_length:
             raise PromptTooLongError(f"a prompt of {len(prompt)} tokens does not fit max_length {self.max_length}")
+        if len(params.stop_strings) > MAX_STOPS:
+            raise ValueError(f"{len(params.stop_strings)} stop strings; OpenAI's API takes at most {MAX_STOPS}")
         stops = [self.tokenizer.decode([t], skip_special_tokens=False) for t in params.stop_tokens]
+        start = self.tokenizer.encode("")  # which servers put before every prompt
+        prompt = prompt[len(start) :] if len(start) and list(prompt[: len(start)]) == list(start) else prompt
         body = {
             "model": self.model,
             "prompt": self.tokenizer.decode(prompt, skip_special_tokens=False),

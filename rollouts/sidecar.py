@@ -211,8 +211,13 @@ class Sidecar:
             mine = s.devices[replica * s.tensor_parallel : (replica + 1) * s.tensor_parallel]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         elif s.replicas > 1 and not self._on_cpu():
-            first = replica * s.tensor_parallel
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + i) for i in range(s.tensor_parallel))
+            wanted = range(replica * s.tensor_parallel, (replica + 1) * s.tensor_parallel)
+            visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+            if visible and wanted[-1] >= len(visible):
+                raise SidecarError(
+                    f"{s.replicas} servers of {s.tensor_parallel} GPUs, but CUDA_VISIBLE_DEVICES = {','.join(visible)}"
+                )
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] if visible else str(i) for i in wanted)
         for name in ("VIRTUAL_ENV", "PYTHONHOME"):
             environment.pop(name, None)
         return environment

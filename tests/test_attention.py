@@ -11,7 +11,7 @@ import pytest
 from conftest import on_eight_devices
 
 from models import attention as kernels
-from models.attention import blocked_attention, decode_attention, kernel_of, splash_attention
+from models.attention import blocked_attention, decode_attention, extended_attention, kernel_of, splash_attention
 
 B, T, H, K, DH = 2, 256, 4, 2, 16
 
@@ -124,6 +124,24 @@ print("same on all meshes")
 
 def test_every_mesh_of_eight_devices_gives_the_same():
     assert "same on all meshes" in on_eight_devices(ON_EIGHT_DEVICES)
+
+
+@pytest.mark.parametrize("window", [0, 50])
+def test_queries_that_extend_a_cache_some_at_a_time(window):
+    """Any number of them at once gives what float64 gives for each."""
+    rng, S = np.random.default_rng(1), 90
+    q, k, v = rng.normal(size=(2, 13, H, DH)), *rng.normal(size=(2, 2, S, K, DH))
+    positions = np.array([np.arange(40, 53), np.arange(77, 90)])
+    narrow = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    found = [extended_attention(*narrow, jnp.asarray(positions), window, s) for s in (2**26, 5 * 2 * H * S, 1)]
+    for b, t, h in itertools.product(range(2), range(13), range(H)):
+        end = positions[b, t] + 1
+        seen = slice(max(0, end - window) if window else 0, end)
+        scores = k[b, seen, h // (H // K)] @ q[b, t, h] / np.sqrt(DH)
+        weights = np.exp(scores - scores.max())
+        expected = weights @ v[b, seen, h // (H // K)] / weights.sum()
+        for one in found:
+            np.testing.assert_allclose(one[b, t, h], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("window", [0, 50])

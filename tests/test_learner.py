@@ -18,7 +18,7 @@ from jaxrl.batch import make_batch
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.config import OptimizerConfig, PolicyGradientConfig
 from jaxrl.learner import Learner
-from jaxrl.optimizer import make_optimizer
+from jaxrl.optimizer import at_update, make_optimizer
 from models.config import ModelConfig
 from models.decoder import Compute, Decoder, initialize
 from models.sharding import make_mesh, param_shardings
@@ -138,6 +138,8 @@ def test_schedule():
         change, state = optimizer.update(gradient, state, params)
         moved.append(-float(jax.tree.leaves(change)[0]))
     np.testing.assert_allclose(moved, np.repeat([float(schedule(i)) for i in range(4)], 3), rtol=1e-4)
+    change, _ = optimizer.update(gradient, at_update(state, 3), params)  # whatever was done, the second step's
+    assert -float(jax.tree.leaves(change)[0]) == pytest.approx(float(schedule(1)), rel=1e-4)
     with pytest.raises(ValueError, match="must be one of: constant, cosine"):
         make_optimizer(OptimizerConfig(schedule="linear"), 3)
 

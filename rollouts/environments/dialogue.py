@@ -119,7 +119,8 @@ class Dialogue:
 
     def reply(self, content: str, role: Role = "user", status: str = "") -> None:
         """Ends the model's answer and adds a message by the chat template. Otherwise as `insert`."""
-        tokens = following(self.tokenizer, [{"role": role, "content": content}], int(self.turns[-1].tokens[-1]))
+        last = int(self.turns[-1].tokens[-1]) if len(self.turns[-1].tokens) else -1  # a server may leave out the end
+        tokens = following(self.tokenizer, [{"role": role, "content": content}], last)
         self._append(role, tokens, content, status)
 
     def _append(self, role: Role, tokens: np.ndarray, text: str, status: str) -> None:
