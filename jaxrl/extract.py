@@ -13,15 +13,20 @@ USUAL_IMPORTS = (
     "from collections import Counter, OrderedDict, defaultdict, deque\nfrom functools import lru_cache, reduce\n"
     "from typing import *\n"
 )
-_FENCED = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"^([ \t]*)```([^\n`]*)\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
 def code_blocks(text: str) -> list[str]:
     """The fenced blocks marked as Python, or if there are none, those without a language.
 
-    A block that is never closed (the text was cut) ends with the text.
+    A block that is never closed (the text was cut) ends with the text. One that is indented as a whole, in a list, is
+    as far to the left as its fence would be.
     """
-    blocks = [(language.strip().lower(), code) for language, code in _FENCED.findall(text)]
+    blocks = [
+        (language.strip().lower(), re.sub(rf"^{indentation}", "", code, flags=re.MULTILINE) if indentation else code)
+        for indentation, language, code in _FENCED.findall(text)
+    ]
     python = [code for language, code in blocks if language in ("python", "python3", "py")]
     return python or [code for language, code in blocks if not language]
 
@@ -70,7 +75,7 @@ def function_program(text: str, entry_point: str, header: str = "", extraction: 
     if not switches.import_helper:
         return code
     imports = "\n".join(re.findall(r"^(?:import|from) .*$", header, re.MULTILINE))
-    return f"{USUAL_IMPORTS}{imports}\n{code}"
+    return _after(f"{USUAL_IMPORTS}{imports}\n", code)
 
 
 def block_program(text: str, extraction: ExtractionConfig | None = None) -> str:
@@ -82,4 +87,10 @@ def block_program(text: str, extraction: ExtractionConfig | None = None) -> str:
     fenced = switches.block != "none" and code_blocks(text)
     code = code_block(text if fenced else cut_at(text, switches.stop_strings), switches.block)
     helped = switches.import_helper and not re.match(r"\s*(from|import) ", code)
-    return USUAL_IMPORTS + code if helped else code
+    return _after(USUAL_IMPORTS, code) if helped else code
+
+
+def _after(imports: str, code: str) -> str:
+    """The code after imports, but for its own from __future__, which must come first."""
+    future = "".join(f"{line}\n" for line in _FUTURE.findall(code))
+    return future + imports + (_FUTURE.sub("", code) if future else code)

@@ -11,11 +11,14 @@ goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from jaxrl.metrics import read_metrics
 
 
 class Run(NamedTuple):
@@ -55,8 +58,14 @@ def commands(folder: Path, seed: int, model: str, overrides: Sequence[str]) -> l
 
 
 def complete(folder: Path) -> bool:
-    """Whether the folder holds a run that has ended: both commands write their last file at the end."""
-    return (folder / "report.html").is_file() or (folder / "evaluation.json").is_file()
+    """Whether the folder holds a run that has ended: evaluated after its last step, and reported on."""
+    if (folder / "evaluation.json").is_file():
+        return True
+    if not (folder / "report.html").is_file():  # written at the end, and for who looks at a run on its way
+        return False
+    config = json.loads((folder / "config.json").read_text())
+    last = config["sft"]["steps"] + config["grpo"]["steps"]
+    return any(r["stage"] == "evaluate" and r["step"] == last for r in read_metrics(folder / "metrics.jsonl"))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -28,7 +28,7 @@ PURE_MODULES = (
     "math", "cmath", "itertools", "functools", "collections", "string", "re", "heapq", "_heapq", "bisect", "_bisect",
     "copy", "json", "fractions", "datetime", "typing", "operator", "_operator", "statistics",
 )  # fmt: skip
-MAX_MESSAGE, MAX_TRACEBACK = 500, 4000  # characters
+MAX_MESSAGE, MAX_TRACEBACK, MAX_VALUE = 500, 4000, 1 << 20  # characters
 _SANDBOX = os.path.dirname(os.path.abspath(__file__))
 _MUTABLE = ("list", "dict", "set", "bytearray", "deque", "Counter", "OrderedDict", "defaultdict")
 
@@ -274,9 +274,14 @@ def _evaluate(code: str, filename: str, namespace: dict[str, Any]) -> dict[str, 
         value = eval(expression, namespace) if expression else None
         if value is not None:
             namespace["_"] = value
-        return {"value": None if value is None else repr(value)}
+        return {"value": None if value is None else _cut(repr(value))}
     except BaseException as error:
         return {"failed": failure(error)}
+
+
+def _cut(text: str) -> str:
+    """What is surely taken as an answer: the beginning and the end."""
+    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE // 2] + "..." + text[-MAX_VALUE // 2 :]
 
 
 def failure(error: BaseException) -> dict[str, Any]:

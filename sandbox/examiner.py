@@ -28,6 +28,7 @@ from sandbox.candidate import PURE_MODULES, failure
 from sandbox.plain import EXAMINER_FRAME, TRUSTED_FRAME, Unplain, decode, encode, read_frame, write_frame
 
 CANDIDATE, JUDGE = 3, 4  # file descriptors
+MAX_SAID = 10_000  # characters that the candidate may say of its failures
 _INSIDE = ("unittest.mock", "mock", "inspect", "gc", "dis", "ctypes", "importlib", "builtins")
 _LITERALS = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp, ast.USub, ast.Load)
 # What test code may not use if it is to leave no trace in the process that runs it.
@@ -110,7 +111,10 @@ def _examine(candidate_fd: int, judge_fd: int, request: dict[str, Any]) -> None:
     try:
         first = candidate.receive()
         if "loaded" not in first:
-            write_frame(judge_fd, {"failed": first.get("failed", {}), "done": True})
+            failed = first.get("failed")
+            failed = failed if isinstance(failed, dict) else {}
+            cut = {key: str(failed.get(key, ""))[-MAX_SAID:] for key in ("status", "type", "message", "traceback")}
+            write_frame(judge_fd, {"failed": cut, "done": True})
             return
         for test in request["tests"]:
             result = run_test(test, candidate)
@@ -150,20 +154,16 @@ def run_test(test: dict[str, Any], candidate: Remote) -> dict[str, Any]:
 
 @functools.lru_cache(256)
 def _compiled(code: str) -> tuple[types.CodeType, list[str]]:
-    """The code, and the names that it must get from the program: attributes' names among them, its own not."""
+    """The code, and the names that it must get from the program: those that it reads and does not set itself."""
     tree = ast.parse(code, "test.py")
     compiled = compile(tree, "test.py", "exec", dont_inherit=True)
     own = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     own |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     own |= {(a.asname or a.name).partition(".")[0] for n in ast.walk(tree) for a in getattr(n, "names", ())
             if isinstance(a, ast.alias)}  # fmt: skip
-    names = {n for n in _names(compiled) if not hasattr(builtins, n) and n not in own}
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    names = {n for n in read if not hasattr(builtins, n) and n not in own}
     return compiled, sorted(names | _tested_builtins(tree))
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
 
 
 def _tested_builtins(tree: ast.AST) -> set[str]:
@@ -298,7 +298,7 @@ class Remote:
         name, text = str(data.get("type", "")), str(data.get("text", ""))
         base = self.exceptions.get(name) or _builtin_exception(data.get("bases"))
         error = type(name or "Error", (_FromCandidate, base), {})(text)
-        error.traceback, error.text = str(data.get("traceback", "")), str(data.get("message", ""))
+        error.traceback, error.text = (str(data.get(key, ""))[-MAX_SAID:] for key in ("traceback", "message"))
         return error
 
 
@@ -349,8 +349,22 @@ def _forward(name: str) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: self._call(name, *args, **kwargs)
 
 
-for _name in ("call", "getitem", "setitem", "delitem", "len", "str", "add", "sub", "mul", "truediv", "neg", "next"):
+def _arithmetic(name: str) -> Callable[..., Any]:
+    """With a plain value it must give an object: the difference in abs(f(x) - 6.0) is not the program's to say."""
+
+    def apply(self: RemoteObject, other: Any) -> Any:
+        value = self._call(name, other)
+        if not isinstance(value, RemoteObject) and not isinstance(other, RemoteObject):
+            raise TypeError(f"{name} of a {self._kind} object and a {type(other).__name__} gave no object")
+        return value
+
+    return apply
+
+
+for _name in ("call", "getitem", "setitem", "delitem", "len", "str", "neg", "next"):
     setattr(RemoteObject, f"__{_name}__", _forward(f"__{_name}__"))
+for _name in ("add", "sub", "mul", "truediv"):
+    setattr(RemoteObject, f"__{_name}__", _arithmetic(f"__{_name}__"))
 
 
 class RemoteClass(RemoteObject):

@@ -9,6 +9,7 @@ import collections
 import datetime
 import decimal
 import fractions
+import itertools
 import json
 import os
 import struct
@@ -37,7 +38,7 @@ _AS_TEXT: dict[type, tuple[str, Callable[[Any], str]]] = {
 }
 _FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "Decimal": decimal.Decimal,
-    "Fraction": fractions.Fraction,
+    "Fraction": lambda text: fractions.Fraction(*map(int, text.split("/"))),  # Fraction("1e999999999") never ends
     "datetime": datetime.datetime.fromisoformat,
     "date": datetime.date.fromisoformat,
     "time": datetime.time.fromisoformat,
@@ -52,6 +53,7 @@ _KINDS: dict[type, str] = {
     map: "iterator", filter: "iterator", zip: "iterator", reversed: "iterator", enumerate: "iterator",
     type(x for x in ()): "iterator", type(iter([])): "iterator", type(iter(())): "iterator", type(iter("")): "iterator",
     type(iter(range(0))): "iterator", type(iter({})): "iterator", type(iter(set())): "iterator",
+    **{kind: "iterator" for name, kind in vars(itertools).items() if isinstance(kind, type) and name[0] != "_"},
 }  # fmt: skip
 # Made once: json.dumps with settings, and json.loads of bytes, prepare themselves anew in each call.
 _to_json, _from_json = json.JSONEncoder(separators=(",", ":")).encode, json.JSONDecoder().decode
@@ -131,7 +133,12 @@ def decode(value: Any, other: Callable[[str, Any], Any] | None = None) -> Any:
         return datetime.timedelta(*content)
     if kind == "ndarray":
         numpy: Any = sys.modules.get("numpy")
-        return numpy.array(decode(content)) if numpy is not None else decode(content)
+        if numpy is None:
+            return decode(content)
+        array = numpy.array(decode(content))
+        if array.dtype.kind == "O":
+            raise ValueError("an array of objects is no plain value")
+        return array
     return other(kind, content) if other else Unplain(str(content)[:80])
 
 

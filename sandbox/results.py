@@ -55,7 +55,11 @@ def _shown(value: Any) -> str:
     """An encoded value for people."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[1], list) and len(value[1]) > MAX_SHOWN:
         value = [value[0], value[1][:MAX_SHOWN]]  # more would be cut below
-    return cut_middle(repr(decode(value)), MAX_SHOWN)
+    plain = decode(value)
+    try:
+        return cut_middle(repr(plain), MAX_SHOWN)
+    except ValueError:  # Python's limit for the digits of an int
+        return "a number of very many digits"
 
 
 def claim(failed: Any) -> Result:

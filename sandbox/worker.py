@@ -101,6 +101,9 @@ class Worker:
                 poll.register(self.run.pidfd, select.POLLIN)
             ready = dict(poll.poll(TICK_S * 1000 if self.run and not self.run.suspended else None))
             if self.control.fileno() in ready and not self.receive():
+                if self.run:  # nobody waits for it any more
+                    self.kill_all()
+                    self.clean_box(self.run.box)
                 return
             if self.run and self.run.pidfd in ready:
                 self.finish("")

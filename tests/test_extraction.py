@@ -28,6 +28,18 @@ def test_each_switch_of_a_function():
         assert function_program(blocks, "f", HEADER, ExtractionConfig(block, False)) == expected
 
 
+def test_imports_come_after_those_from_the_future():
+    answer = "```python\n# adds\nfrom __future__ import annotations\ndef f(x): return x + 1\n```"
+    for program in (function_program(answer, "f", HEADER), block_program(answer)):
+        assert program.startswith("from __future__ import annotations\nimport collections")
+        compile(program, "program", "exec")
+
+
+def test_a_block_in_a_list_is_to_the_left():
+    assert code_block("1. So:\n   ```python\n   def f(x):\n       return x\n   ```\n") == "def f(x):\n    return x\n"
+    assert code_block("```python\n    return x\n```") == "    return x\n"  # a body keeps its place
+
+
 def test_stop_strings_cut_completions_and_not_fenced_answers():
     stops = ExtractionConfig(import_helper=False, stop_strings=BASE_STOPS)
     completion = "    return x + 1\n\ndef f(x):\n    return 0\nprint(f(1))"

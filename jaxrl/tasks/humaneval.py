@@ -74,10 +74,19 @@ def examples(header: str, entry_point: str) -> tuple[AssertTest, ...]:
     tests = []
     for example in doctest.DocTestParser().get_examples(header):
         source, want = example.source.strip(), example.want.strip()
-        claim = f"({source}) == ({want})" if want else source  # some examples are comparisons already
+        if want:
+            claim = f"({source}) == ({want})"
+        else:  # a comparison already, or the answer is None, which a prompt does not print
+            claim = source if parses(source) and _compares(source) else f"({source}) is None"
         if parses(claim):
             tests.append(AssertTest(f"assert {claim}"))
     return tuple(tests) or (AssertTest(f"assert callable({entry_point})"),)
+
+
+def _compares(source: str) -> bool:
+    statements = ast.parse(source).body
+    value = statements[0].value if isinstance(statements[0], ast.Expr) else None
+    return isinstance(value, (ast.Compare, ast.BoolOp)) or isinstance(getattr(value, "op", None), ast.Not)
 
 
 def program(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:

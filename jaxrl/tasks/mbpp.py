@@ -64,7 +64,7 @@ def make_problem(row: Row) -> Problem:
         text = row.get("prompt").strip().strip('"').strip()
         statement, _, asserts = text.partition("\nassert")
         asserts, code = f"assert{asserts}", row.get("canonical_solution")
-        public = (AssertTest(asserts),)
+        public = (AssertTest(f"import math\n{asserts}" if "math." in asserts else asserts),)
     else:
         statement, code = row.get("text", "prompt"), row.get("code").replace("\r\n", "\n")
         if not row.get("test_list"):

@@ -103,6 +103,32 @@ def f():
     assert "gave True" in verdict(pool, found, CallTest("f", ("SECRET-7391",), 0)).tests[0].message  # it can see
 
 
+RAW = """
+import json, os, struct, time
+def send(message):
+    data = json.dumps(message).encode()
+    data = struct.pack("<I", len(data)) + data
+    while data:
+        data = data[os.write(3, data):]
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "test"),
+    [
+        ("def f(): send({'value': ['Fraction', '1e9000000']})", CallTest("f", (), 1)),  # as a number it takes seconds
+        ("def f(): [send({'loaded': True}) for _ in range(1000)]", CallTest("f", (), 1)),  # each asked for a call
+        ("send({'failed': {'message': 'A' * 9_000_000}})\ntime.sleep(9)", AssertTest("assert f() == 1")),
+        ("# numpy\ndef f(*a): send({'value': ['ndarray', ['dict', []]]})", AssertTest("assert f(f()) == 1")),
+    ],
+)
+def test_answers_made_by_hand_are_the_programs_failure(pool, code, test):
+    start = time.monotonic()
+    v = verdict(pool, RAW + code, test, limits=Limits(wall_s=8, cpu_s=8))
+    assert v.status in ("wrong_answer", "runtime_error") and time.monotonic() - start < 8
+    assert v.tests[0].form != "in_process"
+
+
 def test_patched_builtins_do_not_reach_the_comparison(pool):
     code = "import builtins, json\nbuiltins.repr = json.dumps = lambda *a, **k: '3'\ndef f(): return 4"
     assert not verdict(pool, code, CallTest("f", (), 3)).passed
@@ -260,6 +286,15 @@ def test_kinds_of_tests_may_be_mixed(pool):
          "s = S()\ns.push(4)\nassert len(s) == 1", "objects", "passed"),
         ("class E(Exception): pass\ndef f(): raise E('x')", "try:\n    f()\n    assert 0\nexcept E: pass", "proxy", "passed"),
         ("class A:\n    def __eq__(s, o): return True", "assert A() == 1", "objects", "wrong_answer"),
+        ("class V:\n    def __init__(s, x): s.x = x\n    def __mul__(s, k): return V(s.x * k)", "assert (V(2) * 3).x == 6",
+         "objects", "passed"),
+        # It does not decide what is left of a difference, nor that its answers are objects.
+        ("class Tri:\n    def __init__(s, *a): pass\n    def __sub__(s, o): return 0.0", "assert abs(Tri(3) - 6.0) < 1e-6",
+         "objects", "runtime_error"),
+        ("class SIGALRM: pass\nclass X:\n    def __sub__(s, o): return 0.0\ndef f(): return X()",
+         "import signal\nsignal.SIGALRM\nassert abs(f() - 2.0) < 1e-6", "proxy", "runtime_error"),
+        ("from itertools import permutations\ndef f(x): return permutations(x)", "assert list(f([1, 2])) == [(1, 2), (2, 1)]",
+         "proxy", "passed"),
         # Where the test needs the program in its own process, it is said.
         ("import os\ndef f(): return os.getcwd()",
          "from unittest.mock import patch\nwith patch('os.getcwd', return_value='x'):\n    assert f() == 'x'",

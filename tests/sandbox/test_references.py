@@ -9,6 +9,7 @@ import pytest
 
 from jaxrl.datafiles import read_rows
 from jaxrl.evalplus import evalplus_test
+from jaxrl.tasks.humaneval import examples
 from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program
 
 TOO_LARGE = {"Mbpp/255"}  # its answer is a list of 582 MB, more than a program may send
@@ -46,6 +47,23 @@ def test_evalplus(pool, data, name):
     ]
     failed = {r.get("task_id") for r, v in zip(rows, pool.run(programs)) if not v.passed}
     assert len(rows) in (164, 398) and failed == set()
+
+
+def test_an_argument_that_the_program_changes_is_still_what_was_asked(pool, data):
+    """HumanEval/32 asks whether a polynomial vanishes where the program says; not one that it has made of it."""
+    name = str(data / "evalplus" / "v0.1.10-HumanEvalPlus.jsonl.gz")
+    (row,) = (r for r in read_rows(name, "") if r.get("entry_point") == "find_zero")
+    test = evalplus_test(row, row.get("prompt"), "base")
+    cheat = Program("def find_zero(xs):\n    xs[:] = [0]\n    return 0.0", (test,), Limits(120, 60, 4096))
+    assert not pool.run([cheat])[0].passed
+
+
+def test_the_examples_of_the_prompts(pool, data):
+    """Every right program passes what its prompt shows, but for HumanEval/116, whose prompt is wrong."""
+    rows = [json.loads(line) for line in gzip.open(data / "humaneval" / "HumanEval.jsonl.gz")]
+    shown = [examples(r["prompt"], r["entry_point"]) for r in rows]
+    verdicts = pool.run([Program(r["prompt"] + r["canonical_solution"], e) for r, e in zip(rows, shown)])
+    assert [r["task_id"] for r, v in zip(rows, verdicts) if not v.passed] == ["HumanEval/116"]
 
 
 def test_quixbugs(pool, data):

@@ -88,6 +88,15 @@ def test_a_session_that_ends_starts_afresh(sessions, code, status, limits):
         assert session.run("x").status == "runtime_error"
 
 
+def test_a_large_value_loses_no_session(sessions):
+    session = sessions.open()
+    assert session.run("x = 1").status == "passed"
+    result = session.run("list(range(1_500_000))")
+    assert result.status == "passed" and result.value.startswith("[0, 1") and len(result.value) < 2**21
+    assert session.run("x").value == "1"
+    session.close()
+
+
 def test_sessions_see_nothing_of_each_other(sessions):
     with sessions.open() as one, sessions.open() as other:
         one.run("x = 1\nopen('file', 'w').write('secret')")
