@@ -24,12 +24,23 @@ from jaxrl.page import markdown_table
 from jaxrl.report import main, told_apart
 from jaxrl.run_folder import Run, find_parent, read_run
 from jaxrl.step_metrics import episode_metrics
+from jaxrl.study import complete
 from jaxrl.tokenizer import train_tokenizer
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 
 
 def rows_of(*folders: Path):
     return {row.label: row for row in make_rows([read_run(folder) for folder in folders])}
+
+
+def test_a_run_is_complete_when_it_was_evaluated_after_its_last_step(tmp_path):
+    """The report is no sign of it: whoever looks at a run on its way has one written."""
+    for steps in (20, 30):
+        folder = tmp_path / str(steps)
+        training_run(folder, "sft", scored(0.1), scored(0.2), sft__steps=steps, grpo__steps=0)
+        assert not complete(folder)
+        (folder / "report.html").write_text("")
+        assert complete(folder) == (steps == 20)
 
 
 def test_rows_of_a_study(tmp_path):
