@@ -255,7 +255,7 @@ def result_block(episode: Record) -> str:
     if episode.get("attempts"):
         said = [
             f"{i}: {'solved' if solved else 'passes the public tests only' if public else 'fails public tests'}"
-            for i, (public, solved) in enumerate(episode["attempts"], 1)
+            for i, (public, solved, *_) in enumerate(episode["attempts"], 1)
         ]
         lines.append(f"programs {', '.join(said)}")
     versions = episode.get("weight_versions")

@@ -417,7 +417,8 @@ def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> 
 def without_long_demonstrations(task: Task, tokenizer: Any, config: Config) -> Task:
     """The task without the demonstrations that do not fit a row, counted in `rejected`.
 
-    Raises UserError for the first of them where they are not to be rejected, and if none is left.
+    Raises UserError or PromptTooLongError for the first of them where they are not to be rejected, and UserError if
+    none is left.
     """
     longest, kept = row_length(config), []
     for problem in task.demonstrations:
@@ -425,6 +426,7 @@ def without_long_demonstrations(task: Task, tokenizer: Any, config: Config) -> T
         if tokens <= longest:
             kept.append(problem)
         elif not config.rollout.reject_long_prompts:
+            prompt_tokens(tokenizer, problem, config.rollout)  # raises where it is the prompt that is too long
             raise UserError(
                 f"demonstration {problem.id}: its {tokens} tokens do not fit a row of {longest} (batch.row_length); "
                 "raise that, or set rollout.reject_long_prompts"

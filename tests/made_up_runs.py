@@ -97,7 +97,7 @@ def episode(step: int, i: int, text: str = "x = 3\nprint(x)") -> dict[str, Any]:
         "step": step, "stage": "grpo", "problem": f"p/{step}/{i}", "prompt": f"{step} {i} {HOSTILE}", "text": text,
         "reward": float(i % 2), "parts": {"solved": float(i % 2)}, "solved": bool(i % 2), "status": "finished",
         "verdict": {"status": status, "tests": tests}, "tokens": 5, "weight_versions": [step - 1] * 2, "turns": turns,
-        "attempts": [[False, False], [True, bool(i % 2)]],
+        "attempts": [[False, False, False], [True, bool(i % 2), True]],
     }  # fmt: skip
 
 
