@@ -417,20 +417,24 @@ def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> 
 def without_long_demonstrations(task: Task, tokenizer: Any, config: Config) -> Task:
     """The task without the demonstrations that do not fit a row, counted in `rejected`.
 
-    Raises UserError or PromptTooLongError for the first of them where they are not to be rejected, and UserError if
-    none is left.
+    Where they are not to be rejected, those with the most characters are looked at, which takes no time, and one that
+    does not fit raises UserError or PromptTooLongError. UserError if none is left.
     """
-    longest, kept = row_length(config), []
-    for problem in task.demonstrations:
-        tokens = len(demonstration_tokens(tokenizer, problem, config.rollout)[0])
-        if tokens <= longest:
-            kept.append(problem)
-        elif not config.rollout.reject_long_prompts:
-            prompt_tokens(tokenizer, problem, config.rollout)  # raises where it is the prompt that is too long
-            raise UserError(
-                f"demonstration {problem.id}: its {tokens} tokens do not fit a row of {longest} (batch.row_length); "
-                "raise that, or set rollout.reject_long_prompts"
-            )
+
+    def tokens(problem: Problem) -> int:
+        return len(demonstration_tokens(tokenizer, problem, config.rollout)[0])
+
+    longest = row_length(config)
+    if not config.rollout.reject_long_prompts:
+        for problem in sorted(task.demonstrations, key=lambda p: len(f"{p.prompt}{p.messages}{p.demonstration}"))[-64:]:
+            if (count := tokens(problem)) > longest:
+                prompt_tokens(tokenizer, problem, config.rollout)  # raises where it is the prompt that is too long
+                raise UserError(
+                    f"demonstration {problem.id}: its {count} tokens do not fit a row of {longest} (batch.row_length); "
+                    "raise that, or set rollout.reject_long_prompts"
+                )
+        return task
+    kept = [p for p in task.demonstrations if tokens(p) <= longest]
     if task.demonstrations and not kept:
         raise UserError(f"no demonstration fits a row of {longest} tokens (batch.row_length)")
     rejected = Counter(task.rejected)

@@ -244,7 +244,9 @@ def test_decoding_with_adapters_equals_the_full_pass(family):
     for unrolled in (True, False):
         layers = model.unstack() if unrolled else None
         _, k, v = model.prefill(tokens[:, :5], positions[:, :5])
-        cache = insert(make_cache(config, B, T, jnp.dtype(jnp.float32), unrolled), jnp.ones(B, bool), jnp.arange(B), k, v)
+        cache = insert(
+            make_cache(config, B, T, jnp.dtype(jnp.float32), unrolled), jnp.ones(B, bool), jnp.arange(B), k, v
+        )
         hidden, cache = model.extend(tokens[:, 5:12], positions[:, 5:12], jnp.arange(B), cache, layers)
         np.testing.assert_allclose(hidden, full[:, 5:12], atol=5e-5)
         for t in range(12, 15):
