@@ -417,8 +417,9 @@ def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> 
 def without_long_demonstrations(task: Task, tokenizer: Any, config: Config) -> Task:
     """The task without the demonstrations that do not fit a row, counted in `rejected`.
 
-    Where they are not to be rejected, those with the most characters are looked at, which takes no time, and one that
-    does not fit raises UserError or PromptTooLongError. UserError if none is left.
+    Where they are not to be rejected, those with the most characters are looked at (of a task that makes them, the
+    first), which takes no time, and one that does not fit raises UserError or PromptTooLongError. UserError if none is
+    left.
     """
 
     def tokens(problem: Problem) -> int:
@@ -426,7 +427,10 @@ def without_long_demonstrations(task: Task, tokenizer: Any, config: Config) -> T
 
     longest = row_length(config)
     if not config.rollout.reject_long_prompts:
-        for problem in sorted(task.demonstrations, key=lambda p: len(f"{p.prompt}{p.messages}{p.demonstration}"))[-64:]:
+        some = task.demonstrations
+        if isinstance(some, list):
+            some = sorted(some, key=lambda p: -len(f"{p.prompt}{p.messages}{p.demonstration}"))
+        for problem in (some[i] for i in range(min(64, len(some)))):
             if (count := tokens(problem)) > longest:
                 prompt_tokens(tokenizer, problem, config.rollout)  # raises where it is the prompt that is too long
                 raise UserError(
