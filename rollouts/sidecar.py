@@ -200,6 +200,8 @@ class Sidecar:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // s.replicas)),
             "VLLM_NO_USAGE_STATS": "1",
+            # Longer than the client's 2 s, however long a busy machine keeps a request from being sent.
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
             "HF_HUB_OFFLINE": "1",
             **({"TORCH_COMPILE_DISABLE": "1"} if self._on_cpu() else {}),  # the first request would wait 10 s for it
             **os.environ,
