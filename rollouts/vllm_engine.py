@@ -296,8 +296,9 @@ class VllmEngine:
         """Brings a replica back: answers, has the current weights, is ready. Goes on for as long as it takes."""
         for post in list(replica.posts):
             post.cancel()
-        delay, answers = 0.1, await replica.answers()
+        delay = 0.1
         while True:
+            answers = await replica.answers()
             restart = self.sidecar is not None and (
                 replica.strikes >= STRIKES or not answers or not self.sidecar.alive(replica.index)
             )
@@ -315,7 +316,7 @@ class VllmEngine:
                 return
             except Exception as error:  # whatever it is, the replica may still come back
                 self._note(replica, f"{type(error).__name__}: {error}")
-                replica.strikes, answers = replica.strikes + 1, True
+                replica.strikes += 1
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
 
@@ -324,12 +325,12 @@ class VllmEngine:
         self._say(f"sampler: {replica.address}: {replica.last_error}")
 
     async def _wait_for_server(self, replica: Server, restart: bool) -> None:
-        """Returns when the server answers. An owned one is (re)started first if `restart`."""
+        """Returns when the server answers: an owned one that is (re)started, as `restart` says, or an external one."""
         if self.sidecar is not None:
             if restart:
                 await asyncio.to_thread(self.sidecar.kill, replica.index)
                 self.sidecar.start(replica.index)  # here: the server must not die with a thread of a pool
-            await asyncio.to_thread(self.sidecar.wait_until_healthy, replica.index)
+                await asyncio.to_thread(self.sidecar.wait_until_healthy, replica.index)
             return
         deadline, said = time.monotonic() + self.settings.wait_s, False
         while True:
@@ -453,10 +454,23 @@ class VllmEngine:
             async with self._writing:
                 tensors = weights.tensors or await asyncio.to_thread(self._write, weights)
             folder = self._version_folder(weights.version)
-            await replica.load_files(folder, tensors, self._label(weights), self.settings.in_flight)
+            loading = replica.load_files(folder, tensors, self._label(weights), self.settings.in_flight)
+            await self._unless_it_hangs(replica, asyncio.ensure_future(loading))
             if self._weights is None or self._weights.version == weights.version:
                 return
             weights = self._weights
+
+    async def _unless_it_hangs(self, replica: Server, loading: asyncio.Future[None]) -> None:
+        """Waits for what a server may take long to do, but not for one that has stopped. Raises BadReplyError then."""
+        try:
+            while not (await asyncio.wait({loading}, timeout=PROBE_S))[0]:
+                if not await replica.healthy() and not loading.done():
+                    raise BadReplyError(f"it hangs while it takes weights ({replica.last_error})")
+        finally:
+            if not loading.done():
+                loading.cancel()
+                await asyncio.wait({loading})
+        loading.result()
 
     # ------------------------------------------------------------------ the loop
 

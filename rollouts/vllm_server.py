@@ -101,6 +101,14 @@ class Server:
             return False
         return True
 
+    async def healthy(self) -> bool:
+        """Whether the server answers soon, though its workers may be busy."""
+        try:
+            return (await self.http.get("/health", timeout=PROBE_TIMEOUT_S)).status_code == 200
+        except httpx.HTTPError as error:
+            self.last_error = f"{type(error).__name__}: {error}"
+            return False
+
     async def load_files(self, folder: Path, tensors: dict[str, np.ndarray], label: str, in_flight: str) -> None:
         """Gives it the weights in `folder`, under a label, and checks that it has them."""
         await self.call(f"/pause?mode={PAUSE_MODES[in_flight]}")
@@ -110,7 +118,7 @@ class Server:
             await self.call("/reset_prefix_cache")
             await self.call("/update_weight_version", {"new_version": label})
         finally:
-            await self.call("/resume")
+            await self.call("/resume", timeout=PROBE_TIMEOUT_S)
 
     async def score(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """f32[n]: the logprobs, at temperature 1, of tokens i32[n] after a prompt, from one pass over both."""

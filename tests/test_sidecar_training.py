@@ -95,6 +95,7 @@ def test_soak_a_hundred_steps_of_faults(tmp_path, served):
     gentle = ["500", "garbage", "drop", "nan", "long", "vocabulary", "stale", "old", "abort", "slow 0.2"]
     lines = [rng.choice(gentle) if rng.random() < 0.08 else "" for _ in range(900)]
     for place, fault in ((100, "die"), (250, "hang"), (400, "oom"), (550, "die"), (700, "hang")):
+        lines[place - 1] = "500"  # it may meet its fault while it is looked at for this one
         lines[place : place + 3] = [fault, "garbage", "500"]  # the other replica meets these meanwhile
     lines[620:622] = ["die", "die"]  # both at once
     faults.write_text("".join(f"{line}\n" for line in lines))

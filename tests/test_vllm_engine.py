@@ -29,7 +29,7 @@ from rollouts.jax_engine import JaxEngine
 from rollouts.sidecar import Sidecar, SidecarError, SidecarSettings, is_loopback, main
 from rollouts.vllm_engine import ClientSettings, VllmEngine, _request_seed
 from rollouts.vllm_extension import CHECKED_ROWS, Guard
-from rollouts.vllm_server import BadReplyError, compare
+from rollouts.vllm_server import BadReplyError, Server, compare
 from rollouts.weight_files import expected_checksum, named_tensors, write_weights
 
 CONFIG = from_hf(
@@ -553,6 +553,39 @@ def test_an_owned_server_is_restarted(model, tmp_path, expected, monkeypatch, fa
     finally:
         engine.close()
     assert not sidecar.alive(0)
+
+
+@pytest.mark.parametrize("when", ["before the weights", "after it was found well"])
+def test_a_server_that_stops_while_it_takes_weights_is_restarted(model, tmp_path, expected, monkeypatch, when):
+    """No request would notice it, and requests wait much longer than this test."""
+    monkeypatch.setattr("rollouts.vllm_engine.PROBE_S", 0.5)
+    monkeypatch.setattr("rollouts.vllm_server.PROBE_TIMEOUT_S", 2.0)
+    monkeypatch.setenv("FAKE_FAULTS", str(tmp_path / "faults"))
+    sidecar = Sidecar(settings(model, fake_environment(tmp_path / "env")), tmp_path / "log")
+    engine = VllmEngine(CONFIG, sidecar=sidecar, max_length=48, settings=ClientSettings(key="k"))
+
+    def stop() -> None:
+        os.kill(sidecar.processes[0].pid, signal.SIGSTOP)
+
+    async def answers_and_stops(server: Server) -> bool:
+        monkeypatch.setattr(Server, "answers", answers)
+        found = await answers(server)
+        stop()
+        return found
+
+    try:
+        engine.load_weights(make_params(1)[1], 4)
+        if when == "before the weights":
+            stop()
+            engine.load_weights(make_params(1)[1], 5)
+        else:
+            answers = Server.answers
+            monkeypatch.setattr(Server, "answers", answers_and_stops)
+            (tmp_path / "faults").write_text("500\n")
+        assert_same(generate(engine, PROMPTS, PARAMS), expected)
+        assert engine.restarts == 1
+    finally:
+        engine.close()
 
 
 def test_a_server_that_always_fails_ends_the_run(model, tmp_path, monkeypatch):
