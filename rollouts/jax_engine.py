@@ -204,19 +204,21 @@ class JaxEngine:
                 fresh.append(request)
         self._admit_continuing(continuing)
         free = self._free()
-        while free and fresh:
-            bucket = self.programs.bucket(len(fresh[0].prompt))
-            prompts: dict[bytes, int] = {}
-            taken: list[tuple[int, int, _Request]] = []  # slot, prompt, request
-            while free and fresh and self.programs.bucket(len(fresh[0].prompt)) == bucket:
-                name = fresh[0].prompt.tobytes()
-                if name not in prompts and len(prompts) == self.prefill_rows:
-                    break
-                request = fresh.popleft()
-                taken.append((free.pop(0), prompts.setdefault(name, len(prompts)), request))
-            self._state = self.programs.prefill(self._weights, self._state, *self._prefill_inputs(bucket, taken))
-            self._running.update({slot: request for slot, _, request in taken})
+        self._admit_fresh(free, [fresh.popleft() for _ in range(min(len(free), len(fresh)))])
         self._waiting.extendleft(reversed(fresh))
+
+    def _admit_fresh(self, free: list[int], requests: list[_Request]) -> None:
+        """Computes prompts, each of them once, some of like length at a time, and puts them into free slots."""
+        by_bucket: dict[int, dict[bytes, list[_Request]]] = defaultdict(lambda: defaultdict(list))
+        for request in requests:
+            by_bucket[self.programs.bucket(len(request.prompt))][request.prompt.tobytes()].append(request)
+        for bucket, by_prompt in by_bucket.items():
+            same = list(by_prompt.values())
+            for first in range(0, len(same), self.prefill_rows):
+                part = enumerate(same[first : first + self.prefill_rows])
+                taken = [(free.pop(0), prompt, request) for prompt, some in part for request in some]
+                self._state = self.programs.prefill(self._weights, self._state, *self._prefill_inputs(bucket, taken))
+                self._running.update({slot: request for slot, _, request in taken})
 
     def _admit_continuing(self, requests: list[tuple[_Request, _Kept]]) -> None:
         """Computes what is new of requests whose slots have the rest, some of like length at a time."""
