@@ -1,4 +1,4 @@
-"""The run for debugging the loop: unscrambling words needs no programs and no sandbox."""
+"""The run for debugging the loop: unscrambling words, where no programs are scored."""
 
 from jaxrl.config import Config
 

@@ -60,7 +60,7 @@ class LoraConfig:
 class PolicyConfig:
     """Where the policy comes from and how it computes."""
 
-    path: str = ""  # Hugging Face folder or hub name, or a folder of `models.convert import`; "": random weights
+    path: str = ""  # Hugging Face folder or hub name, folder of `models.convert import` or of a run; "": random weights
     shape: ShapeConfig = field(default_factory=ShapeConfig)  # used only without a path
     lora: LoraConfig = field(default_factory=LoraConfig)
     adapter: str = ""  # folder of a PEFT adapter or of a run with one, to start from; lora.rank 0: merged at the start
@@ -457,7 +457,7 @@ class EvaluationConfig:
 
 @dataclass
 class SandboxConfig:
-    """Limits on one program, where its problem has none of its own (contest's do), and how well it must be isolated."""
+    """Limits on one program, where its problem has none of its own, and how well it must be isolated."""
 
     workers: int = 0  # 0: one per core
     least: str = ""  # least isolation accepted: process, namespaces, everything, layers with commas; "": the default

@@ -37,7 +37,7 @@ def make_optimizer(
     A step has `updates` updates, all with its learning rate.
 
     Norms and biases are not decayed. Everything is computed in f32. What is rounded at random (a state in 8 or 16 bits,
-    bf16 parameters) is a function of (seed, step). Raises ValueError for a setting that is not allowed.
+    bf16 parameters) is a function of (seed, update). Raises ValueError for a setting that is not allowed.
     """
     config.check()
     if config.schedule == "cosine":

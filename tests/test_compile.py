@@ -24,6 +24,7 @@ from jaxrl.programs import Program, bytes_per_device, model_of, stages
 from jaxrl.roofline import times_of
 from jaxrl.topology import find_libtpu, tpu_topology
 from models.config import ModelConfig
+from models.sharding import MeshSizes
 
 needs_libtpu = pytest.mark.skipif(find_libtpu() is None, reason="no libtpu; make aot")
 CONFIG = """
@@ -53,7 +54,7 @@ def small(layers: int = LAYERS) -> Config:
     return space["get_config"]()
 
 
-def programs(config: Config, topology: str = "v5e:2x2", sizes: tuple[int, int, int] = (1, 4, 1)) -> list[Program]:
+def programs(config: Config, topology: str = "v5e:2x2", sizes: MeshSizes = (1, 4, 1, 1)) -> list[Program]:
     mesh = tpu_topology(topology).mesh(sizes)
     (stage,) = stages(config, model_of(config), mesh)
     return stage.programs
@@ -130,7 +131,7 @@ def test_the_engine_decodes_without_gathering_weights():
     pytest.importorskip("rollouts.jax_programs")
     config, slots, length = small(2), 16, 256
     config.rollout.engine, config.rollout.slots, config.grpo.loss.minibatches = "jax", slots, 1
-    model, mesh = model_of(config), tpu_topology("v5e:2x2").mesh((1, 4, 1))
+    model, mesh = model_of(config), tpu_topology("v5e:2x2").mesh((1, 4, 1, 1))
     (stage,) = stages(config, model, mesh)
     prefill, decode = stage.programs[-2:]
     assert (prefill.name, decode.name) == ("prefill", "decode")
@@ -146,7 +147,7 @@ def test_with_lora_only_adapters_have_gradient_and_moments():
     config = small(2)
     config.model.lora.rank, config.model.param_dtype, config.grpo.loss.kl_coefficient = 8, "bfloat16", 0.1
     model = model_of(config)
-    (stage,) = stages(config, model, tpu_topology("v5e:2x2").mesh((1, 4, 1)))
+    (stage,) = stages(config, model, tpu_topology("v5e:2x2").mesh((1, 4, 1, 1)))
     accumulate, apply, logprobs = stage.programs
     gradient = jax.tree.leaves(accumulate.arguments[1])
     assert sum(g.size for g in gradient) == adapter_parameters(model) > 0
@@ -157,7 +158,7 @@ def test_with_lora_only_adapters_have_gradient_and_moments():
     assert accumulate.flops < 3 * logprobs.flops  # frozen matrices have no gradient
     assert compiled(accumulate).memory_analysis() and compiled(apply).memory_analysis()
     config.model.offload_reference = True
-    (offloaded,) = stages(config, model, tpu_topology("v5e:2x2").mesh((1, 4, 1)))
+    (offloaded,) = stages(config, model, tpu_topology("v5e:2x2").mesh((1, 4, 1, 1)))
     assert "reference" not in offloaded.resident
 
 
