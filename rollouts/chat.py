@@ -110,7 +110,12 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Its tokens; a special token that is written in it is text like any other."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return _encode(tokenizer, text, split_special_tokens=True)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    """Half a surrogate pair, which a program's message may have and no tokenizer takes, becomes a question mark."""
+    return tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False, **options)
 
 
 def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -118,7 +123,7 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     continued = messages[-1]["role"] == "assistant"
     written = any(token in m["content"] for m in messages for token in tokenizer.all_special_tokens)
     if not continued and not written:
-        return tokenizer.encode(_rendered(tokenizer, messages), add_special_tokens=False)
+        return _encode(tokenizer, _rendered(tokenizer, messages))
     pieces = _pieces(tokenizer, messages)
     if continued:
         pieces = pieces[: pieces.index(len(messages) - 1) + 1]
@@ -133,7 +138,7 @@ def _encode_pieces(
         if isinstance(piece, int):
             tokens += encode_text(tokenizer, contents[piece])
         else:
-            tokens += tokenizer.encode(piece, add_special_tokens=False)
+            tokens += _encode(tokenizer, piece)
     return tokens
 
 

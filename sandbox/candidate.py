@@ -10,6 +10,7 @@ import ast
 import atexit
 import builtins
 import contextlib
+import itertools
 import linecache
 import marshal
 import os
@@ -17,10 +18,10 @@ import signal
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from sandbox.plain import EXAMINER_FRAME, MAX_FRAME, TRUSTED_FRAME, decode, encode, read_frame, write_frame
+from sandbox.plain import EXAMINER_FRAME, MAX_FRAME, TRUSTED_FRAME, decode, encode, is_iterator, read_frame, write_frame
 
 CHANNEL, PROGRAM = 3, 4  # file descriptors
 # Modules whose functions and classes an examiner can use instead of the program's: they leave no trace in a process.
@@ -122,6 +123,8 @@ def _functions(code: str) -> None:
                 answer = _answer(request, namespace, objects)
             except BaseException as error:
                 answer = {"error": failure(error)}
+                with contextlib.suppress(BaseException):  # a KeyError's key, an OSError's number
+                    answer["error"]["args"] = encode(error.args)
             _flush()
             try:
                 write_frame(CHANNEL, answer, EXAMINER_FRAME if request.get("keep") else MAX_FRAME)
@@ -146,6 +149,8 @@ def _answer(request: dict[str, Any], namespace: dict[str, Any], objects: list[An
     owner = objects[request["on"]] if request.get("on") is not None else None
     if "get" in request:
         return {"value": encode(getattr(owner, request["get"]), handle)}
+    if "take" in request:
+        return {"value": encode(_take(objects, request["on"], request["take"]), handle)}
     if "set" in request:
         setattr(owner, request["set"], decode(request["value"], from_examiner))
         return {"value": None}
@@ -156,7 +161,11 @@ def _answer(request: dict[str, Any], namespace: dict[str, Any], objects: list[An
         function = namespace[name]
     else:
         function = owner if name is None else getattr(owner, name)
-    value = encode(function(*args, **kwargs), handle)
+    result = function(*args, **kwargs)
+    if request.get("keep") and is_iterator(result):
+        value = ["stream", handle(result)[1]]
+    else:
+        value = encode(result, handle)
     if not request.get("keep"):
         return {"value": value}
     changed: dict[str, Any] = {}
@@ -164,6 +173,24 @@ def _answer(request: dict[str, Any], namespace: dict[str, Any], objects: list[An
         if isinstance(given, list) and given[0] in _MUTABLE and (after := encode(now, handle)) != given:
             changed[str(i)] = after
     return {"value": value, "changed": changed}
+
+
+def _take(objects: list[Any], number: int, count: int) -> list[Any]:
+    """The next items of an iterator, `count` at most; an error after some of them is raised the next time."""
+    items: list[Any] = []
+    try:
+        for item in itertools.islice(objects[number], count):
+            items.append(item)
+    except Exception as error:
+        if not items:
+            raise
+        objects[number] = _raising(error)
+    return items
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield
 
 
 def _handle_kind(value: Any) -> str:

@@ -47,11 +47,13 @@ def matches(actual: Any, expected: Any, tolerance: float = 0.0, order: str = "sa
             and all(map(matches, theirs, ours, [tolerance] * len(ours)))
         )
     if kind in _SETS:
-        if given not in _SETS or len(actual[1]) != len(expected[1]):
+        if given not in _SETS or len(actual[1]) != len(expected[1]) or _much_longer(actual[1], expected[1]):
             return False
         return given == kind and decode(["set", actual[1]]) == decode(["set", expected[1]])
     if kind in _MAPPINGS:
         if given not in _MAPPINGS or len(actual[1]) != len(expected[1]):
+            return False
+        if _much_longer(*([k for k, _ in side[1]] for side in (actual, expected))):
             return False
         ours, theirs = ({decode(k): v for k, v in side[1]} for side in (expected, actual))
         return theirs.keys() == ours.keys() and all(matches(theirs[k], ours[k], tolerance) for k in ours)
@@ -60,6 +62,11 @@ def matches(actual: Any, expected: Any, tolerance: float = 0.0, order: str = "sa
     if _is_number(expected) and _is_number(actual):
         return _same_number(decode(actual), decode(expected), tolerance)
     return given == kind and actual == expected
+
+
+def _much_longer(actual: Any, expected: Any) -> bool:
+    """Hashing and comparing what was made to collide takes the square of its length, and no deadline ends it."""
+    return len(json.dumps(actual)) > 10_000 + 8 * len(json.dumps(expected))
 
 
 def _kind(value: Any) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import functools
 import importlib
 import os
@@ -193,7 +194,7 @@ class Remote:
     def receive(self) -> dict[str, Any]:
         try:
             answer = read_frame(self.fd, EXAMINER_FRAME)
-        except (EOFError, OSError, ValueError):
+        except (EOFError, OSError, ValueError, MemoryError):
             raise CandidateEnded from None
         if not isinstance(answer, dict):
             raise CandidateEnded
@@ -276,11 +277,20 @@ class Remote:
 
     def _decode_other(self, kind: str, content: Any) -> Any:
         number, name = int(content[0]), str(content[1])
+        if kind == "stream":
+            return self._stream(number)
         if kind == "function":
             return lambda *args, **kwargs: self.call(number, None, args, kwargs)
         if kind == "object" and self.objects_used:
             return RemoteObject(self, number, name)
         return Opaque(number, name)
+
+    def _stream(self, number: int) -> Iterator[Any]:
+        """The items of an iterator of the program's, which may have no end: asked for one by one, and many in parts."""
+        taken = 0
+        while items := self.decode(self.ask({"on": number, "take": max(1, min(taken // 16, 1 << 16))}).get("value")):
+            yield from items
+            taken += len(items)
 
     def _called_back(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -297,7 +307,11 @@ class Remote:
         data = data if isinstance(data, dict) else {}
         name, text = str(data.get("type", "")), str(data.get("text", ""))
         base = self.exceptions.get(name) or _builtin_exception(data.get("bases"))
-        error = type(name or "Error", (_FromCandidate, base), {})(text)
+        kind = type(name or "Error", (_FromCandidate, base), {"__str__": lambda self: text})
+        try:
+            error = kind(*decode(data["args"]))
+        except Exception:  # no arguments, or not those that a UnicodeDecodeError and its like insist on
+            error = kind.__new__(kind, text)
         error.traceback, error.text = (str(data.get(key, ""))[-MAX_SAID:] for key in ("traceback", "message"))
         return error
 
@@ -339,7 +353,20 @@ class RemoteObject:
         return f"<{self._kind} object>"
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._call("__iter__"))
+        items: Any = self._call("__iter__")
+        return items if isinstance(items, RemoteObject) else iter(items)
+
+    def __len__(self) -> int:
+        try:
+            return self._call("__len__")
+        except AttributeError:  # what list() and bool() take for "has none"
+            raise TypeError(f"object of type {self._kind!r} has no len()") from None
+
+    def __bool__(self) -> bool:
+        for name in ("__bool__", "__len__"):
+            with contextlib.suppress(AttributeError):
+                return bool(self._call(name))
+        return True
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return self._remote.call(self._handle, name, args, kwargs)
@@ -361,7 +388,7 @@ def _arithmetic(name: str) -> Callable[..., Any]:
     return apply
 
 
-for _name in ("call", "getitem", "setitem", "delitem", "len", "str", "neg", "next"):
+for _name in ("call", "getitem", "setitem", "delitem", "str", "neg", "next"):
     setattr(RemoteObject, f"__{_name}__", _forward(f"__{_name}__"))
 for _name in ("add", "sub", "mul", "truediv"):
     setattr(RemoteObject, f"__{_name}__", _arithmetic(f"__{_name}__"))
@@ -390,7 +417,7 @@ def _imported(name: str, module: str) -> dict[str, Any]:
 def _builtin_exception(names: Any) -> type[BaseException]:
     for name in names if isinstance(names, list) else ():
         kind = getattr(builtins, str(name), None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, BaseExceptionGroup):
             return kind
     return Exception
 

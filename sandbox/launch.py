@@ -34,7 +34,7 @@ class WorkerError(Exception):
 
 def python_command(module: str, argument: str = "") -> list[str]:
     """Starts `sandbox.MODULE.main(ARGUMENT)` in a bare Python: no site packages, nothing from the environment."""
-    return [sys.executable, "-I", "-S", "-c", _BOOT.format(module=module, argument=argument), ROOT]
+    return [sys.executable, "-P", "-s", "-S", "-c", _BOOT.format(module=module, argument=argument), ROOT]
 
 
 def python_environment() -> dict[str, Any]:
@@ -178,6 +178,11 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """Ends the worker and all that runs in it."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_WR)
+            self.control.settimeout(1.0)
+            while not self.process and self.control.recv(1 << 16):  # a clone ends its run first
+                pass
         self.control.close()
         if self.process:
             with contextlib.suppress(ProcessLookupError):

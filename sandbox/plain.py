@@ -71,6 +71,11 @@ class Unplain:
         return f"<{self.kind} object>"
 
 
+def is_iterator(value: Any) -> bool:
+    """Whether it is plain data that is used up by reading it."""
+    return _KINDS.get(type(value)) == "iterator" and hasattr(value, "__next__")
+
+
 def encode(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
     """JSON data, exact in type: [kind, content] for anything but None, bool, ints below 2**63, float and str.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ def _shown(value: Any) -> str:
     """An encoded value for people."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[1], list) and len(value[1]) > MAX_SHOWN:
         value = [value[0], value[1][:MAX_SHOWN]]  # more would be cut below
+    if len(text := json.dumps(value)) > 100 * MAX_SHOWN:  # not decoded: see `compare`
+        return cut_middle(text, MAX_SHOWN)
     plain = decode(value)
     try:
         return cut_middle(repr(plain), MAX_SHOWN)

@@ -19,7 +19,7 @@ from typing import Any
 
 from sandbox.isolation import LEAST, required_layers
 from sandbox.launch import Started, WorkerError, WorkerProcess, drain, python_environment
-from sandbox.plain import FrameReader, frame
+from sandbox.plain import TRUSTED_FRAME, FrameReader, frame
 from sandbox.verdict import Limits, Status
 
 OTHERS = 4096  # processes of other sessions, which have the same user id where root did not start this
@@ -157,7 +157,7 @@ class Session:
         channel.settimeout(limits.wall_s)
         call = _Call(run, limits.output_kb << 10)
         with contextlib.suppress(OSError):  # it ended while it was idle; seen below
-            channel.sendall(frame({"code": code}))
+            channel.sendall(frame({"code": code}, TRUSTED_FRAME))
         channel.setblocking(False)
         cause, interrupted, deadline = "", False, start + limits.wall_s
         while call.answer is None and not cause:
@@ -191,18 +191,21 @@ class _Call:
     def __init__(self, run: Started, room: int):
         self.run, self.room, self.reader = run, room, FrameReader()
         self.output = {run.stdout: bytearray(), run.stderr: bytearray()}
+        self.ended: set[int] = set()  # what the program has closed
         self.answer: dict[str, Any] | None = None
 
     def step(self, worker: WorkerProcess, left: float) -> str:
         """Takes what there is; why the session has ended, or "" while it goes on."""
         assert self.run.channel
         poll = select.poll()
-        for fd in (*self.output, self.run.channel, worker.control):
+        for fd in (*(self.output.keys() - self.ended), self.run.channel, worker.control):
             poll.register(fd, select.POLLIN)
         ready = dict(poll.poll(left * 1000))
         for fd, data in self.output.items():
             if fd in ready:
-                data += os.read(fd, 65536)
+                some = os.read(fd, 65536)
+                data += some
+                self.ended |= set() if some else {fd}
             if len(data) > self.room:
                 return "output_limit"
         if self.run.channel.fileno() in ready:

@@ -89,6 +89,7 @@ class Worker:
         self.control, self.jail = control, jail
         self.run: Run | None = None
         self.bounds = Bounds()
+        sys.modules["random"].seed(0)  # each os.fork() has seeded it anew
         self.confinements = {role: confinement(jail, role, self.bounds) for role in ("candidate", "examiner")}
         self.box_state = self._box_state()
 
@@ -168,6 +169,7 @@ class Worker:
         calls += [kernel.call("dup2", fd, i) for i, fd in enumerate(fds[:3]) if fd != i]
         calls += [kernel.call("dup3", fd, i + 3, os.O_CLOEXEC) for i, fd in enumerate(fds[3:])]
         calls += [*self.confinements[role], kernel.close_from(len(fds))]
+        calls += [kernel.call("prctl", kernel.PR_SET_PDEATHSIG, signal.SIGKILL)]
         if pid := kernel.fork():
             return pid
         try:
@@ -257,6 +259,8 @@ class Worker:
         elif os.fork():
             os.close(control_fd)
             return
+        with contextlib.suppress(OSError):  # does not pass to a fork
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         self.control.close()
         Worker(socket.socket(fileno=control_fd), self.jail).serve()
         os._exit(0)

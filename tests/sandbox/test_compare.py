@@ -98,6 +98,9 @@ def test_hostile_encodings_are_never_equal_and_never_slow():
     expected = encode({1, 2, 3})
     collisions = ["set", [i * (2**61 - 1) for i in range(1_000_000)]]
     assert not matches(collisions, expected)
+    inner = ["frozenset", [i * (2**61 - 1) for i in range(50_000)]]
+    assert not matches(["set", [inner, 1, 2]], expected)
+    assert not matches(["dict", [[inner, 1]]], encode({1: 1}))
     for odd in (["set"], ["set", 3], ["list", None], ["unknown", [1]], [], ["dict", [[1]]], {"a": 1}, ["ndarray", 3]):
         with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):  # for the judge: no readable value
             assert not matches(odd, expected)

@@ -164,6 +164,13 @@ def test_arguments_are_fresh_for_each_test(pool):
     assert shared == [0]
 
 
+def test_hashes_and_random_numbers_are_the_same_each_time(pool):
+    code = "import random\ndef f(): return hash('a'), random.random()"
+    with Pool(1) as other:
+        (first,), (second,) = (p.run([Program(code, (CallTest("f", (), "?"),))]) for p in (pool, other))
+    assert first.tests[0].message == second.tests[0].message
+
+
 def test_daemons_and_files_do_not_survive(pool, tmp_path):
     marker = tmp_path / "alive"
     code = f"""
@@ -295,6 +302,28 @@ def test_kinds_of_tests_may_be_mixed(pool):
          "import signal\nsignal.SIGALRM\nassert abs(f() - 2.0) < 1e-6", "proxy", "runtime_error"),
         ("from itertools import permutations\ndef f(x): return permutations(x)", "assert list(f([1, 2])) == [(1, 2), (2, 1)]",
          "proxy", "passed"),
+        # Iterators are read as the test reads them: they may have no end, and errors come in their place.
+        ("def f():\n    a, b = 0, 1\n    while True:\n        yield a\n        a, b = b, a + b",
+         "from itertools import islice\nassert list(islice(f(), 40))[-1] == 63245986", "proxy", "passed"),
+        ("def f():\n    yield 1\n    yield 2\n    raise ValueError",
+         "g = f()\nassert next(g) == 1 and next(g) == 2\ntry:\n    next(g)\n    assert 0\nexcept ValueError: pass", "proxy", "passed"),
+        ("def f():\n    yield from range(100)\n    raise ValueError",
+         "seen = []\ntry:\n    for x in f(): seen.append(x)\nexcept ValueError: pass\nassert len(seen) == 100", "proxy", "passed"),
+        ("seen = []\ndef f():\n    for x in range(3):\n        seen.append(x)\n        yield x\ndef g(): return seen",
+         "it = f()\nnext(it)\nassert g() == [0]", "proxy", "passed"),
+        ("def f(n): return (x for x in range(n))", "assert sum(f(300_000)) == 44999850000", "proxy", "passed"),
+        ("class C:\n    def __init__(s): s.n = 0\n    def __iter__(s): return s\n    def __next__(s):\n        s.n += 1\n"
+         "        if s.n > 3: raise StopIteration\n        return s.n", "assert list(C()) == [1, 2, 3]", "objects", "passed"),
+        ("class C: pass", "assert C()", "objects", "passed"),
+        ("class C:\n    def __bool__(s): return False", "assert not C()", "objects", "passed"),
+        # Exceptions are those that the program has raised, arguments and all.
+        ("def f(b): return b.decode()", "try:\n    f(b'\\xff')\n    assert 0\nexcept UnicodeDecodeError as e:\n    assert e.start == 0",
+         "proxy", "passed"),
+        ("def f(b): return b.decode()", "try:\n    f(b'\\xff')\nexcept TypeError: pass", "proxy", "runtime_error"),
+        ("def f(): return {}['k']", "try:\n    f()\nexcept KeyError as e:\n    assert e.args == ('k',) and str(e) == \"'k'\"",
+         "proxy", "passed"),
+        ("def f(): return open('/none')", "try:\n    f()\nexcept OSError as e:\n    assert e.errno == 2", "proxy", "passed"),
+        ("def f(): raise ExceptionGroup('x', [ValueError()])", "f()", "proxy", "runtime_error"),
         # Where the test needs the program in its own process, it is said.
         ("import os\ndef f(): return os.getcwd()",
          "from unittest.mock import patch\nwith patch('os.getcwd', return_value='x'):\n    assert f() == 'x'",

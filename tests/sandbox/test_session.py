@@ -97,6 +97,15 @@ def test_a_large_value_loses_no_session(sessions):
     session.close()
 
 
+def test_large_code_and_closed_output(sessions):
+    with sessions.open() as session:
+        assert session.run(f"x = {'y' * 9_000_000!r}; len(x)").value == "9000000"
+        start = time.process_time()
+        assert session.run("import os, time; os.close(1); os.close(2); time.sleep(1); x = 5").status == "passed"
+        assert time.process_time() - start < 0.5  # of this process, which waits
+        assert session.run("x").value == "5"
+
+
 def test_sessions_see_nothing_of_each_other(sessions):
     with sessions.open() as one, sessions.open() as other:
         one.run("x = 1\nopen('file', 'w').write('secret')")
