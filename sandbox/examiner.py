@@ -353,8 +353,8 @@ class RemoteObject:
         return f"<{self._kind} object>"
 
     def __iter__(self) -> Iterator[Any]:
-        items: Any = self._call("__iter__")
-        return items if isinstance(items, RemoteObject) else iter(items)
+        items: Any = self._call("__iter__")  # an object that has __next__, or an iterator
+        return items
 
     def __len__(self) -> int:
         try:

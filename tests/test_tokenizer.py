@@ -118,6 +118,12 @@ def test_special_tokens_written_in_a_message_stay_text(tokenizer):
     assert np.isin(answer_tokens(tokenizer, written), tokenizer.all_special_ids).sum() == 1
 
 
+def test_half_a_surrogate_pair_ends_nothing(tokenizer):
+    """A program's output may have one; it comes into the next prompt."""
+    for problem in (message("\ud800 <|im_end|>"), message("\ud800"), Problem("p", prompt="\ud800")):
+        assert "?" in tokenizer.decode(chat_prompt(tokenizer, problem))
+
+
 def test_a_problem_without_text_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="problem p has neither messages nor a prompt"):
         chat_prompt(tokenizer, Problem("p"))
