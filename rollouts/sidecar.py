@@ -154,7 +154,7 @@ class Sidecar:
                 code = "was stopped" if process is None else f"ended with code {process.returncode}"
                 raise SidecarError(f"the vLLM server {code}: {self.last_error(replica)} (log: {self.log(replica)})")
             try:
-                if httpx.get(f"{self.addresses[replica]}/health", timeout=2.0).status_code == 200:
+                if httpx.get(f"{self.addresses[replica]}/health", timeout=2.0, trust_env=False).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass

@@ -81,6 +81,7 @@ class VllmEngine:
         self.restarts = 0  # of owned servers; for the report
         self._weights: Weights | None = None
         self._transfer: NcclTransfer | None = None
+        self._members: list[tuple[Server, int]] = []  # of the transfer, and which of its lives each was in
         self._writing = asyncio.Lock()
         self._folder = settings.sync_folder / f"jaxrl-{self.session}"
         self._lock = claim_folder(self._folder)
@@ -104,6 +105,7 @@ class VllmEngine:
     async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
         """`params.n` completions of prompt i32[n]. Raises SidecarError when no replica answers for settings.wait_s."""
         check_prompt(prompt, params, self.config.vocab_size, self.max_length)
+        self._check_open()
         ids = [int(t) for t in prompt]
         seeds = [_request_seed(params.seed, i) for i in range(params.n)]
 
@@ -114,6 +116,7 @@ class VllmEngine:
 
     async def score(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """f32[n]: see Server.score."""
+        self._check_open()
 
         async def ask() -> np.ndarray:
             replica = await self._acquire()
@@ -133,6 +136,7 @@ class VllmEngine:
         """
         if version == self.version:
             return
+        self._check_open()
         weights = Weights(version, params)
         if self.settings.sync == "files":
             self._write(weights)
@@ -144,6 +148,10 @@ class VllmEngine:
     def release(self, sequence: int) -> None:
         """Its next request, if there is one after all, may go to any server."""
         self._loop.call_soon_threadsafe(self._servers_of.pop, sequence, None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SidecarError("the engine is closed")
 
     def close(self) -> None:
         """Ends the client, and the servers that it owns."""
@@ -261,8 +269,9 @@ class VllmEngine:
         try:
             return await waiting
         except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled():
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 waiting.result().load -= 1
+                self._wake()
             raise
 
     def _wake(self) -> None:
@@ -304,14 +313,18 @@ class VllmEngine:
             )
             try:
                 if restart and replica.starts == RESTARTS:
-                    return self._give_up(f"was restarted {RESTARTS} times in vain")
+                    replica.lost = True
+                    if all(r.lost for r in self.replicas):
+                        self._give_up(f"was restarted {RESTARTS} times in vain")
+                    return
                 if restart:
                     self.restarts += 1
                     replica.starts, replica.strikes = replica.starts + 1, 0
                 await self._wait_for_server(replica, restart)
                 if self._weights is not None:
                     await self._send(replica, self._weights)
-                replica.ready = True
+                replica.revivals += 1
+                replica.ready, replica.lost = True, False
                 self._wake()
                 return
             except Exception as error:  # whatever it is, the replica may still come back
@@ -335,7 +348,8 @@ class VllmEngine:
         deadline, said = time.monotonic() + self.settings.wait_s, False
         while True:
             try:
-                await replica.describe()  # a refusal is raised at once: waiting will not help
+                for facts in await replica.describe():  # a refusal is raised at once: waiting will not help
+                    self._check_server(replica, facts)
                 return
             except (httpx.HTTPError, BadReplyError) as error:
                 if not said:
@@ -359,8 +373,11 @@ class VllmEngine:
             for replica in self.replicas:
                 if replica.ready and replica.posts and not await replica.answers():
                     self._take_out(replica, f"it hangs ({replica.last_error})")
-            if time.monotonic() - self._last_answer > self.settings.wait_s + self._start_time():
+            silent, limit = time.monotonic() - self._last_answer, self.settings.wait_s + self._start_time()
+            if silent > limit and not any(r.ready for r in self.replicas):
                 self._give_up(f"has not answered for {self.settings.wait_s:.0f} s")
+            elif silent > limit + self.settings.request_timeout_s:  # each comes back and fails again
+                self._give_up(f"has completed nothing for {silent:.0f} s")
 
     def _start_time(self) -> float:
         return self.sidecar.settings.start_timeout_s if self.sidecar is not None and self.restarts else 0.0
@@ -372,13 +389,11 @@ class VllmEngine:
             for r in self.replicas
         ]
         logs = f" (logs: {self.sidecar.log_folder})" if self.sidecar else ""
-        if not any(r.ready for r in self.replicas):
-            self._failure = SidecarError(f"vLLM {why}; {'; '.join(errors)}{logs}")
-        while self._waiting and self._failure is not None:
+        self._failure = SidecarError(f"vLLM {why}; {'; '.join(errors)}{logs}")
+        while self._waiting:
             waiting, _ = self._waiting.popleft()
             if not waiting.done():
                 waiting.set_exception(self._failure)
-        self._last_answer = time.monotonic()
 
     # ------------------------------------------------------------------ weights
 
@@ -394,7 +409,7 @@ class VllmEngine:
             replica.ready = False
             try:
                 await self._send(replica, weights)
-                replica.ready = True
+                replica.ready, replica.lost = True, False
             except (httpx.HTTPError, BadReplyError, SidecarError) as error:
                 self._take_out(replica, f"loading weights: {type(error).__name__}: {error}")
 
@@ -418,9 +433,10 @@ class VllmEngine:
         for replica in able:
             replica.ready = False
         try:
-            if self._transfer is None or self._transfer.servers != able:
+            members = [(r, r.revivals) for r in able]
+            if self._transfer is None or self._members != members:
                 self._leave_group()
-                self._transfer = NcclTransfer(able, self.workers)
+                self._transfer, self._members = NcclTransfer(able, self.workers), members
             label, mode = self._label(weights), self.settings.in_flight
             await self._transfer.send(weights.params, self.config, self.dtype, label, mode)
         except (httpx.HTTPError, BadReplyError, SidecarError) as error:
@@ -429,7 +445,7 @@ class VllmEngine:
                 self._take_out(replica, f"loading weights by NCCL: {type(error).__name__}: {error}")
         else:
             for replica in able:
-                replica.ready = True
+                replica.ready, replica.lost = True, False
 
     def _leave_group(self) -> None:
         if self._transfer is not None:
@@ -469,7 +485,7 @@ class VllmEngine:
         finally:
             if not loading.done():
                 loading.cancel()
-                await asyncio.wait({loading})
+                await asyncio.gather(loading, return_exceptions=True)
         loading.result()
 
     # ------------------------------------------------------------------ the loop

@@ -57,6 +57,8 @@ class Server:
     ready: bool = False  # holds the current weights, as far as is known
     strikes: int = 0  # failures since its last completion or start
     starts: int = 0  # since its last completion
+    lost: bool = False  # it was restarted as often as may be
+    revivals: int = 0  # what it knew before is gone
     load: int = 0  # requests that were given to it
     posts: set[asyncio.Task[Any]] = field(default_factory=set)  # those that run
     revival: asyncio.Task[None] | None = None
@@ -178,7 +180,8 @@ def read_completion(
         raise BadReplyError(f"{len(tokens)} tokens, {len(logprobs)} logprobs; asked for {params.max_new_tokens}")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise BadReplyError(f"a token outside of the vocabulary of {vocab_size}")
-    if not np.isfinite(logprobs).all() or logprobs.max() > 1e-3:
+    # vLLM says -9999 for NaN, for minus infinity, and for a token that it has no logprob of.
+    if not np.isfinite(logprobs).all() or logprobs.max() > 1e-3 or logprobs.min() <= -9999:
         raise BadReplyError("logprobs that are none")
     if not labels or any(owner != session for owner, _, _ in labels):
         names = ", ".join("".join(label) for label in labels)
@@ -193,10 +196,13 @@ def read_completion(
 
 def compare(tensors: dict[str, np.ndarray], report: dict[str, Any], address: str) -> None:
     """Raises BadReplyError unless the worker holds the first rows of each tensor bit by bit."""
-    for name, (crc, shape) in report["parameters"].items():
-        expected = expected_checksum(tensors, name, shape, report["rank"], report["size"])
-        if expected is not None and crc != expected:
-            raise BadReplyError(f"{address} holds other weights than were sent: {name}")
+    try:
+        for name, (crc, shape) in report["parameters"].items():
+            expected = expected_checksum(tensors, name, shape, report["rank"], report["size"])
+            if expected is not None and crc != expected:
+                raise BadReplyError(f"{address} holds other weights than were sent: {name}")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BadReplyError(f"{address} does not say what it holds ({type(error).__name__}: {error})") from None
 
 
 def message(reply: httpx.Response) -> str:

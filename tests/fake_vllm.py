@@ -205,6 +205,9 @@ class Handler(BaseHTTPRequestHandler):
                 server.faults.remove("corrupt")
                 name = next(iter(report["parameters"]))
                 report["parameters"][name][0] ^= 1
+            if "no report" in server.faults:
+                server.faults.remove("no report")
+                report = None
             self.reply({"results": [report]})
         elif body["method"] == "jaxrl_finish_transfer":
             self.reply({"results": [server.report]})
@@ -263,6 +266,8 @@ class Handler(BaseHTTPRequestHandler):
         choice = answer["choices"][0]
         if fault == "nan":
             choice["logprobs"]["content"][0]["logprob"] = float("nan")
+        elif fault == "unknown":
+            choice["logprobs"]["content"][0]["logprob"] = -9999.0
         elif fault == "long":
             choice["token_ids"] += [1] * 100
         elif fault == "vocabulary":

@@ -148,6 +148,7 @@ def test_tokens_in_tokens_out(engine, expected):
         "garbage",
         "drop",
         "nan",
+        "unknown",
         "long",
         "vocabulary",
         "stale",
@@ -203,11 +204,14 @@ def test_what_a_killed_trainer_left_is_removed(server, tmp_path):
     second.close()
 
 
-def test_a_corrupt_transfer_is_noticed_and_repeated(server, expected):
+@pytest.mark.parametrize(
+    ("fault", "words"), [("corrupt", "other weights than were sent"), ("no report", "does not say what it holds")]
+)
+def test_a_corrupt_transfer_is_noticed_and_repeated(server, expected, fault, words):
     engine = connect(server)
-    server.faults.append("corrupt")
+    server.faults.append(fault)
     engine.load_weights(make_params(1)[1], 1)
-    assert any("other weights than were sent" in e for e in new_events())
+    assert any(words in e for e in new_events())
     assert_same(generate(engine, PROMPTS, PARAMS), expected)
     engine.close()
 
@@ -249,6 +253,22 @@ def test_a_server_that_comes_back_is_used_again(model, expected):
     assert_same(generate(engine, PROMPTS, PARAMS), expected)
     engine.close()
     second.__exit__()
+
+
+def test_servers_that_answer_and_complete_nothing_are_an_error_within_bounds(model):
+    with FakeServer(model).start() as fake:
+        engine = connect(fake, wait_s=1.0, request_timeout_s=0.5)
+        engine.load_weights(make_params(1)[1], 1)
+        fake.faults += ["slow 2"] * 1000
+        with pytest.raises(
+            SidecarError, match=r"vLLM has (not answered|completed nothing) for \d s; http://127.*Timeout"
+        ):
+            generate(engine, PROMPTS[:2], PARAMS)
+        engine.close()
+    with pytest.raises(SidecarError, match="the engine is closed"):
+        generate(engine, PROMPTS[:2], PARAMS)
+    with pytest.raises(SidecarError, match="the engine is closed"):
+        engine.load_weights(make_params(1)[1], 2)
 
 
 def test_no_server_at_all_is_an_error_within_bounds(model):
@@ -584,6 +604,23 @@ def test_a_server_that_stops_while_it_takes_weights_is_restarted(model, tmp_path
             (tmp_path / "faults").write_text("500\n")
         assert_same(generate(engine, PROMPTS, PARAMS), expected)
         assert engine.restarts == 1
+    finally:
+        engine.close()
+
+
+def test_one_server_that_is_lost_ends_nothing_while_another_works(model, tmp_path, expected, monkeypatch):
+    sidecar = Sidecar(settings(model, fake_environment(tmp_path / "env"), replicas=2), tmp_path / "log")
+    engine = VllmEngine(CONFIG, sidecar=sidecar, max_length=48, settings=ClientSettings(key="k"))
+    command = sidecar._command
+    try:
+        engine.load_weights(make_params(1)[1], 1)
+        monkeypatch.setattr(sidecar, "_command", lambda i: command(i) if i else ["/bin/false"])
+        sidecar.kill(0)
+        while not engine.replicas[0].lost:
+            assert_same(generate(engine, PROMPTS, PARAMS), expected)
+        for version in (2, 3):
+            engine.load_weights(make_params(version)[1], version)
+            assert {c.weight_version for cs in generate(engine, PROMPTS, PARAMS) for c in cs} == {version}
     finally:
         engine.close()
 
