@@ -41,6 +41,10 @@ STRIKES = 3  # failures in a row after which a replica is restarted, though it s
 RESTARTS = 3  # of a replica, without a completion between them, after which the run gives up
 
 
+class WriteError(RuntimeError):
+    """Weights could not be written, no fault of a server's: the trainer has used them up, or the disk is full."""
+
+
 @dataclass
 class Weights:
     """What the servers should hold."""
@@ -329,7 +333,7 @@ class VllmEngine:
                 return
             except Exception as error:  # whatever it is, the replica may still come back
                 self._note(replica, f"{type(error).__name__}: {error}")
-                replica.strikes += 1
+                replica.strikes += not isinstance(error, WriteError)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
 
@@ -468,7 +472,10 @@ class VllmEngine:
         """Weights into one server. Newer ones may have come meanwhile: then those follow."""
         while True:
             async with self._writing:
-                tensors = weights.tensors or await asyncio.to_thread(self._write, weights)
+                try:
+                    tensors = weights.tensors or await asyncio.to_thread(self._write, weights)
+                except (OSError, RuntimeError) as error:
+                    raise WriteError(f"weights of version {weights.version}: {error}") from error
             folder = self._version_folder(weights.version)
             loading = replica.load_files(folder, tensors, self._label(weights), self.settings.in_flight)
             await self._unless_it_hangs(replica, asyncio.ensure_future(loading))

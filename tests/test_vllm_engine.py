@@ -608,6 +608,32 @@ def test_a_server_that_stops_while_it_takes_weights_is_restarted(model, tmp_path
         engine.close()
 
 
+def test_weights_that_are_gone_are_not_the_servers_fault(model, tmp_path, expected, monkeypatch):
+    """Sent by NCCL they are in no file, and the next update uses them up: a server that comes back waits for it."""
+    monkeypatch.setenv("FAKE_FAULTS", str(tmp_path / "faults"))
+    sidecar = Sidecar(settings(model, fake_environment(tmp_path / "env")), tmp_path / "log")
+    engine = VllmEngine(CONFIG, sidecar=sidecar, max_length=48, settings=ClientSettings(key="k"), say=EVENTS.append)
+    tries = iter(range(5))
+
+    def write(weights):
+        if next(tries, None) is not None:
+            raise RuntimeError("Array has been deleted")
+        return original(weights)
+
+    try:
+        engine.load_weights(params := make_params(1)[1], 1)
+        original = engine._write
+        monkeypatch.setattr(engine, "_write", write)
+        engine._weights.params, engine._weights.tensors = params, None
+        (tmp_path / "faults").write_text("500\n")
+        new_events()
+        assert_same(generate(engine, PROMPTS, PARAMS), expected)
+        assert sum("WriteError: weights of version 1: Array has been deleted" in e for e in new_events()) == 5
+        assert engine.restarts == 0
+    finally:
+        engine.close()
+
+
 def test_one_server_that_is_lost_ends_nothing_while_another_works(model, tmp_path, expected, monkeypatch):
     sidecar = Sidecar(settings(model, fake_environment(tmp_path / "env"), replicas=2), tmp_path / "log")
     engine = VllmEngine(CONFIG, sidecar=sidecar, max_length=48, settings=ClientSettings(key="k"))
