@@ -33,7 +33,10 @@ class WorkerError(Exception):
 
 
 def python_command(module: str, argument: str = "") -> list[str]:
-    """Starts `sandbox.MODULE.main(ARGUMENT)` in a bare Python: no site packages, nothing from the environment."""
+    """Starts `sandbox.MODULE.main(ARGUMENT)` in a bare Python without site packages, to be given an environment.
+
+    Not with -I, which would not see the PYTHONHASHSEED there.
+    """
     return [sys.executable, "-P", "-s", "-S", "-c", _BOOT.format(module=module, argument=argument), ROOT]
 
 
