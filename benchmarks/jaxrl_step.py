@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,12 @@ import numpy as np
 import workload as w
 from flax import nnx
 
-from jaxrl.algorithms.grpo import policy_gradient_loss
-from jaxrl.batch import make_batch
-from jaxrl.config import OptimizerConfig, PolicyGradientConfig
-from jaxrl.learner import Learner
-from jaxrl.optimizer import make_optimizer
-from jaxrl.run import prepare_process
+from jaxrl.algorithms.policy_gradient import Settings, make_objective
+from jaxrl.config import OptimizerConfig
+from jaxrl.runs.host import prepare_process
+from jaxrl.training.learner import Learner
+from jaxrl.training.optimizer import make_optimizer
+from jaxrl.training.packing import make_batch
 from models.config import from_hf
 from models.decoder import Compute, Decoder, initialize
 from rollouts.collect import collect
@@ -24,7 +23,7 @@ from rollouts.engine import SamplingParams
 from rollouts.environments.dialogue import Budget
 from rollouts.environments.single_turn import SingleTurn
 from rollouts.episode import Problem, Reward
-from rollouts.jax_engine import JaxEngine
+from rollouts.jax.engine import JaxEngine
 
 
 class Numbers:
@@ -68,11 +67,9 @@ def main() -> None:
         return Reward(w.reward([int(token) for token in text.split()], options.shape), False)
 
     environment = SingleTurn(Numbers(), lambda p: np.asarray(p.answer, np.int32), score, sampling, budget)
-    loss = PolicyGradientConfig()
+    objective = make_objective(Settings(), max_new_tokens=w.NEW_TOKENS)
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-4), options.steps)
-    learner = Learner(
-        graphdef, partial(policy_gradient_loss, config=loss), optimizer, compute=compute, microbatch_rows=rows
-    )
+    learner = Learner(graphdef, objective, optimizer, compute=compute, microbatch_rows=rows)
     state = learner.init(params)
     seconds, phases, tokens = [], {"sample": [], "batch": [], "update": []}, 0
     for step in range(options.steps + w.WARM_UP):
@@ -80,7 +77,7 @@ def main() -> None:
         problems = [Problem(str(i), answer=prompt) for i, prompt in enumerate(w.prompts(step, options.shape))]
         groups = collect(engine, environment, problems, w.SAMPLES, (0, step))
         clock.append(time.perf_counter())
-        batch, _ = make_batch(groups, loss, max_new_tokens=w.NEW_TOKENS, row_length=length, microbatch_rows=rows)
+        batch, _ = make_batch(groups, objective, row_length=length, microbatch_rows=rows)
         clock.append(time.perf_counter())
         state, _ = learner.update(state, batch)
         jax.block_until_ready(state.params)

@@ -42,10 +42,8 @@ class Words:
         return 0
 
 
-def main() -> None:
-    options = w.arguments(__doc__)
-    dtype, shape = jnp.dtype(options.dtype), options.shape
-    micro_batch = max(1, (options.rows or w.ROWS) // w.SAMPLES)  # in prompts
+def make_actor(shape: dict, dtype: jnp.dtype) -> tuple[jax.sharding.Mesh, nnx.Module]:
+    """Its Qwen2 of this shape with random weights, and the mesh of one device that it lives on."""
     config = qwen2.ModelConfig(
         num_layers=shape["num_hidden_layers"],
         vocab_size=shape["vocab_size"],
@@ -67,23 +65,13 @@ def main() -> None:
     # and the gradient is 0. Like the other peers' weights, 0.02.
     embedding = actor.embedder.input_embedding
     embedding[...] = 0.02 * jax.random.normal(jax.random.key(1), embedding.shape, dtype)
-    first = jax.tree.map(np.array, nnx.state(actor, nnx.Param))  # copies: the trainer updates in place
-    steps, seconds, clock, tokens = options.steps + w.WARM_UP, [], [time.perf_counter()], [0]
+    return mesh, actor
 
-    def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-        ids = [[int(t[1:]) for t in c.split()] for c in completions]
-        tokens[0] += sum(map(len, ids))
-        return [w.reward(row, shape) for row in ids]
 
-    def batches():
-        for step in range(steps):
-            yield {"prompts": np.array([" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step, shape)])}
-            now = time.perf_counter()  # asked for the next batch: this step is done
-            seconds.append(now - clock[0])
-            clock[0] = now
-
+def make_cluster(actor: nnx.Module, mesh: jax.sharding.Mesh, steps: int, micro_batch: int) -> rl_cluster.RLCluster:
+    """Actor and rollouts on the one device; micro_batch in prompts."""
     roles = dict.fromkeys((rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT), mesh)
-    cluster = rl_cluster.RLCluster(
+    return rl_cluster.RLCluster(
         actor=actor,
         reference=None,
         tokenizer=Words(),
@@ -110,6 +98,29 @@ def main() -> None:
             ),
         ),
     )
+
+
+def main() -> None:
+    options = w.arguments(__doc__)
+    dtype, shape = jnp.dtype(options.dtype), options.shape
+    micro_batch = max(1, (options.rows or w.ROWS) // w.SAMPLES)  # in prompts
+    mesh, actor = make_actor(shape, dtype)
+    first = jax.tree.map(np.array, nnx.state(actor, nnx.Param))  # copies: the trainer updates in place
+    steps, seconds, clock, tokens = options.steps + w.WARM_UP, [], [time.perf_counter()], [0]
+
+    def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+        ids = [[int(t[1:]) for t in c.split()] for c in completions]
+        tokens[0] += sum(map(len, ids))
+        return [w.reward(row, shape) for row in ids]
+
+    def batches():
+        for step in range(steps):
+            yield {"prompts": np.array([" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step, shape)])}
+            now = time.perf_counter()  # asked for the next batch: this step is done
+            seconds.append(now - clock[0])
+            clock[0] = now
+
+    cluster = make_cluster(actor, mesh, steps, micro_batch)
     learner = grpo_learner.GRPOLearner(
         rl_cluster=cluster,
         algo_config=grpo_learner.GRPOConfig(num_generations=w.SAMPLES, num_iterations=1, beta=0.0),

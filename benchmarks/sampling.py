@@ -88,10 +88,10 @@ def jaxrl(size: str, folder: Path, dtype: str, turns: int) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxrl.run import prepare_process
+    from jaxrl.runs.host import prepare_process
     from models.convert import load_model
     from rollouts.engine import SamplingParams
-    from rollouts.jax_engine import JaxEngine
+    from rollouts.jax.engine import JaxEngine
 
     prepare_process()
     _, graphdef, params = load_model(folder / "model", dtype=jnp.float32)

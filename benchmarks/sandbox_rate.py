@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from sandbox.isolation import PROGRAM
 from sandbox.pool import Pool
 from sandbox.session import Sessions
 from sandbox.verdict import CallTest, CheckTest, Program, StdioTest
@@ -109,8 +110,9 @@ def memory_mb() -> float:
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{entry}/cmdline") as f:
-                if "from sandbox." not in f.read():
-                    continue
+                command = f.read()
+            if "from sandbox." not in command and PROGRAM not in command:
+                continue
             with open(f"/proc/{entry}/smaps_rollup") as f:
                 match = re.search(r"^Pss:\s+(\d+)", f.read(), re.M)
                 total += int(match[1]) if match else 0

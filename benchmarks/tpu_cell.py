@@ -1,4 +1,4 @@
-"""The run behind one cell of docs/tpu.md: `--config benchmarks/tpu_cell.py:MODEL,STAGE,CONTEXT,DEVICES`."""
+"""One cell of benchmarks/tpu_table.jsonl: `--config benchmarks/tpu_cell.py:MODEL,STAGE,CONTEXT,DEVICES`."""
 
 from jaxrl.config import Config
 from models.shapes import known_shape

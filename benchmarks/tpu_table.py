@@ -1,10 +1,11 @@
-"""The table of docs/tpu.md: models x TPU slices x stages x contexts, each compiled for the slice without a TPU.
+"""Which models fit which TPU slices: models x slices x stages x contexts, each compiled without a TPU.
 
     python benchmarks/tpu_table.py                                        all cells: hours on two cores
     python benchmarks/tpu_table.py --models 0.5B,1.5B --contexts 4096     some
+    python benchmarks/tpu_table.py --show --models 7B --slices v5e        print the rows of cells that exist
 
-Each cell is a process of its own with a time limit; its result is a line of benchmarks/tpu_table.jsonl. Cells that are
-there are not compiled again (--again does); the table is written from the lines.
+Each cell is a process of its own with a time limit; its result is a line of benchmarks/tpu_table.jsonl. Cells that
+exist are not compiled again (--again does). The summary in docs/results/tpu.md is written from the lines.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrl.aot.fit import RESERVED
+
 ROOT = Path(__file__).parent.parent
-LINES, PAGE = ROOT / "benchmarks" / "tpu_table.jsonl", ROOT / "docs" / "tpu.md"
+LINES, PAGE = ROOT / "benchmarks" / "tpu_table.jsonl", ROOT / "docs" / "results" / "tpu.md"
 BEGIN, END = "<!-- table: python benchmarks/tpu_table.py -->", "<!-- end of table -->"
 GiB = 2**30
 
@@ -89,35 +92,69 @@ def row(cell: Cell, line: dict[str, Any]) -> str:
     """One line of the markdown table."""
     shown = [cell.model, cell.topology, cell.stage, f"{cell.context // 1024}k"]
     if "error" in line:
-        return "| " + " | ".join([*shown, "", f"error: {line['error']}", "", "", "", "", ""]) + " |"
+        return "| " + " | ".join([*shown, "", f"error: {line['error']}", "", "", "", "", "", ""]) + " |"
     (stage,) = line["stages"]
     mesh = "x".join(str(line["mesh"].get(axis, 1)) for axis in ("data", "fsdp", "context", "tensor"))
     rows, seconds = str(line["microbatch_rows"]), f"{stage['compile_s']:.0f}"
     if "step" not in stage:
         refused = "; ".join(f"{p['name']}: {p['error']}" for p in stage["programs"] if "error" in p)
-        return "| " + " | ".join([*shown, mesh, rows, f"no: {refused}", "", "", "", seconds]) + " |"
+        return "| " + " | ".join([*shown, mesh, rows, f"no: {refused}", "", "", "", "", seconds]) + " |"
     step, verdict = stage["step"], "yes" if stage["fits"] else "no"
     memory = f"{verdict}: {stage['needed'] / GiB:.1f} of {stage['hbm'] / GiB:.0f}"
+    ahead = "" if cell.stage == "sft" else sampled_ahead(stage)
     times = f"{step['seconds']:.1f} to {step['seconds_without_overlap']:.1f}"
     mfu = f"{step['mfu']:.0%} to {step['mfu_without_overlap']:.0%}"
-    return "| " + " | ".join([*shown, mesh, rows, memory, times, mfu, step["limit"], seconds]) + " |"
+    return "| " + " | ".join([*shown, mesh, rows, memory, ahead, times, mfu, step["limit"], seconds]) + " |"
+
+
+def sampled_ahead(stage: dict[str, Any]) -> str:
+    """What it needs, on the same mesh, when the sampler works ahead: as jaxrl.compile counts it (see `phases_of`)."""
+    own = {p["name"]: p["memory"]["total"] - p["memory"]["resident"] for p in stage["programs"]}
+    sampler = max((own.pop(name) for name in ("prefill", "decode") if name in own), default=0.0)
+    published = stage["gathered"] or stage["resident"]["parameters"]
+    needed = sum(stage["resident"].values()) + published + max(own.values()) + sampler
+    return f"{'yes' if needed <= stage['hbm'] * (1 - RESERVED) else 'no'}: {needed / GiB:.1f}"
 
 
 def table(lines: dict[Cell, dict[str, Any]]) -> str:
-    """Markdown, in the order of `cells`."""
-    head = ["model", "slice", "stage", "context", "mesh", "rows", "fits: GiB a device", "step, s", "MFU of updates",
-            "limited by", "compiled in, s"]  # fmt: skip
-    known = [cell for cell in cells() if cell in lines]
-    body = [row(cell, lines[cell]) for cell in known]
-    count = f"{len(known)} of {sum(1 for _ in cells())} cells."
-    return "\n".join([count, "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *body])
+    """Markdown with all that is known of the cells, in the order of `cells`."""
+    head = ["model", "slice", "stage", "context", "mesh", "rows", "fits: GiB a device", "sampled ahead", "step, s",
+            "MFU of updates", "limited by", "compiled in, s"]  # fmt: skip
+    body = [row(cell, lines[cell]) for cell in cells() if cell in lines]
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *body])
+
+
+def summary(lines: dict[Cell, dict[str, Any]]) -> str:
+    """Markdown: reinforcement learning of each model at each context, a column for each kind of chip."""
+    kinds = ["v5e", "v6e", "v5p"]
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for cell in cells():
+        if cell in lines and cell.stage != "sft" and (cell.context == CONTEXTS[0] or cell.model in BETWEEN):
+            kind, _, shape = cell.topology.partition(":")
+            rows.setdefault((cell.model, cell.context), {})[kind] = short(shape, lines[cell])
+    body = [
+        "| " + " | ".join([model, f"{context // 1024}k", *(found.get(kind, "") for kind in kinds)]) + " |"
+        for (model, context), found in rows.items()
+    ]
+    return "\n".join(["| " + " | ".join(["model", "context", *kinds]) + " |", "|" + " --- |" * 5, *body])
+
+
+def short(shape: str, line: dict[str, Any]) -> str:
+    """A slice, what is needed of a device's memory, and the time of a step."""
+    (stage,) = line.get("stages", [{}])
+    if "step" not in stage:
+        return f"{shape}: **no**, not compiled"
+    memory = f"{stage['needed'] / GiB:.1f} of {stage['hbm'] / GiB:.0f} GiB"
+    if not stage["fits"]:
+        return f"{shape}: **no**, {memory}"
+    return f"{shape}: {memory}, {stage['step']['seconds']:.1f} to {stage['step']['seconds_without_overlap']:.1f} s"
 
 
 def write_page() -> None:
-    """The table into docs/tpu.md, between its two marks."""
+    """The summary into docs/results/tpu.md, between its two marks."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(read_lines())}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{summary(read_lines())}\n{END}{after}")
 
 
 def main() -> None:
@@ -127,7 +164,8 @@ def main() -> None:
     parser.add_argument("--stages", default="", help="sft, grpo, grpo+jax")
     parser.add_argument("--contexts", default="", help="tokens, with commas")
     parser.add_argument("--limit", type=float, default=1800, help="seconds a cell")
-    parser.add_argument("--again", action="store_true", help="compile cells that are there anew")
+    parser.add_argument("--again", action="store_true", help="compile cells that exist again")
+    parser.add_argument("--show", action="store_true", help="compile nothing: print the rows")
     options = parser.parse_args()
 
     def wanted(cell: Cell) -> bool:
@@ -138,6 +176,9 @@ def main() -> None:
             and (not options.contexts or str(cell.context) in options.contexts.split(","))
         )
 
+    if options.show:
+        print(table({cell: line for cell, line in read_lines().items() if wanted(cell)}))
+        return
     for cell in filter(wanted, cells()):
         if cell in read_lines() and not options.again:
             continue

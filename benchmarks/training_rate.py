@@ -4,7 +4,7 @@
 
 The shapes are those of workload.py, in whole rows; several row lengths and microbatches are tried. Updates and matmuls
 (2048^3, f32, or bf16 with f32 accumulation) take turns, so that both see the same machine, and the best of each counts.
-FLOPs are those of jaxrl/cost.py: matmuls only, causal attention once, nothing that is computed again.
+FLOPs are those of jaxrl/costs/flops.py: matmuls only, causal attention once, nothing that is computed again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl.algorithms.grpo import policy_gradient_loss
-from jaxrl.batch import Example, pack, token_counts
-from jaxrl.config import OptimizerConfig, PolicyGradientConfig
-from jaxrl.cost import update_flops
-from jaxrl.learner import Learner
-from jaxrl.optimizer import make_optimizer
-from jaxrl.run import prepare_process
+from jaxrl.algorithms.batch import token_counts
+from jaxrl.algorithms.policy_gradient import Settings, make_objective
+from jaxrl.config import OptimizerConfig
+from jaxrl.costs.flops import update_flops
+from jaxrl.runs.host import prepare_process
+from jaxrl.training.learner import Learner
+from jaxrl.training.optimizer import make_optimizer
+from jaxrl.training.packing import Example, pack
 from models.config import ModelConfig, from_hf
 from models.decoder import Compute, Decoder, initialize
 
@@ -88,8 +89,8 @@ def measure(size: str, dtype: jnp.dtype, layout: tuple[int, int], rounds: int) -
     config = from_hf({"model_type": "qwen2", **w.SIZES[size], "max_position_embeddings": length})
     graphdef, params = nnx.split(initialize(Decoder(config), jax.random.key(0)))
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
-    loss = partial(policy_gradient_loss, config=PolicyGradientConfig())
-    learner = Learner(graphdef, loss, optimizer, compute=Compute(dtype, unroll=True), microbatch_rows=rows)
+    objective = make_objective(Settings(), max_new_tokens=length)
+    learner = Learner(graphdef, objective, optimizer, compute=Compute(dtype, unroll=True), microbatch_rows=rows)
     state, batch, a = learner.init(params), batch_of(config, rows, length), jnp.ones((2048, 2048), dtype)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     multiply(a).block_until_ready()

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxrl.run import prepare_process
+from jaxrl.runs.host import prepare_process
 from models.config import ModelConfig
 from models.decoder import Decoder, initialize
 from rollouts.collect import collect
@@ -24,7 +24,7 @@ from rollouts.engine import SamplingParams
 from rollouts.environments.dialogue import Budget, Dialogue
 from rollouts.environments.interpreter import Interpreter
 from rollouts.episode import Problem, Reward
-from rollouts.jax_engine import JaxEngine
+from rollouts.jax.engine import JaxEngine
 from sandbox.session import Sessions
 
 MODEL = ModelConfig("qwen2", 512, 128, 352, 2, 4, 2, 32, 1024, qkv_bias=True, tied_embeddings=True)

@@ -1,4 +1,4 @@
-"""Tokens a second through rollouts/vllm_engine.py and through vLLM's own benchmark client: same server, same prompts.
+"""Tokens a second through rollouts/vllm/engine.py and through vLLM's own benchmark client: same server, same prompts.
 
     python benchmarks/vllm_client.py [--environment .venv-vllm] [--requests 512] [--concurrency 64] [--layers 4]
 
@@ -25,14 +25,14 @@ import numpy as np
 from flax import nnx
 from transformers import AutoTokenizer
 
-from jaxrl.tokenizer import train_tokenizer
+from jaxrl.runs.tokenizer import train_tokenizer
 from models.config import from_hf
 from models.convert import save_hf
 from models.decoder import Decoder, initialize
 from rollouts.collect import generate
 from rollouts.engine import SamplingParams
-from rollouts.sidecar import MODEL_NAME, Sidecar, SidecarSettings, new_key
-from rollouts.vllm_engine import ClientSettings, VllmEngine
+from rollouts.vllm.engine import ClientSettings, VllmEngine
+from rollouts.vllm.sidecar import MODEL_NAME, Sidecar, SidecarSettings, new_key
 
 # `vllm bench serve`, whose console script looks for a distribution called vllm and misses that of the CPU build.
 BENCH_SERVE = """

@@ -23,9 +23,9 @@ from flax import nnx
 from models.config import from_hf
 from models.convert import describe_hf
 from models.decoder import Decoder, initialize
-from rollouts.sidecar import Sidecar, SidecarSettings, new_key
-from rollouts.vllm_engine import ClientSettings, VllmEngine
-from rollouts.weight_files import named_tensors, write_weights
+from rollouts.vllm.engine import ClientSettings, VllmEngine
+from rollouts.vllm.sidecar import Sidecar, SidecarSettings, new_key
+from rollouts.vllm.weight_files import named_tensors, write_weights
 
 SHAPE = {
     "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,

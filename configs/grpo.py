@@ -6,16 +6,15 @@ constants of steps that neither stage has.
 """
 
 from jaxrl.config import Config
+from jaxrl.tasks import functions
 
 
 def get_config() -> Config:
     config = Config(name="grpo")
 
-    config.task.name = "functions"
-    config.task.families = ("list",)
-    config.task.max_difficulty = 3
-    config.task.hard_demonstrations = 0.2
-    config.task.lazy_demonstrations = 0.4
+    config.task = functions.Settings(
+        families=("list",), max_difficulty=3, hard_demonstrations=0.2, lazy_demonstrations=0.4
+    )
 
     config.model.shape.hidden_size = 192
     config.model.shape.intermediate_size = 512

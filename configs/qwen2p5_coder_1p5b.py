@@ -7,17 +7,18 @@ With adapters, on a single GPU say, the rates are ten times those of training ev
     --config.model.lora.rank=32 --config.model.param_dtype=bfloat16 --config.optimizer.learning_rate=1e-5
 """
 
+from jaxrl.algorithms import policy_gradient
 from jaxrl.config import Config
+from jaxrl.tasks import contest, humaneval
 
 
 def get_config() -> Config:
     config = Config(name="qwen2p5_coder_1p5b")
     config.model.path = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
     config.model.remat = "full"
-    config.task.name = "contest"
-    config.task.path = "open-r1/verifiable-coding-problems-python"
-    config.task.max_tests = 16
-    config.task.max_prompt_characters = 6000
+    config.task = contest.Settings(
+        path="open-r1/verifiable-coding-problems-python", max_tests=16, max_prompt_characters=6000
+    )
     config.rollout.slots = 256
     config.rollout.max_prompt_length = 2048
     config.rollout.max_new_tokens = 2048
@@ -27,14 +28,9 @@ def get_config() -> Config:
     config.grpo.steps = 1000
     config.grpo.problems_per_step = 32
     config.grpo.group_size = 16
-    config.grpo.loss.clip_high = 0.28
-    config.grpo.loss.sampler_correction = "truncate"
-    config.grpo.loss.dynamic_sampling = True
+    config.grpo.loss = policy_gradient.Settings(clip_high=0.28, sampler_correction="truncate", dynamic_sampling=True)
     config.batch.microbatch_rows = 16
-    config.evaluation.task.name = "humaneval"
-    config.evaluation.task.path = "openai/openai_humaneval"
-    config.evaluation.task.split = "test"
-    config.evaluation.task.held_out_problems = 164
+    config.evaluation.task = humaneval.Settings(path="openai/openai_humaneval", split="test", held_out_problems=164)
     config.evaluation.every = 100
     config.checkpoint.every = 50
     return config

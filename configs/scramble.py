@@ -1,11 +1,12 @@
 """The run for debugging the loop: unscrambling words, where no programs are scored."""
 
 from jaxrl.config import Config
+from jaxrl.tasks import scramble
 
 
 def get_config() -> Config:
     config = Config(name="scramble")
-    config.task.name = "scramble"
+    config.task = scramble.Settings()
     config.model.shape.hidden_size = 128
     config.model.shape.intermediate_size = 352
     config.model.shape.num_hidden_layers = 2

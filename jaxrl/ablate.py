@@ -3,9 +3,9 @@
     python -m jaxrl.ablate runs/score/samples/evaluation.jsonl --task humaneval --path HumanEval.jsonl.gz
     python -m jaxrl.ablate SAMPLES.jsonl --task mbpp --path MbppPlus.jsonl.gz --output ablation.md
 
-SAMPLES holds what the model wrote, before any extraction: {"problem", "text"} as jaxrl.evaluate keeps it, or
-{"task_id", "completion"}. The table (Markdown) has pass@1 for the raw text, each switch alone, all of them, and all but
-one.
+SAMPLES holds what the model wrote, before any extraction: {"problem", "text"} as jaxrl.evaluate keeps it (or its
+"judged", the part that was), or {"task_id", "completion"}. The table (Markdown) has pass@1 for the raw text, each
+switch alone, all of them, and all but one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl.config import BASE_STOPS, ExtractionConfig
-from jaxrl.datafiles import DataError, read_rows
-from jaxrl.estimators import Interval, bootstrap_interval
+from jaxrl.config.command_line import at_least
+from jaxrl.errors import command
+from jaxrl.evaluation.estimators import Interval, bootstrap_interval
+from jaxrl.evaluation.harnesses import TASKS, harness_id
 from jaxrl.files import write_beside
-from jaxrl.score import TASKS, harness_id
-from jaxrl.tasks import humaneval, mbpp
+from jaxrl.tasks import Task, humaneval, mbpp
+from jaxrl.tasks.extract import BASE_STOPS, ExtractionConfig
+from jaxrl.tasks.rows import DataError, read_rows
 from rollouts.episode import Problem
-from sandbox.isolation import IsolationError
 from sandbox.pool import Pool
 from sandbox.verdict import Program
 
@@ -64,9 +65,10 @@ def read_texts(source: str, problems: dict[str, Problem]) -> tuple[list[tuple[Pr
     """The texts with their problems, and how many texts are of problems that are not among these."""
     rows, texts = read_rows(source), []
     for row in rows:
-        problem = problems.get(harness_id(row.get("problem", "task_id")))
+        problem = problems.get(harness_id(row.name("problem", "task_id")))
         if problem is not None:
-            texts.append((problem, row.get("text", "completion")))
+            judged = row.optional_text("judged")  # where only a part of the text was
+            texts.append((problem, judged if "judged" in row.fields else row.text("text", "completion")))
     if not texts:
         raise DataError(f"{source}: none of its {len(rows)} samples is of a problem of the data")
     return texts, len(rows) - len(texts)
@@ -74,7 +76,7 @@ def read_texts(source: str, problems: dict[str, Problem]) -> tuple[list[tuple[Pr
 
 def ablate(texts: Sequence[tuple[Problem, str]], task: str, pool: Pool, bootstrap: int = 1000) -> list[Line]:
     """pass@1 of the texts under each of `settings`. A program that several settings find is judged once."""
-    make_program = {"humaneval": humaneval.program, "mbpp": mbpp.program}[task]
+    make_program = {"humaneval": humaneval.extract, "mbpp": mbpp.extract}[task]
     rows = settings(task)
     codes = {name: [make_program(p, text, switches) for p, text in texts] for name, switches in rows.items()}
     problems = [problem for problem, _ in texts]
@@ -101,7 +103,9 @@ async def _judge(programs: dict[tuple[str, str], Problem], pool: Pool) -> dict[t
 def table(lines: Sequence[Line]) -> str:
     """Markdown."""
     rows = [f"| {l.name} | {l.value:.1%} | {l.interval.low:.1%} to {l.interval.high:.1%} | {l.solved} |" for l in lines]
-    return "\n".join(["| extraction | pass@1 | 95% interval | samples solved |", "| --- | ---: | --- | ---: |", *rows])
+    return "\n".join(
+        [f"| extraction | {Task.headline} | 95% interval | samples solved |", "| --- | ---: | --- | ---: |", *rows]
+    )
 
 
 def read_problems(task: str, path: str, split: str) -> dict[str, Problem]:
@@ -111,6 +115,7 @@ def read_problems(task: str, path: str, split: str) -> dict[str, Problem]:
     return {harness_id(p.id): p for p in problems}
 
 
+@command()
 def main(arguments: list[str]) -> int:
     """The command: prints the table; 1 with one line on stderr for data that cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m jaxrl.ablate", description=(__doc__ or "").split("\n")[0])
@@ -119,15 +124,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--path", required=True, help="problem data, as task.path")
     parser.add_argument("--split", default="test", help="of a hub data set")
     parser.add_argument("--output", default="", help="also write the table to this file")
-    parser.add_argument("--workers", type=int, default=0, help="programs at a time; 0: one per core")
+    parser.add_argument("--workers", type=at_least(0), default=0, help="programs at a time; 0: one per core")
     options = parser.parse_args(arguments)
-    try:
-        texts, others = read_texts(options.samples, read_problems(options.task, options.path, options.split))
-        with Pool(options.workers) as pool:
-            text = table(ablate(texts, options.task, pool))
-    except (OSError, ValueError, IsolationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    texts, others = read_texts(options.samples, read_problems(options.task, options.path, options.split))
+    with Pool(options.workers) as pool:
+        text = table(ablate(texts, options.task, pool))
     print(f"{text}\n\n{len(texts)} samples; of other problems, not scored: {others}")
     if options.output:
         write_beside(Path(options.output), text + "\n")

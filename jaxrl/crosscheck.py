@@ -6,7 +6,8 @@
 Both engines sample at temperature 1, and every other implementation says what it thinks of these tokens: the decoder
 and transformers by a pass over the whole sequence, vLLM by scoring a prompt. Both engines also decode greedily, and
 at each token the others say which they would have taken. vLLM gets its weights the way it does in training, so a
-fault there shows here. Ends with 1 when a pair of implementations differs by more than the tolerance.
+fault there shows here. What is not installed (vLLM, torch) is left out, with a line that says so. Ends with 1 when a
+pair of implementations differs by more than the tolerance.
 """
 
 from __future__ import annotations
@@ -29,18 +30,22 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from jaxrl.config.command_line import at_least
+from jaxrl.errors import UserError, command
 from models.config import ModelConfig, from_hf
 from models.convert import load_model, save_hf
 from models.decoder import Compute, Decoder, initialize
 from rollouts.collect import generate
 from rollouts.engine import Completion, SamplingParams
-from rollouts.jax_engine import JaxEngine
-from rollouts.sidecar import Sidecar, SidecarError, SidecarSettings, new_key
-from rollouts.vllm_engine import ClientSettings, VllmEngine
-from rollouts.vllm_extension import KEY_VARIABLE
+from rollouts.jax.engine import JaxEngine
+from rollouts.vllm.engine import ClientSettings, VllmEngine
+from rollouts.vllm.extension import KEY_VARIABLE
+from rollouts.vllm.sidecar import Sidecar, SidecarError, SidecarSettings, new_key
 
 # The largest difference of a token's logprob, in nats. bf16 keeps 8 bits: a logit of 16 is known to 1/16.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
+
+DEFAULT_ENVIRONMENT = Path(".venv-vllm")
 
 _SIZES = {
     "hidden_size": 896, "intermediate_size": 2432, "num_hidden_layers": 8, "num_attention_heads": 14,
@@ -277,15 +282,27 @@ def crosscheck(folder: Path, dtype: str, options: argparse.Namespace, console: C
             unroll=False,
         )
         engines: dict[str, Any] = {"jax engine": engine}
-        if not options.no_vllm:
+        missing = _missing_vllm(options)
+        if missing:
+            console.print(f"vllm is left out: {missing}")
+        elif not options.no_vllm:
             vllm = stack.enter_context(closing(_vllm(folder, config, dtype, length, options)))
             vllm.load_weights(params, 0)
             engines["vllm"] = vllm
-            if vllm.dtype != dtype:
-                raise SidecarError(f"{options.sidecar} runs in {vllm.dtype}; give --dtypes {vllm.dtype}")
+            if vllm.sync.dtype != dtype:
+                raise SidecarError(f"{options.sidecar} runs in {vllm.sync.dtype}; give --dtypes {vllm.sync.dtype}")
         pairs = compare_all(engines, forwards, prompts, options.new_tokens, limit)
     _show(console, f"{options.names.get(folder, folder.name)}, {dtype}", pairs, limit)
     return all(pair.first is None for pair in pairs)
+
+
+def _missing_vllm(options: argparse.Namespace) -> str:
+    """Why vLLM is left out; empty where it is installed, not wanted, or wanted by name."""
+    if options.no_vllm or options.sidecar or options.environment:
+        return ""
+    if any(DEFAULT_ENVIRONMENT.glob("lib/python*/site-packages/vllm")):
+        return ""
+    return f"{DEFAULT_ENVIRONMENT} does not have it; run `make sidecar`, or give --environment or --sidecar"
 
 
 def _vllm(folder: Path, config: ModelConfig, dtype: str, length: int, options: argparse.Namespace) -> VllmEngine:
@@ -296,7 +313,7 @@ def _vllm(folder: Path, config: ModelConfig, dtype: str, length: int, options: a
     key = key or new_key()
     settings = SidecarSettings(
         model=folder,
-        python=options.environment / "bin/python",
+        python=(options.environment or DEFAULT_ENVIRONMENT) / "bin/python",
         dtype=dtype,
         max_length=length + 1,
         dummy_weights=True,
@@ -328,39 +345,37 @@ def _show(console: Console, title: str, pairs: Sequence[Pair], limit: float) -> 
             console.print(f"{p.names[0]} / {p.names[1]}: {p.first.in_words()}")
 
 
+@command(failed=2)
 def main(arguments: Sequence[str]) -> int:
-    """0 when all implementations agree, 1 when a pair does not, 2 with a line on stderr when it cannot be said."""
+    """0 when all implementations agree, 1 when a pair does not, 2 with a line on stderr when they cannot compare."""
     parser = argparse.ArgumentParser(prog="python -m jaxrl.crosscheck", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, action="append", default=[], help="Hugging Face folder")
     parser.add_argument("--random", choices=sorted(RANDOM), action="append", default=[], help="a random model")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--sidecar", default="", metavar="URL", help=f"a running one; its key is in {KEY_VARIABLE}")
     parser.add_argument("--no-vllm", action="store_true", help="the other three alone")
-    parser.add_argument("--environment", type=Path, default=Path(".venv-vllm"), help="where vLLM is installed")
+    parser.add_argument("--environment", type=Path, help=f"where vLLM is installed; default: {DEFAULT_ENVIRONMENT}")
     parser.add_argument("--vllm-argument", action="append", default=[], help="one more of vLLM's command line")
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--prompt-length", type=int, default=64, help="tokens")
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--prompts", type=at_least(1), default=32)
+    parser.add_argument("--prompt-length", type=at_least(1), default=64, help="tokens")
+    parser.add_argument("--new-tokens", type=at_least(1), default=32)
     parser.add_argument("--tolerance", type=float, default=0.0, help=f"nats; default by dtype: {TOLERANCES}")
     parser.add_argument("--log-folder", type=Path, default=Path("runs/crosscheck"))
     options = parser.parse_args(arguments)
     if not options.model and not options.random:
         parser.error("give --model DIR or --random SHAPE")
+    wrong = [dtype for dtype in options.dtypes.split(",") if dtype not in TOLERANCES]
+    if wrong:
+        raise UserError(f"--dtypes {wrong[0]!r} must be of: {', '.join(TOLERANCES)}")
     agree = True
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            options.names = {}
-            for shape in options.random:
-                options.names[Path(temporary) / shape] = f"random {shape}"
-                write_random_model(shape, Path(temporary) / shape)
-            for folder in [*options.model, *options.names]:
-                for dtype in options.dtypes.split(","):
-                    if dtype not in TOLERANCES:
-                        raise ValueError(f"--dtypes {dtype!r} must be of: {', '.join(TOLERANCES)}")
-                    agree &= crosscheck(folder, dtype, options, Console(width=140))
-    except (OSError, ValueError, SidecarError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as temporary:
+        options.names = {}
+        for shape in options.random:
+            options.names[Path(temporary) / shape] = f"random {shape}"
+            write_random_model(shape, Path(temporary) / shape)
+        for folder in [*options.model, *options.names]:
+            for dtype in options.dtypes.split(","):
+                agree &= crosscheck(folder, dtype, options, Console(width=140))
     return 0 if agree else 1
 
 

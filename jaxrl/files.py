@@ -1,16 +1,35 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and logs of one JSON object a line."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from jaxrl.errors import UserError
 
 
 def write_beside(path: Path, content: str | bytes) -> None:
-    """Writes the file beside its place and renames it. Lone surrogates, which models write, become escapes."""
+    """Writes a file under another name and renames it. Lone surrogates, which models write, become escapes."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that was cut off is left out.
+
+    Raises UserError with file and line for any other line that is not JSON.
+    """
+    records, lines = [], path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{path}:{number}: not JSON: {error}") from None
+    return records

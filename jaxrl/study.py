@@ -12,13 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxrl.metrics import read_metrics
+from jaxrl.config.command_line import at_least, read_config
+from jaxrl.errors import command
+from jaxrl.files import read_metrics
+from jaxrl.reports.run_folder import EVALUATION
+from rollouts.vllm.supervisor import die_with_parent
 
 
 class Run(NamedTuple):
@@ -57,6 +65,20 @@ def commands(folder: Path, seed: int, model: str, overrides: Sequence[str]) -> l
     return lines
 
 
+def check_settings_of(lines: Sequence[Sequence[str]]) -> None:
+    """Raises UserError for a setting that one of the commands would refuse, before the first of them starts.
+
+    In a process that ends at once: reading a config imports packages that start threads, and this one forks later.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        for line in lines:
+            process.submit(_check, list(line[3:])).result()
+
+
+def _check(arguments: list[str]) -> None:
+    read_config(arguments)
+
+
 def complete(folder: Path) -> bool:
     """Whether the folder holds a run that has ended: evaluated after its last step, and reported on."""
     if (folder / "evaluation.json").is_file():
@@ -64,20 +86,48 @@ def complete(folder: Path) -> bool:
     if not (folder / "report.html").is_file():  # written at the end, and for who looks at a run on its way
         return False
     config = json.loads((folder / "config.json").read_text())
-    last = config["sft"]["steps"] + config["grpo"]["steps"]
-    return any(r["stage"] == "evaluate" and r["step"] == last for r in read_metrics(folder / "metrics.jsonl"))
+    last = sum(stage["steps"] for stage in config.values() if isinstance(stage, dict) and "steps" in stage)
+    return any(r["stage"] == EVALUATION and r["step"] == last for r in read_metrics(folder / "metrics.jsonl"))
 
 
+def run_command(line: Sequence[str]) -> int:
+    """The exit status of a command; negative stands for a signal.
+
+    When this process gets a signal to stop, or ends, the command gets SIGTERM, on which a run saves and stops.
+    """
+    study = os.getpid()
+    # The kernel sends the signal if this process is killed. Forking is safe: no thread has been started here yet.
+    process = subprocess.Popen(line, preexec_fn=lambda: die_with_parent(study, signal.SIGTERM))
+    stopping: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if number != signal.SIGINT:  # Ctrl-C reaches it from the terminal
+            process.send_signal(number)
+        stopping.append(128 + number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return stopping[0] if stopping else status
+
+
+@command()
 def main(arguments: Sequence[str]) -> int:
     """Runs what is not complete, then writes the report into the folder; the exit status of the first that fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=at_least(1), default=1)
     parser.add_argument("--model", default="", help="Hugging Face folder; the default is the small model")
     parser.add_argument("--folder", type=Path, default=Path("runs/study"))
     options, overrides = parser.parse_known_args(arguments)
     wrong = [o for o in overrides if not o.startswith("--config.")]
     if wrong:
         parser.error(f"unexpected argument {wrong[0]!r}; overrides look like --config.grpo.steps=50")
+    check_settings_of(commands(options.folder, 0, options.model, overrides))
     for seed in range(options.seeds):
         for run, line in zip(RUNS, commands(options.folder, seed, options.model, overrides)):
             place = options.folder / f"seed_{seed}" / run.name
@@ -85,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"{place} is complete")
                 continue
             print(f"--- {place}", flush=True)
-            status = subprocess.run(line).returncode
+            status = run_command(line)
             if status:
                 return status
     runs = [str(options.folder / f"seed_{seed}" / run.name) for seed in range(options.seeds) for run in RUNS]

@@ -1,8 +1,4 @@
-"""Conversations to learn from: read for SFT, and made by rejection sampling.
-
-A data set has one JSON object a line with "messages", a list of {"role", "content"}: system, user and tool messages are
-read, the assistant's are learned. A message of role "output" is what a tool put into the assistant's own message, which
-goes on in the next one. More fields are kept as they are.
+"""Conversations to learn from, made by rejection sampling; jaxrl/tasks/conversations.py reads them.
 
     python -m jaxrl.traces --config FILE --config.model.path=MODEL_OR_RUN --config.name=NAME
 
@@ -13,71 +9,35 @@ config.rollout, keeps those that solve their problem, and writes runs_dir/NAME/t
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jaxrl.command_line import UserError, read_config
 from jaxrl.config import Config
-from jaxrl.datafiles import DataError, Row, read_rows
+from jaxrl.config.command_line import read_config
+from jaxrl.config.plugins import settle
+from jaxrl.config.rules import check_settings
+from jaxrl.errors import TrainingError, UserError, command
 from jaxrl.files import write_beside
-from jaxrl.run import (
-    instructed,
-    instruction,
-    make_engine,
-    make_environment,
-    make_policy,
-    make_pool,
-    make_sessions,
-    open_run,
-    prepare_process,
-    without_long_prompts,
-)
+from jaxrl.runs.engines import make_engine
+from jaxrl.runs.environments import make_environment, make_services
+from jaxrl.runs.folder import open_run
+from jaxrl.runs.host import prepare_process
+from jaxrl.runs.policy import make_policy
+from jaxrl.runs.prompts import instructed, instruction, without_long_prompts
 from jaxrl.tasks import load_task
-from rollouts.chat import OUTPUT, Message
+from jaxrl.training.watch import why_unjudged
+from rollouts.chat import Message
 from rollouts.collect import collect
 from rollouts.episode import Episode, Group, Problem
-from rollouts.sidecar import SidecarError
 
 TRACES = 3  # stream of random numbers, beside those of training and evaluation
-ROLES = ("system", "user", "assistant", "tool", OUTPUT)
 
 
-def read_traces(source: str, split: str = "train") -> list[Problem]:
-    """The conversations of a file (.jsonl, .json, .parquet, .gz) or of a data set of the hub, as demonstrations.
-
-    Raises DataError, with file and line, for a row that is no conversation to learn from.
-    """
-    return [_demonstration(row) for row in read_rows(source, split)]
-
-
-def _demonstration(row: Row) -> Problem:
-    messages = row.get("messages")
-    messages = json.loads(messages) if isinstance(messages, str) else messages
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{row.where}: messages must be a list of messages")
-    plain = []
-    for i, m in enumerate(messages):
-        if not isinstance(m, dict) or not isinstance(m.get("content"), str) or m.get("role") not in ROLES:
-            wanted = f"a role of {', '.join(ROLES)}, and a content that is a string"
-            raise DataError(f"{row.where}: messages[{i}]: must have {wanted}")
-        plain.append({"role": m["role"], "content": m["content"]})
-    for i, (one, other) in enumerate(pairwise(plain)):
-        if one["role"] == other["role"] == "assistant":
-            raise DataError(f"{row.where}: messages[{i}] and [{i + 1}] are both the assistant's; make them one message")
-    first = next((i for i, m in enumerate(plain) if m["role"] == "assistant"), 0)
-    prompt = row.fields.get("prompt")
-    if plain[-1]["role"] != "assistant" or not (first or prompt):
-        raise DataError(f"{row.where}: the conversation must begin with another message and end with the assistant's")
-    return Problem(row.where, tuple(plain[:first]), prompt, demonstration=tuple(plain[first:]))
-
-
-def episode_messages(episode: Episode, asked: Problem) -> list[Message]:
-    """The conversation of an episode of the problem that the model was asked, as text.
+def episode_messages(episode: Episode, shown: Problem) -> list[Message]:
+    """The conversation of an episode of the problem as the model saw it, as text.
 
     Turns of the model with nothing between them are one message.
     """
@@ -87,7 +47,7 @@ def episode_messages(episode: Episode, asked: Problem) -> list[Message]:
             turns[-1]["content"] += turn.text
         else:
             turns.append({"role": turn.role, "content": turn.text})
-    return [*asked.messages, *turns]
+    return [*shown.messages, *turns]
 
 
 def select(groups: Iterable[Group], keep: int) -> tuple[list[Episode], dict[str, int]]:
@@ -102,18 +62,18 @@ def select(groups: Iterable[Group], keep: int) -> tuple[list[Episode], dict[str,
         kept = 0
         for episode in sorted(group.episodes, key=lambda e: e.sampled_length):
             counts["sampled"] += 1
-            said = " ".join(episode.text.split())
+            words = " ".join(episode.text.split())
             reason = (
                 "not solved" if not episode.reward.solved
                 else "not finished" if episode.status != "finished"
-                else "duplicate" if said in seen
+                else "duplicate" if words in seen
                 else "more than wanted" if kept == keep
                 else None
             )  # fmt: skip
             if reason:
                 counts[reason] += 1
                 continue
-            seen.add(said)
+            seen.add(words)
             kept += 1
             chosen.append(episode)
     return chosen, counts
@@ -124,26 +84,36 @@ def build(config: Config) -> tuple[Path, dict[str, int]]:
 
     Raises UserError when no episode is worth keeping.
     """
-    folder = open_run(config)
+    settle(config)
+    check_settings(config)
+    with open_run(config) as folder:
+        return _build_in(folder, config)
+
+
+def _build_in(folder: Path, config: Config) -> tuple[Path, dict[str, int]]:
     task = load_task(config.task, config.seed)
     policy = make_policy(config, task, folder)
     if config.rollout.reject_long_prompts:
         task = without_long_prompts(task, policy.tokenizer, config.rollout)
-    problems = [task.train[i] for i in range(min(config.traces.problems, len(task.train)))]
+    if not len(task.train):
+        raise UserError(f"task {task.name} has no training problems to sample from")
+    size = min(config.traces.problems, len(task.train))
+    chosen = task.select(config.seed).next(0, size) if task.selection else [task.train[i] for i in range(size)]
     with (
-        make_pool(config) as pool,
-        make_sessions(config) as sessions,
+        make_services(config, task) as services,
         closing(make_engine(config, policy, folder)) as engine,
     ):
-        engine.load_weights(policy.params, 0)
+        engine.load_weights(policy.initial(), 0)
         temperature = config.rollout.temperature
-        environment = make_environment(config, task, policy.tokenizer, pool, temperature, sessions)
-        groups = collect(engine, environment, problems, config.traces.samples, (config.seed, TRACES))
+        environment = make_environment(config, task, policy.tokenizer, services, temperature)
+        groups = collect(engine, environment, chosen, config.traces.samples, (config.seed, TRACES))
+    if reason := why_unjudged(groups):
+        raise TrainingError(f"no traces: {reason}")
     episodes, counts = select(groups, config.traces.keep)
     if not episodes:
         raise UserError(f"none of {counts['sampled']} episodes solved its problem: there is nothing to learn from")
     origin = {"model": config.model.path or "random weights", "run": str(folder), "task": task.name}
-    origin |= {"environment": config.rollout.environment, "temperature": temperature, "seed": config.seed}
+    origin |= {"environment": config.rollout.environment.name, "temperature": temperature, "seed": config.seed}
     path = folder / "traces.jsonl"
     write_traces(path, episodes, config, origin)
     counts["written"] = len(episodes)
@@ -155,25 +125,21 @@ def write_traces(path: Path, episodes: Sequence[Episode], config: Config, origin
     """One conversation a line, with where it comes from."""
     lines = []
     for episode in episodes:
-        asked = instructed(episode.problem, instruction(config.rollout))
-        record: dict[str, Any] = {"messages": episode_messages(episode, asked)}
-        record |= {"prompt": asked.prompt} if asked.prompt else {}
+        shown = instructed(episode.problem, instruction(config.rollout, episode.problem))
+        record: dict[str, Any] = {"messages": episode_messages(episode, shown)}
+        record |= {"prompt": shown.prompt} if shown.prompt else {}
         record |= {"problem": episode.problem.id, "reward": episode.reward.value, "calls": episode.calls}
         record |= {"tokens": episode.sampled_length, "origin": origin}
         lines.append(json.dumps(record))
     write_beside(path, "\n".join(lines) + "\n")
 
 
+@command()
 def main(arguments: list[str]) -> int:
     """The command: counts, and the file; 1 with one line on stderr when there is none."""
-    try:
-        prepare_process()
-        path, counts = build(read_config(arguments))
-    except (OSError, UserError, SidecarError, ValueError) as error:
-        if os.environ.get("JAXRL_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = read_config(arguments)
+    prepare_process()
+    path, counts = build(config)
     print(f"{path}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,27 @@ from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from models.config import Lora, ModelConfig, lora_targets
-from models.convert import (
-    ConversionError,
-    SafetensorsFolder,
-    base_of,
-    find_params,
-    hf_tensors,
-    load_params,
-    read_description,
-    written_beside,
-)
+from models.config import Lora, ModelConfig, lora_targets, read_description
 from models.decoder import Decoder
-from models.lora import Params, initial_adapters, join_params, merge, split_params
+from models.files import ConversionError, expanded, read_json, written_beside
+from models.hf_names import hf_tensors
+from models.loading import find_params
+from models.lora import Params, initial_adapters, join_params, merge_values, split_params
+from models.safetensors_folder import SafetensorsFolder
 from models.sharding import make_mesh, param_shardings
+from models.stored import base_of, check_base, fingerprint, load_params
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-Values = dict[str, np.ndarray]  # f32, by their names in a block: q_lora_a [L, in, r], q_lora_b [L, r, out], ...
+Values = dict[str, np.ndarray]  # f32, by name in a block: q_lora_a [L, in, r], q_lora_b [L, r, out], ...
 
 # Fields of an adapter_config.json that are read, or that do not change what a trained adapter computes. Any other must
-# be off (null, false, empty), because a field that is silently ignored is a model that is silently wrong.
+# be off (null, false, empty): silently ignoring a field would give a silently wrong model.
 _READ = {"r", "lora_alpha", "target_modules", "use_rslora"}
 _WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "inference_mode",
     "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
 }  # fmt: skip
-# Values that mean plain LoRA. Other ways to initialize (PiSSA, OLoRA, ...) change the matrices beside the adapters.
+# Values that mean plain LoRA. Other initializations (PiSSA, OLoRA, ...) change the matrices beside the adapters.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": (None, "CAUSAL_LM"),
@@ -59,18 +55,17 @@ def start_adapters(
 ) -> tuple[ModelConfig, nnx.GraphDef, Params]:
     """The model with adapters: those of `source` (see `read_adapter`), or fresh ones where it is "".
 
-    Those of `source` are merged where `lora` is None. Raises ConversionError where they are not as `lora` says.
+    Those of `source` are merged where `lora` is None. Raises ConversionError where they do not match `lora`.
     """
     if not source:
         assert lora is not None
         return attach(config, params, lora, key, mesh)
     own, values = read_adapter(Path(source), config)
+    description = find_params(expanded(source))[0]
+    if description is not None:
+        check_base(description, fingerprint(params), "the model")
     if lora is None:
-        for name in own.targets:
-            matrix = params["blocks"][name]
-            merged = merge(matrix[...], values[f"{name}_lora_a"], values[f"{name}_lora_b"], scale=own.scale)
-            params["blocks"][name] = matrix.replace(jax.device_put(merged, matrix[...].sharding))
-        return config, graphdef, params
+        return config, graphdef, merge_values(params, values, own, params["embed"].dtype, source)
     for field in dataclasses.fields(Lora):
         wanted, found = getattr(lora, field.name), getattr(own, field.name)
         if wanted != found:
@@ -81,7 +76,7 @@ def start_adapters(
 def attach(
     config: ModelConfig, params: Params, lora: Lora, start: jax.Array | Values, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, nnx.GraphDef, Params]:
-    """The model with adapters beside its parameters, which are shared: random ones of a key, or these values."""
+    """The model with adapters beside its (shared) parameters: random ones from a key, or these values."""
     config = dataclasses.replace(config, lora=lora)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
     adapters, _ = split_params(abstract)
@@ -95,11 +90,11 @@ def attach(
 
 
 def read_adapter(folder: Path, config: ModelConfig) -> tuple[Lora, Values]:
-    """The adapters in a folder of PEFT, or of a run's newest checkpoint.
+    """The adapters in a PEFT folder, or in a run's newest checkpoint.
 
-    Raises FileNotFoundError for a folder without any, ConversionError naming the field or the tensor that does not fit.
+    Raises FileNotFoundError for a folder without adapters, ConversionError naming the field or tensor that is wrong.
     """
-    folder = folder.expanduser()
+    folder = expanded(folder)
     if (folder / CONFIG_FILE).is_file():
         lora = read_peft_config(folder / CONFIG_FILE)
         return lora, _read_peft_tensors(folder, lora, config)
@@ -108,7 +103,7 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[Lora, Values]:
     if own is None or own.lora is None or params is None or params == (description or folder) / "params":
         raise FileNotFoundError(f"{folder} holds no adapter: neither {CONFIG_FILE} nor a run with config.model.lora")
     _check_shapes(own, config, folder)
-    here = make_mesh(devices=jax.local_devices()[:1])  # each of several processes reads them for itself
+    here = make_mesh(devices=jax.local_devices()[:1])  # each process reads them for itself
     saved = load_params(params, own, here, None)[1]
     return own.lora, {str(path[-1]): np.asarray(v[...]) for path, v in nnx.to_flat_state(saved)}
 
@@ -117,15 +112,12 @@ def _check_shapes(own: ModelConfig, config: ModelConfig, folder: Path) -> None:
     for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim"):
         if getattr(own, name) != getattr(config, name):
             wanted = getattr(config, name)
-            raise ConversionError(f"{folder}: its adapters are of {name} {getattr(own, name)}, the model has {wanted}")
+            raise ConversionError(f"{folder}: its adapters are for {name} {getattr(own, name)}, the model has {wanted}")
 
 
 def read_peft_config(path: Path) -> Lora:
     """The settings in an adapter_config.json. Raises ConversionError naming the first field that is not plain LoRA."""
-    try:
-        fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConversionError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    fields = read_json(path)
     for name, value in fields.items():
         if name in _PLAIN:
             wanted = ", ".join(json.dumps(v) for v in _PLAIN[name])
@@ -136,18 +128,22 @@ def read_peft_config(path: Path) -> Lora:
     for name in ("peft_type", "r", "target_modules"):
         if not fields.get(name):
             raise ConversionError(f"{path}: field {name!r} is missing")
-    modules = fields["target_modules"]
-    if isinstance(modules, str):
+    modules, rank, alpha = fields["target_modules"], fields["r"], fields.get("lora_alpha", 8)
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise ConversionError(f"{path}: target_modules = {modules!r} is not supported; supported: a list of names")
+    if type(rank) is not int or rank < 1:
+        raise ConversionError(f"{path}: r = {rank!r} must be a whole number > 0")
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise ConversionError(f"{path}: lora_alpha = {alpha!r} must be a number > 0")
     try:
         targets = lora_targets([name.removeprefix("self_attn.").removeprefix("mlp.") for name in modules])
     except ValueError as error:
         raise ConversionError(f"{path}: target_modules: {error}") from None
-    return Lora(int(fields["r"]), float(fields.get("lora_alpha", 8)), targets, bool(fields.get("use_rslora")))
+    return Lora(rank, float(alpha), targets, bool(fields.get("use_rslora")))
 
 
 def _read_peft_tensors(folder: Path, lora: Lora, config: ModelConfig) -> Values:
-    """Their values. Raises ConversionError naming the missing, extra or mis-shaped tensor."""
+    """The adapters' values. Raises ConversionError naming the missing, extra or mis-shaped tensor."""
     tensors = SafetensorsFolder(folder, WEIGHTS_FILE)
     names = peft_tensors(dataclasses.replace(config, lora=lora))
     wanted = {tensor: shape for shape, layers in names.values() for tensor in layers}
@@ -167,7 +163,7 @@ def _read_peft_tensors(folder: Path, lora: Lora, config: ModelConfig) -> Values:
 
 
 def peft_tensors(config: ModelConfig) -> dict[str, tuple[tuple[int, int], list[str]]]:
-    """Of each of our parameters of adapters: the shape [out, in] of PEFT's tensors, and their names, one a layer."""
+    """For each of our adapter parameters: the shape [out, in] of PEFT's tensors, and their names, one per layer."""
     adapters, _ = split_params(nnx.split(nnx.eval_shape(lambda: Decoder(config)))[1])
     found = {}
     for path, variable in nnx.to_flat_state(adapters):
@@ -206,10 +202,10 @@ def save_peft(values: Values, config: ModelConfig, out: Path, base: str = "") ->
 
 
 def export_adapter(run: Path, out: Path) -> None:
-    """A run's adapters, of its newest checkpoint -> a folder for PEFT. Raises what `read_adapter`, `save_peft` do."""
+    """The adapters of a run's newest checkpoint -> a PEFT folder. Raises what `read_adapter` and `save_peft` do."""
     description, _ = find_params(run)
     if description is None:
-        raise FileNotFoundError(f"{run} is no run")
+        raise FileNotFoundError(f"{run} is not a run's folder")
     config = read_description(description)
     _, values = read_adapter(run, config)
     base = base_of(description)

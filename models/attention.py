@@ -1,7 +1,8 @@
 """Softmax attention with grouped queries, over packed segments: one `attention`, a kernel for each platform.
 
-A row's tokens of one segment stand together and in order, so that "not later" can be read from their indices. Queries
-are grouped by the kv head that they share (Ainslie et al., arXiv 2305.13245); kv heads are repeated for cuDNN only.
+The tokens of a segment are contiguous and in order, so that "not later" can be decided by their indices in the row.
+Queries are grouped by the kv head that they share (Ainslie et al., arXiv 2305.13245); kv heads are repeated for cuDNN
+only.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models.matmul import matmul
 from models.sharding import mesh_size, partition_spec, platform
 
-_MASKED = -1e30  # a finite minus infinity: a row without any visible key gives a mean, not NaN
-BLOCK = 512  # queries whose scores are alive at once in the blocked form
+_MASKED = -1e30  # a finite minus infinity: a query without any visible key gives a mean, not NaN
+BLOCK = 512  # queries whose scores are in memory at once in the blocked form
 PARTS = 4  # of the queries, each over the keys before its end: 5/8 of the work of all keys
-SCORES = 2**26  # of new queries over a whole cache, alive at once: 256 MiB
-LANES = 128  # of a TPU: what splash attention's sequences are a multiple of
+SCORES = 2**26  # of new queries over a whole cache, in memory at once: 256 MiB
+LANES = 128  # of a TPU; splash attention takes sequences of a multiple of it
 KERNELS = ("auto", "splash", "cudnn", "blocked")
 
 
 def most_segments(row_length: int) -> int:
-    """How many segments a row may have: cuDNN's shapes are fixed, and it keeps numbers for so many of them."""
+    """How many segments a row may have: cuDNN needs arrays of a fixed size with one entry for each."""
     return max(16, row_length // 64)
 
 
@@ -59,8 +60,8 @@ def attention(
 ) -> jax.Array:  # [B, T, H, Dh]
     """softmax(q k^T / sqrt(Dh)) v over the earlier tokens of the own segment; scores and softmax in f32.
 
-    On a mesh every device has whole heads, and rows that are whole but for the context axis: over that it has a part of
-    a row's queries, and keys and values are gathered (H / K times less than the queries).
+    On a mesh every device has whole heads. Rows are sharded over the context axis only: each device has a part of a
+    row's queries, and gathers its keys and values (H / K times smaller than the queries).
     """
     (B, T, H, _), K = q.shape, k.shape[2]
     if mesh is None or mesh.size == 1:
@@ -81,9 +82,9 @@ def attention(
         built_spec = built.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, time)))
 
     def local(q, k, v, query_segments, key_segments, built):
-        if time:  # gathered here, so that their gradients are reduced to each device's part
+        if time:  # gathered here, so that gradients are reduced to each device's part
             k, v = (jax.lax.all_gather(a, time, axis=1, tiled=True) for a in (k, v))
-        if heads and not kv_heads:  # all of this device's queries share one kv head
+        if heads and not kv_heads:  # all queries of this device share one kv head
             first = jax.lax.axis_index("tensor") * K // tensor
             k, v = (jax.lax.dynamic_slice_in_dim(a, first, 1, axis=2) for a in (k, v))
         offset = jax.lax.axis_index(time) * q.shape[1] if shards > 1 else 0
@@ -112,9 +113,9 @@ def blocked_attention(
     offset: jax.Array | int = 0,  # index of the first query among the keys
     block: int = BLOCK,
 ) -> jax.Array:  # [B, T, H, Dh]
-    """The form in plain XLA: `block` queries at a time, over the keys that any of the queries of its part sees.
+    """The form in plain XLA: `block` queries at a time, over the keys that any query of their part sees.
 
-    The queries are cut into up to PARTS parts, each a loop, so that causality saves close to half of the work.
+    The queries are split into up to PARTS parts, each a loop, so that causality saves close to half of the work.
     """
     T, S = q.shape[1], k.shape[1]
     blocks = -(-T // block)
@@ -123,7 +124,7 @@ def blocked_attention(
         return masked_attention(q, k, v, mask)
 
     queries = _cut(q, block), _cut(query_segments, block), jnp.arange(blocks) * block
-    known = isinstance(offset, int)  # else this is one device's part of the queries, and it does not know which
+    known = isinstance(offset, int)  # otherwise one device's part of the queries, known at run time only
     ends = np.linspace(0, blocks, min(blocks, PARTS) + 1 if known else 2).astype(int).tolist()
     mixed = []
     for begin, end in pairwise(ends):
@@ -148,7 +149,7 @@ def extended_attention(
     window: jax.Array | int = 0,
     scores: int = SCORES,
 ) -> jax.Array:  # [B, T, H, Dh]
-    """Attention of new queries over the cache up to their own positions, with at most about `scores` scores at once."""
+    """Attention of new queries over the cache up to their positions, with at most about `scores` scores in memory."""
     (B, T, H, _), S = q.shape, k.shape[1]
 
     def some(part: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -216,13 +217,13 @@ def splash_attention(
     query_segments: jax.Array,  # i32[B, T]
     key_segments: jax.Array,  # i32[B, S]
     window: int = 0,
-    built: Any = None,  # from `_splash_kernel`; None: all queries are here, T = S
+    built: Any = None,  # from `_splash_kernel`; None: this device has all queries, T = S
     interpret: bool = False,
 ) -> jax.Array:  # [B, T, H, Dh]
-    """Splash attention on a TPU: blocks that the mask rules out are not computed."""
+    """Splash attention on a TPU, which skips blocks that are masked completely."""
     T, H, Dh = q.shape[1:]
     kernel = built if built is not None else _splash_kernel(T, H, window, 1, interpret)
-    pad = -k.shape[1] % LANES  # 0 where queries are over devices
+    pad = -k.shape[1] % LANES  # 0 where queries are sharded
     q = (q * Dh**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(a, ((0, 0), (0, pad), (0, 0), (0, 0))).transpose(0, 2, 1, 3) for a in (q, k, v))
     segments = splash.SegmentIds(*(jnp.pad(s, ((0, 0), (0, pad))) for s in (query_segments, key_segments)))
@@ -231,7 +232,7 @@ def splash_attention(
 
 
 def _splash_kernel(T: int, H: int, window: int, query_shards: int, interpret: bool = False) -> Any:
-    """The kernel of rows of T tokens, the queries of which are on `query_shards` devices."""
+    """The kernel for rows of T tokens whose queries are sharded over `query_shards` devices."""
     padded = -(-T // LANES) * LANES if query_shards == 1 else T
     shape = (padded, padded)
     mask = splash_mask.LocalMask(shape, (window - 1, 0), 0) if window else splash_mask.CausalMask(shape)
@@ -251,7 +252,7 @@ def _splash_kernel(T: int, H: int, window: int, query_shards: int, interpret: bo
 
 @cache
 def _cudnn_works() -> bool:
-    """Whether cuDNN gives what the blocked form gives here, forward and backward; a warning says why not."""
+    """Whether cuDNN agrees with the blocked form here, forward and backward; if not, a warning says why."""
     with jax.ensure_compile_time_eval():
         rng = np.random.default_rng(0)
         q, k, v = (jnp.bfloat16(rng.normal(size=(2, 256, heads, 64))) for heads in (4, 2, 2))
@@ -269,10 +270,10 @@ def _cudnn_works() -> bool:
             wanted = gradients(lambda q, k, v: blocked_attention(q, k, v, segments, segments))
             worst = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(found, wanted))
             reason = f"its gradient is off by {worst:.2g}" if not worst < 0.05 else ""
-        except Exception as error:  # of many kinds: no cuDNN, an old one, an old GPU
+        except Exception as error:  # of many types: no cuDNN, an old one, an old GPU
             reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
     if reason:
-        warnings.warn(f"cuDNN attention is not used, slower plain XLA is: {reason}", stacklevel=2)
+        warnings.warn(f"attention uses plain XLA, which is slower: cuDNN does not work: {reason}", stacklevel=2)
     return not reason
 
 
@@ -283,10 +284,11 @@ def cudnn_attention(
     segment_ids: jax.Array,  # i32[B, T], from 1 and rising, at most `most_segments(T)`; 0: padding, at the end
     window: int = 0,
 ) -> jax.Array:  # [B, T, H, Dh]
-    """cuDNN's flash attention on an NVIDIA GPU (Hopper or newer), segments told to it by their offsets.
+    """cuDNN's flash attention on an NVIDIA GPU (Hopper or newer), with the segments given by their offsets.
 
-    JAX's public function has no packed rows, hence the import of what it calls. Up to JAX 0.10.2 that takes the offsets
-    of keys and values to be as far apart as those of queries (jax-ml/jax, pull request 39521): so there are as many.
+    JAX's public function does not take packed rows, hence the import of what it calls. Up to JAX 0.10.2 that function
+    assumes the same stride for the offsets of keys and values as for those of queries (jax-ml/jax, pull request 39521),
+    so kv heads are repeated.
     """
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
@@ -303,21 +305,21 @@ def cudnn_attention(
         q, k, v, q_seqlen=lengths, kv_seqlen=lengths, q_offsets=offsets, kv_offsets=offsets, scale=Dh**-0.5,
         mask_type=cudnn.MaskType.PADDING_CAUSAL, sliding_window_length=window or None,
     )  # fmt: skip
-    return jnp.where((segment_ids > 0)[:, :, None, None], mixed, 0)  # what it leaves for padding is not defined
+    return jnp.where((segment_ids > 0)[:, :, None, None], mixed, 0)  # its results for padding are undefined
 
 
 def decode_attention(
-    q: jax.Array,  # [B, H, Dh], one query a row
+    q: jax.Array,  # [B, H, Dh], one query per row
     parts: Sequence[tuple[jax.Array, jax.Array]],  # keys [B, K, Dh, s] and values [B, K, s, Dh] of each part in turn
     positions: jax.Array,  # i32[B], of the queries; the keys of a row have positions 0, 1, 2, ..
     window: jax.Array | int,  # scalar; 0: no limit
 ) -> jax.Array:  # [B, H, Dh]
-    """Attention of one new token a row over the cache up to its own position.
+    """Attention of one new token per row over the cache up to its own position.
 
-    Each part is summed relative to its own highest score, then all relative to the highest of all (Milakov and
-    Gimelshein, arXiv 1805.02867). Parts after a row's position add exactly nothing, what is computed of a part is the
-    same whatever comes after it, and parts are added in order: what a row gets does not depend on how many of them are
-    given. Keys are transposed, so that scores are sums over a strided axis.
+    Each part is summed relative to its own maximal score, then all relative to the overall maximum (Milakov and
+    Gimelshein, arXiv 1805.02867). Parts after a row's position contribute exactly zero, the result for a part does not
+    depend on later parts, and parts are added in order: a row's result does not depend on how many parts are given.
+    Keys are transposed, so that scores are sums over a strided axis.
     """
     (B, H, Dh), K, start = q.shape, parts[0][0].shape[1], 0
     q, highest, totals, mixed = q.reshape(B, K, H // K, Dh), [], [], []

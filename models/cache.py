@@ -1,4 +1,4 @@
-"""The keys and values of the tokens so far, for decoding.
+"""The cache of keys and values for decoding.
 
 Axes: B rows, T tokens of this call, s tokens of a part of the cache, K kv heads, Dh head width, L layers.
 """
@@ -15,16 +15,16 @@ from jax.sharding import Mesh, PartitionSpec
 
 from models.config import ModelConfig
 
-# Keys [B, K, Dh, s] and values [B, K, s, Dh] of the tokens so far, in parts of `cache_parts`: cache[l][i] is
-# the i-th part of layer l where layers are unrolled, cache[0][i], with a leading [L], of all where they are scanned.
-# Parts are buffers of their own, so that those not in use stay unread and those in use are read without a copy.
+# Keys [B, K, Dh, s] and values [B, K, s, Dh] of the tokens so far, split into `cache_parts`: cache[l][i] is part i
+# of layer l where layers are unrolled; cache[0][i], with a leading [L], is that of all layers where they are scanned.
+# Parts are separate buffers, so that unused ones are not read and used ones are read without a copy.
 Part = tuple[jax.Array, jax.Array]
 Cache = tuple[tuple[Part, ...], ...]
 FIRST_PART = 128
 
 
 def cache_parts(length: int) -> list[int]:
-    """Lengths of the parts of a cache: each as long as all before it, the last one what is left of `length` tokens."""
+    """Lengths of a cache's parts: each as long as all before it together, the last one the rest of `length` tokens."""
     parts = [min(FIRST_PART, length)]
     while sum(parts) < length:
         parts.append(min(sum(parts), length - sum(parts)))
@@ -45,12 +45,12 @@ def make_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype, un
 def write(
     parts: tuple[Part, ...],
     rows: jax.Array,  # i32[b] or [b, 1]
-    positions: jax.Array,  # i32[b] or [b, T]; those beyond the parts are written nowhere
+    positions: jax.Array,  # i32[b] or [b, T]; those beyond the parts are not written
     k: jax.Array,  # [b, K, Dh] or [b, T, K, Dh]
     v: jax.Array,
     l: jax.Array | None = None,  # layer, of parts with a leading [L]
 ) -> tuple[Part, ...]:
-    """One layer's parts with the keys and values of new tokens."""
+    """Writes the keys and values of new tokens into one layer's parts."""
     written, start, lead = [], 0, () if l is None else (l,)
     for k_part, v_part in parts:
         s = k_part.shape[-1]
@@ -70,13 +70,13 @@ def insert(
     v: jax.Array,
     mesh: Mesh | None = None,
 ) -> Cache:
-    """The cache with the keys and values of P prompts, of `prefill`, as the first T tokens of the `fresh` rows.
+    """Writes the keys and values of P prompts, from `prefill`, as the first T tokens of the `fresh` rows.
 
     Args:
         source: the prompt of each fresh row.
     """
     k, v = k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4)
-    if mesh is not None and mesh.size > 1:  # a choice row by row, so that nothing travels
+    if mesh is not None and mesh.size > 1:  # a selection row by row, without communication
         return _map_first(cache, partial(_choose_rows, fresh), k[:, source], v[:, source])
     order = jnp.argsort(~fresh)  # fresh rows first
 
@@ -89,7 +89,7 @@ def insert(
 
 
 def _map_first(cache: Cache, put: Callable[..., jax.Array], k: jax.Array, v: jax.Array) -> Cache:
-    """put(part, new) of each part of the cache that k [L, b, K, Dh, T] and v [L, b, K, T, Dh] reach into."""
+    """put(part, new) for each part of the cache that k [L, b, K, Dh, T] and v [L, b, K, T, Dh] reach into."""
     stacked, T = cache[0][0][0].ndim == 5, k.shape[-1]
     layers = []
     for l, parts in enumerate(cache):
@@ -116,7 +116,7 @@ def _put_row(row: jax.Array, part: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def partition(rows: int, kv_heads: int, mesh: Mesh) -> tuple[tuple[str, ...] | None, str | None]:
-    """The mesh axes that rows and kv heads of a cache are cut over; None: not divisible, whole."""
+    """The mesh axes that the cache's rows and kv heads are sharded over; None: not divisible, replicated."""
     fits = rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
     return ("data", "fsdp") if fits else None, "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
 
@@ -134,7 +134,7 @@ def over_rows_and_heads(
 ) -> tuple[jax.Array, tuple[Part, ...]]:
     """attend(q, k, v, positions, window, parts, l) -> mixed [B, H, Dh], parts; on each device for its rows and heads.
 
-    Rows and heads have nothing to do with one another, so that nothing travels.
+    Rows and heads are independent, so devices exchange nothing.
     """
     if mesh is None or mesh.size == 1:
         return attend(q, k, v, positions, window, parts, l)

@@ -18,12 +18,12 @@ from jax.sharding import Mesh, NamedSharding
 from models.attention import attention, decode_attention, extended_attention, kernel_of
 from models.cache import Cache, over_rows_and_heads, write
 from models.config import Llama3RopeScaling, ModelConfig
-from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters
+from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters, join_params, split_params
 from models.matmul import WeightSharding, project
-from models.sharding import LOGICAL_TO_MESH, SERVING, constrain, partition_spec
+from models.sharding import LOGICAL_TO_MESH, SERVING, constrain, param_shardings, partition_spec, sharded
 from models.vocabulary import embed
 
-# What the backward pass finds: all that it needs, what projections and attention gave, or the layers' inputs alone.
+# What is kept for the backward pass: everything, the results of projections and attention, or only layers' inputs.
 REMAT = {
     "none": None,
     "dots": checkpoint_policies.save_only_these_names("dots"),
@@ -32,10 +32,10 @@ REMAT = {
 
 
 class Compute(NamedTuple):
-    """How the forward pass runs. Changes no number but by rounding."""
+    """How the forward pass runs. Changes numbers only by rounding."""
 
     dtype: jnp.dtype = jnp.dtype(jnp.float32)  # of activations and matmul operands
-    remat: str = "none"  # none | dots | full: what is computed again in the backward pass, see REMAT
+    remat: str = "none"  # none | dots | full: what is recomputed in the backward pass, see REMAT
     unroll: bool = False  # unroll the scan over layers
     mesh: Mesh | None = None  # of the parameters and rows
     attention: str = "auto"  # a kernel, see models/attention.py
@@ -49,7 +49,7 @@ class Compute(NamedTuple):
     def project(
         self, x: jax.Array, weight: nnx.Variable, bias: nnx.Variable | None = None, adapter: Adapter | None = None
     ) -> jax.Array:
-        """x [..., I] @ weight [I, O] + bias [O], and what an adapter adds, in x's dtype, accumulated in f32."""
+        """x [..., I] @ weight [I, O] + bias [O], plus an adapter's part, in x's dtype, accumulated in f32."""
         y = project(x, weight[...], self._sharding(weight))
         if adapter is not None:
             narrow = adapter.scale * project(x, adapter.a[...], self._sharding(adapter.a))
@@ -72,7 +72,7 @@ def parameter(
     """A parameter of zeros with a logical name for each axis (models/sharding.py maps names to mesh axes).
 
     Args:
-        pieces: how many indivisible parts each axis has (heads, say); None: as many as it is long.
+        pieces: number of indivisible parts of each axis (heads, for example); None: its length.
     """
     zeros = jnp.zeros(shape, dtype)
     return nnx.Param(zeros, out_sharding=axes, eager_sharding=False, pieces=pieces or shape)
@@ -86,7 +86,7 @@ class Block(nnx.Module):
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.config = config
 
-        # What a device has whole.
+        # Replicated on every device.
         heads: dict[str | None, int] = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
 
         def stacked(*shape_and_axes: tuple[int, str | None]) -> nnx.Param:
@@ -115,7 +115,7 @@ class Block(nnx.Module):
         add_adapters(self, config.lora)
 
     def __call__(self, x, rotation, attend, compute: Compute):
-        """x [B, T, D] -> [B, T, D]. `attend(q, k, v)` mixes values over the visible tokens and keeps k and v."""
+        """x [B, T, D] -> [B, T, D]. `attend(q, k, v)` mixes values over the visible tokens and stores k and v."""
         epsilon = self.config.norm_epsilon
         x = x + self.attention(rms_norm(x, self.attention_norm[...], epsilon), rotation, attend, compute)
         x = x + self.mlp(rms_norm(x, self.mlp_norm[...], epsilon), compute)
@@ -141,7 +141,7 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token embedding, L blocks, a final norm. Parameters are made as zeros: see `initialize` and models/convert.py."""
+    """Token embedding, L blocks, a final norm. Parameters start as zeros: see `initialize` and models/convert.py."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype = jnp.dtype(jnp.float32)):
         self.config = config
@@ -162,7 +162,7 @@ class Decoder(nnx.Module):
         segment_ids: jax.Array | None = None,  # i32[B, T], 0: padding; None: one sequence a row
         compute: Compute = Compute(),
     ) -> jax.Array:  # [B, T, D] after the final norm
-        """The forward pass over whole rows. A token sees the earlier tokens of its own segment only."""
+        """The forward pass over whole rows. A token sees only the earlier tokens of its own segment."""
         return self._forward(tokens, positions, segment_ids, compute)[0]
 
     def prefill(
@@ -172,7 +172,7 @@ class Decoder(nnx.Module):
         segment_ids: jax.Array | None = None,
         compute: Compute = Compute(),
     ) -> tuple[jax.Array, jax.Array, jax.Array]:  # hidden [B, T, D]; keys and values [L, B, T, K, Dh]
-        """The forward pass that also gives the keys and values to decode on with."""
+        """The forward pass that also returns the keys and values from which decoding continues."""
         hidden, (k, v) = self._forward(tokens, positions, segment_ids, compute, keep_keys=True)
         return hidden, k, v
 
@@ -214,7 +214,7 @@ class Decoder(nnx.Module):
 
     def decode(
         self,
-        tokens: jax.Array,  # i32[B], one new token a row
+        tokens: jax.Array,  # i32[B], one new token per row
         positions: jax.Array,  # i32[B], its place in its row
         cache: Cache,
         layers: list[Block] | None = None,  # from `unstack`: unrolled; None: scanned
@@ -223,11 +223,11 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Cache]:  # hidden [B, D] after the final norm
         """One step of decoding: the new tokens' keys and values go into the cache at their positions.
 
-        A row whose position is after the first `parts` gets a meaningless result, and nothing is written for it.
+        A row whose position lies after the first `parts` gets a meaningless result, and its keys are not written.
         """
 
         def attend(q, k, v, positions, window, used, l):
-            # Else XLA makes k anew for each part, and how it rounds there depends on the number of parts.
+            # Otherwise XLA recomputes k for each part, with a rounding that depends on the number of parts.
             q, k, v = jax.lax.optimization_barrier((q, k, v))
             used = write(used, jnp.arange(q.shape[0]), positions, k, v, l)
             seen = used if l is None else tuple((k[l], v[l]) for k, v in used)
@@ -252,7 +252,7 @@ class Decoder(nnx.Module):
         layers: list[Block] | None = None,
         compute: Compute = Compute(),
     ) -> tuple[jax.Array, Cache]:  # hidden [b, T, D] after the final norm
-        """Many new tokens of some rows at once, after those that the cache has of them."""
+        """Many new tokens of some rows at once, following their tokens in the cache."""
 
         def layer(q, k, v, window, layer_parts, l):
             layer_parts = write(layer_parts, rows[:, None], positions, k, v, l)
@@ -264,7 +264,7 @@ class Decoder(nnx.Module):
         return self._with_cache(tokens, positions, layer, cache, layers, compute)
 
     def _with_cache(self, tokens, positions, attend, cache, layers, compute) -> tuple[jax.Array, Cache]:
-        """The forward pass through `attend(q, k, v, window, parts of the cache, layer in them) -> mixed, parts`."""
+        """The forward pass with `attend(q, k, v, window, parts of the cache, layer in them) -> mixed, parts`."""
         config, rotation = self.config, rotary(positions, self.config)
         windows = config.windows or (0,) * config.num_layers
         x = self._embed(tokens, compute)
@@ -295,7 +295,7 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.final_norm[...], config.norm_epsilon), (parts,)
 
     def unstack(self) -> list[Block]:
-        """One Block a layer, for `decode` to unroll; make it outside of the decoding loop."""
+        """One Block per layer, for `decode` to unroll; call it outside the decoding loop."""
         graphdef, stacked = nnx.split(self.blocks)
         slices = [jax.tree.map(lambda p, l=l: p[l], stacked) for l in range(self.config.num_layers)]
         return [nnx.merge(graphdef, layer) for layer in slices]
@@ -311,7 +311,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
 def rotary(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """The rotary position embedding (Su et al., arXiv 2104.09864) at positions [B, T], for `rotate`: f32[B, T, Dh].
 
-    Cosines, twice, and sines, those of the first half with the sign with which the second half is added to it.
+    Cosines, repeated for both halves, and sines, negated in the first half.
     """
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
@@ -323,7 +323,7 @@ def rotary(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Ar
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates the pairs (i, i + Dh / 2) of x [B, T, H, Dh]; the halves' layout of Hugging Face checkpoints."""
+    """Rotates the pairs (i, i + Dh / 2) of x [B, T, H, Dh], the layout of Hugging Face checkpoints."""
     wide = x.astype(jnp.float32)
     swapped = jnp.roll(wide, x.shape[-1] // 2, axis=-1)
     return (wide * cos[:, :, None] + swapped * sin[:, :, None]).astype(x.dtype)
@@ -340,12 +340,12 @@ def _llama3_frequencies(frequencies: jax.Array, scaling: Llama3RopeScaling) -> j
 def initialize(model: Decoder, key: jax.Array, scale: float = 0.02) -> Decoder:
     """Random weights in place: norms 1, biases 0, matrices normal(0, scale) (GPT-2's and Hugging Face's default).
 
-    Adapters, where there are any, begin as models/lora.py says.
+    Adapters start as in `models.lora.initial_adapters`.
     """
     graphdef, params = nnx.split(model)
     adapters, params = nnx.split_state(params, LoraParam, ...)
     flat = nnx.to_flat_state(params)
-    keys = jax.random.split(key, len(flat))  # as many as without adapters, whose base is then the same
+    keys = jax.random.split(key, len(flat))  # the same number as without adapters, so that the base is the same
     values = list(nnx.to_flat_state(initial_adapters(adapters, key)))
     for (path, variable), k in zip(flat, keys):
         name, value = str(path[-1]), variable[...]
@@ -356,3 +356,12 @@ def initialize(model: Decoder, key: jax.Array, scale: float = 0.02) -> Decoder:
         else:
             values.append((path, variable.replace(scale * jax.random.normal(k, value.shape, value.dtype))))
     return nnx.merge(graphdef, nnx.from_flat_state(values))
+
+
+def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """(graphdef, parameters as sharded ShapeDtypeStructs): adapters in f32, all others in `dtype`."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))
+    if config.lora is not None:
+        adapters, _ = split_params(nnx.state(nnx.eval_shape(lambda: Decoder(config))))
+        params = join_params(adapters, split_params(params)[1])
+    return graphdef, sharded(params, param_shardings(params, mesh))

@@ -13,7 +13,7 @@ Operands = tuple[jax.Array, jax.Array]
 
 
 class WeightSharding(NamedTuple):
-    """How a weight matrix is kept, and how it is when it multiplies: gathered over fsdp and context."""
+    """How a weight matrix is stored, and how it multiplies: gathered over fsdp and context."""
 
     kept: NamedSharding
     used: NamedSharding
@@ -23,8 +23,7 @@ class WeightSharding(NamedTuple):
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     """x [..., M, K] @ y [..., K, N] -> f32[..., M, N], with y taken in x's dtype.
 
-    Where x is bf16, so are the operands of the gradient's two matmuls, which JAX would make f32 ones because the
-    output is f32.
+    Where x is bf16, so are the operands of the gradient's two matmuls; JAX would use f32 because the output is f32.
     """
     return jnp.einsum("...mk,...kn->...mn", x, y.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -47,8 +46,8 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 def project(x: jax.Array, w: jax.Array, sharding: WeightSharding | None = None) -> jax.Array:
     """x [..., K] @ w [K, N] -> f32[..., N], with w taken in x's dtype.
 
-    A sharded w is cast first, then gathered; its gradient, not rounded to x's dtype where w is f32 (the master
-    weights), goes back to the shards in one reduce-scatter.
+    A sharded w is cast first, then gathered; one reduce-scatter returns its gradient to the shards, unrounded where w
+    is f32 (the master weights).
     """
     return cast(jax.Array, _projected(sharding, x, w))
 
@@ -86,16 +85,16 @@ _projected.defvjp(_project_forward, _project_backward)
 
 
 def _transposed(x: jax.Array, g: jax.Array) -> jax.Array:
-    """x^T g, f32[K, N], of x [..., K] and g [..., N]."""
+    """x^T g, f32[K, N], for x [..., K] and g [..., N]."""
     lead = tuple(range(x.ndim - 1))
     return jax.lax.dot_general(x, g, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _transposed_on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The same over flat rows (for two axes XLA on CPU would transpose both), with bf16 x transposed in memory.
+    """The same over flat rows (with two axes XLA on CPU would transpose both), with bf16 x transposed in memory.
 
-    XLA's fast bf16 matmul wants it so and would take both operands to f32 instead, a fourth of the speed. Two axes in
-    the place of K keep it from folding the transpose into the matmul.
+    XLA's fast bf16 matmul needs this layout; otherwise it converts both operands to f32, at a fourth of the speed.
+    Splitting K into two axes keeps XLA from folding the transpose into the matmul.
     """
     K = x.shape[-1]
     x, g = x.reshape(-1, K), g.reshape(-1, g.shape[-1])

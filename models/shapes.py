@@ -1,8 +1,8 @@
 """Published shapes by name, for work that needs no weights. Fields of each model's config.json on the Hugging Face hub.
 
 Sources, read as huggingface.co/NAME/blob/main/config.json: Qwen/Qwen2.5-Coder-{0.5B,1.5B,3B,7B,14B,32B} (Hui et al.,
-arXiv 2409.12186) and meta-llama/Llama-3.1-{8B,70B} (Grattafiori et al., arXiv 2407.21783). A dtype, token ids and
-settings without effect on the numbers are left out.
+arXiv 2409.12186) and meta-llama/Llama-3.1-{8B,70B} (Grattafiori et al., arXiv 2407.21783). The dtype, token ids and
+settings that do not affect the numbers are left out.
 """
 
 from __future__ import annotations
@@ -54,6 +54,6 @@ def known_shape(name: str) -> ModelConfig | None:
 
 
 def nearest_shape(name: str) -> str:
-    """Words that help with a name that is not in the table."""
+    """A hint for a name that is not in the table."""
     near = get_close_matches(name.rsplit("/", 1)[-1], SHAPES, 1)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(SHAPES)}"

@@ -1,7 +1,8 @@
-"""The two ends of the decoder: token embedding, and logprobs of the next token, with the vocabulary over the devices.
+"""The two ends of the decoder, with a sharded vocabulary: token embedding, and logprobs of the next token.
 
-Each device has the rows of its part of the vocabulary, of the tables [V, D] as of the logits. Tokens travel, tables and
-logits do not: of a few tokens at a time every device computes its part, and sums or reduce-scatters meet.
+Each device has the rows of its part of the vocabulary, in the tables [V, D] and in the logits. Devices exchange tokens,
+not tables or logits: for a few tokens at a time every device computes its part, and a sum or reduce-scatter combines
+them.
 """
 
 from __future__ import annotations
@@ -17,30 +18,30 @@ from jax.sharding import Mesh
 from models.matmul import matmul
 from models.sharding import mesh_size, partition_spec, platform
 
-# f32 logits alive at once on a device: the gradient of the table is read and written once for each such chunk, so that
-# more is faster where there is memory. 128 MiB, 512 MiB, 1 GiB.
+# f32 logits in memory at once on a device. The table's gradient is read and written once per chunk, so larger chunks
+# are faster where there is memory. 128 MiB, 512 MiB, 1 GiB.
 CHUNK_ELEMENTS = {"cpu": 2**25, "tpu": 2**27, "gpu": 2**28}
-LOOKUP_ELEMENTS = 2**25  # of embeddings, before they are summed over the parts
-GATHERED_ELEMENTS = 2**27  # of the decoder's output for a chunk, that of other devices included: it grows with them
-TILE = 128  # tokens of a chunk are a multiple of it: TPUs reduce-scatter whole tiles only
+LOOKUP_ELEMENTS = 2**25  # elements of embeddings, before they are summed over the parts
+GATHERED_ELEMENTS = 2**27  # elements of a chunk's decoder output, gathered from all devices
+TILE = 128  # tokens of a chunk are a multiple of it: TPUs reduce-scatter only whole tiles
 
 
 class _Parts(NamedTuple):
-    """Where this device's part of the vocabulary and of the tokens is."""
+    """The mesh axes that vocabulary and tokens are sharded over."""
 
-    vocabulary: tuple[str, ...] = ()  # mesh axes that it is cut over
-    tokens: tuple[str, ...] = ()  # those of them that tokens are cut over, too
+    vocabulary: tuple[str, ...] = ()  # of the vocabulary
+    tokens: tuple[str, ...] = ()  # those of them that tokens are also sharded over
 
     def first(self, rows: int) -> jax.Array | int:
-        """The first of this device's `rows` rows of the table."""
+        """Index of the first of this device's `rows` rows of the table."""
         return jax.lax.axis_index(self.vocabulary) * rows if self.vocabulary else 0
 
     def gather(self, x: jax.Array) -> jax.Array:
-        """[n, ...] of this device -> [f * n, ...], of all that have other tokens and other parts."""
+        """[n, ...] of this device -> [f * n, ...] of all devices that have other tokens and other parts."""
         return jax.lax.all_gather(x, self.tokens, tiled=True) if self.tokens else x
 
     def own(self, x: jax.Array, n: int) -> jax.Array:
-        """This device's n of what `gather` gave, from x [f * n] that is the same on all."""
+        """This device's n entries of x [f * n], which is in the order of `gather` and the same on all devices."""
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.tokens) * n, n) if self.tokens else x
 
     def sum(self, x: jax.Array) -> jax.Array:
@@ -50,7 +51,7 @@ class _Parts(NamedTuple):
         return jax.lax.pmax(x, self.vocabulary) if self.vocabulary else x
 
     def sum_own(self, x: jax.Array) -> jax.Array:
-        """Sum over the parts of x [f * n, D], of which each device gets its own tokens [n, D]."""
+        """Sums x [f * n, D] over the parts; each device gets its own tokens [n, D]."""
         others = tuple(a for a in self.vocabulary if a not in self.tokens)
         x = jax.lax.psum(x, others) if others else x
         return jax.lax.psum_scatter(x, self.tokens, tiled=True) if self.tokens else x
@@ -62,7 +63,7 @@ def embed(
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
 ) -> jax.Array:  # [B, T, D] in dtype
-    """The tokens' rows of the table."""
+    """The rows of the table for the tokens."""
     if mesh is None or mesh.size == 1:
         return table[tokens].astype(dtype)
 
@@ -85,12 +86,12 @@ def token_logprobs(
     targets: jax.Array,  # i32[...]
     unembedding: jax.Array,  # [V, D]
     temperature: float = 1.0,
-    chunk_elements: int | None = None,  # None: what suits the platform
+    chunk_elements: int | None = None,  # None: the platform's
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # f32[...], f32[...]
     """log softmax(logits / temperature) at the targets, and the entropy of that distribution in nats.
 
-    Logits are made for a chunk of tokens at a time, and again in the backward pass. The entropy carries no gradient.
+    Logits are computed for one chunk of tokens at a time, and again in the backward pass. The entropy has no gradient.
     """
 
     elements = chunk_elements or CHUNK_ELEMENTS.get(platform(mesh), CHUNK_ELEMENTS["cpu"])
@@ -109,18 +110,18 @@ def token_logprobs(
 
 
 def chunk_tokens(elements: int, rows: int, D: int, devices: int) -> int:
-    """Tokens of a device whose logits are made at once.
+    """Tokens of a device whose logits are computed at once.
 
     Args:
-        elements: of logits.
-        rows, D: of the unembedding on a device.
-        devices: those that have other tokens and other parts of the vocabulary.
+        elements: logits in memory at once.
+        rows, D: shape of the unembedding on a device.
+        devices: number that have other tokens and other parts of the vocabulary.
     """
     return min(elements // (rows * devices), max(TILE, GATHERED_ELEMENTS // (D * devices)))
 
 
 def _logprobs(parts, unembedding, temperature, hidden, targets):
-    """Of n tokens of this device: hidden [n, D], targets i32[n]."""
+    """Logprobs and entropies of n tokens of this device: hidden [n, D], targets i32[n]."""
     n, rows = len(targets), len(unembedding)
     logits = matmul(parts.gather(hidden), unembedding.T) / temperature  # [f * n, rows]
     here = parts.gather(targets) - parts.first(rows)
@@ -136,7 +137,7 @@ def _logprobs(parts, unembedding, temperature, hidden, targets):
 
 
 def _in_chunks(f: Callable, arrays: tuple[jax.Array, ...], size: int):
-    """f over `size` rows of the arrays at a time; what it makes on the way is made again in the backward pass."""
+    """f over `size` rows of the arrays at a time; its intermediates are recomputed in the backward pass."""
     n = len(arrays[0])
     size = max(1, size // TILE * TILE or size)
     if size >= n:
@@ -161,7 +162,7 @@ def _over_parts(local: Callable, mesh: Mesh, table: jax.Array, *arrays: jax.Arra
     parts = _Parts(names, tuple(name for name in names if name in cut))
 
     def varying(table: jax.Array, *arrays: jax.Array):
-        # All alike from here on. Sums of gradients over devices are then made here: once, not for each chunk.
+        # Replicated from here on, so that gradients are summed over devices here: once, not for each chunk.
         table = jax.lax.pcast(table, tuple(n for n in cut if n not in names), to="varying")
         of_tokens = tuple(n for n in names if n not in cut)
         return local(parts, table, *(jax.lax.pcast(a, of_tokens, to="varying") for a in arrays))

@@ -1,1 +1,1 @@
-"""Engines that sample tokens, environments that say how an episode goes, and the collection of episodes."""
+"""Engines that sample tokens, environments that play episodes, and the collection of episodes."""

@@ -8,17 +8,21 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 
-class PromptTooLongError(ValueError):
-    """A prompt (with the new tokens asked for) does not fit the engine's context."""
+class UnsupportedError(ValueError):
+    """An engine or environment cannot do this with these settings, problems or server."""
+
+
+class PromptTooLongError(UnsupportedError):
+    """A prompt with max_new_tokens does not fit the engine's context."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw a completion.
+    """How to sample a completion.
 
-    The logprobs returned are those of softmax(logits / temperature), before top-k, top-p and min-p cut the
-    distribution; temperature 0 is greedy and its logprobs are those of temperature 1.
-    The same (prompt, params) gives the same tokens whatever else the engine is doing.
+    The returned logprobs are those of softmax(logits / temperature), before top-k, top-p and min-p truncate it;
+    temperature 0 is greedy, with the logprobs of temperature 1. The same (prompt, params) gives the same tokens
+    whatever else the engine is doing.
     """
 
     max_new_tokens: int = 256
@@ -28,9 +32,9 @@ class SamplingParams:
     min_p: float = 0.0  # 0.0: off
     stop_tokens: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
-    n: int = 1  # completions of this prompt; the i-th is drawn with seed (seed, i)
+    n: int = 1  # completions of this prompt; the i-th is sampled with seed (seed, i)
     seed: int = 0
-    sequence: int = 0  # requests with the same one (0: none) continue one another, until Engine.release; n must be 1
+    sequence: int = 0  # requests with one number (0: none) continue each other until Engine.release; n must be 1
 
     def __post_init__(self) -> None:
         for name, ok, rule in (
@@ -48,22 +52,22 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine drew. A stop token is part of `tokens`, as is the token that completes a stop string."""
+    """What the engine sampled. `tokens` includes the stop token, or the token that completes a stop string."""
 
     tokens: np.ndarray  # i32[n]
     logprobs: np.ndarray  # f32[n], of the temperature-scaled distribution
     finish_reason: Literal["stop", "length"]
     weight_version: int
-    cached: int = 0  # tokens of the prompt that were known from the request before in its sequence, and not computed
+    cached: int = 0  # prompt tokens known from the previous request of the sequence, hence not computed
 
 
 def check_prompt(prompt: np.ndarray, params: SamplingParams, vocab_size: int, max_length: int) -> None:
-    """Raises ValueError for a prompt i32[n] that no model with this vocabulary reads, PromptTooLongError for one that
-    leaves no room for the tokens asked for."""
+    """Raises ValueError for a prompt i32[n] outside the vocabulary, PromptTooLongError for one that does not leave room
+    for max_new_tokens."""
     if len(prompt) == 0:
         raise ValueError("the prompt is empty; give at least one token")
     if np.min(prompt) < 0 or np.max(prompt) >= vocab_size:
-        raise ValueError(f"a prompt token is outside of the vocabulary of {vocab_size}")
+        raise ValueError(f"a prompt token is outside the vocabulary of {vocab_size}")
     if len(prompt) + params.max_new_tokens > max_length:
         raise PromptTooLongError(
             f"a prompt of {len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the engine's max_length "
@@ -80,18 +84,22 @@ class Engine(Protocol):
     async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
         """`params.n` completions of the prompt i32[n].
 
-        Raises PromptTooLongError when prompt and max_new_tokens do not fit: nothing is truncated.
+        Raises PromptTooLongError when prompt and max_new_tokens do not fit; prompts are never truncated.
         """
         ...
 
     def release(self, sequence: int) -> None:
-        """No request will continue this sequence: what was kept for it may go."""
+        """Frees what is kept for this sequence, which no further request will continue."""
         ...
 
     def load_weights(self, params: Any, version: int) -> None:
-        """Samples from these parameters from now on; completions carry `version`, which stands for one set of them."""
+        """Samples from these parameters from now on; completions carry `version`, which identifies them."""
+        ...
+
+    def unload(self) -> None:
+        """Frees its memory on the trainer's devices until the next `load_weights`."""
         ...
 
     def close(self) -> None:
-        """Lets go of everything it holds."""
+        """Frees everything."""
         ...

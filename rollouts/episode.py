@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ class Problem:
     """One problem of a task.
 
     `messages` are chat messages ({"role", "content"}); a task for base models gives a plain `prompt` instead.
-    `tests` or `answer` say what is right; `public_tests` are those of `tests` whose failures the model may be told.
+    `tests` or `answer` say what is right; `public_tests` are those of `tests` whose failures the model may see.
     `meta` is for the report and for filters (difficulty, kind, ...).
     `demonstration` is a right answer for SFT, where the task has one: a text, or the messages of several turns (see
     rollouts.chat.conversation).
@@ -32,13 +33,27 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Submission:
+    """What an environment hands in at the end of an episode, made once; the judge and all that follows read it."""
+
+    text: str  # what the model wrote, as far as it counts
+    program: str | None = None  # the program in it; None for a task that does not ask for one
+    state: Any = None  # of an environment that changes something: an edited buffer, a diff
+
+
+@dataclass(frozen=True)
 class Reward:
-    """The reward of an episode with its named parts, and whether the problem counts as solved."""
+    """The reward of an episode with its named parts, and whether the problem counts as solved.
+
+    `answer` is the submission's answer in normal form, for majority votes (hashable; None: it gives none).
+    """
 
     value: float
     solved: bool
     parts: dict[str, float] = field(default_factory=dict)
     verdict: Verdict | None = None
+    answer: Hashable | None = None
+    turns: tuple[float, ...] | None = None  # a value for each sampled turn, in order; None: not given
 
 
 Role = Literal["assistant", "user", "tool", "output"]  # output: put into the assistant's own message
@@ -74,7 +89,7 @@ class Attempt(NamedTuple):
     valid: bool = True  # it is a program at all
 
 
-# finished: the model ended it. The others are budgets that were used up (tokens, turns, wall time), and a sandbox that
+# finished: the model ended it. The others are budgets that ran out (tokens, turns, wall time), and a sandbox that
 # could not judge.
 EpisodeStatus = Literal["finished", "truncated", "out_of_turns", "out_of_time", "sandbox_error"]
 
@@ -92,6 +107,12 @@ class Episode:
     weight_versions: tuple[int, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # seconds
     attempts: list[Attempt] = field(default_factory=list)  # of environments that score the program of each turn
+    submission: Submission | None = None  # what the reward is for; None in episodes saved by earlier versions
+
+    @property
+    def submitted(self) -> Submission:
+        """The submission; where it is not there, the whole text."""
+        return self.submission or Submission(self.text)
 
     @property
     def sampled_length(self) -> int:

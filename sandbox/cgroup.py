@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from typing import IO
 
 CPU_SHARE = 1.5  # cores: a program's process, and the examiner's or the worker's own work beside it
 _PERIOD_US = 100_000
 # controller: {its file in version 1: in version 2}; both limits of version 1's memory count swap as well where known
 _MEMORY = {"v1": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), "v2": ("memory.max",)}
-_KILLS = {"v1": ("memory.oom_control", "oom_kill"), "v2": ("memory.events", "oom_kill")}
+_EVENTS = {"v1": "memory.oom_control", "v2": "memory.events"}  # they count "oom_kill"
 
 
 class Cgroup:
@@ -25,7 +26,7 @@ class Cgroup:
     def __init__(self, name: str, membership: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup"):
         self.folders: dict[str, str] = {}  # by controller
         self._version = "v1"
-        self._memory_mb = self._kills = 0
+        self._memory_mb = 0
         problems: list[str] = []
         for controllers, path in _memberships(membership):
             if controllers == [""]:
@@ -63,12 +64,15 @@ class Cgroup:
             problems.append(f"mkdir {folder}: {error.strerror}")
 
     def sweep(self) -> None:
-        """Removes groups that a killed process has left: empty ones, not made just now."""
+        """Removes groups that a killed process has left: empty ones whose worker has ended, not made just now."""
         for folder in set(self.folders.values()):
             prefix, own = os.path.basename(folder).rsplit("-", 1)[0], os.path.basename(folder)
             for entry in os.scandir(os.path.dirname(folder)):
                 with contextlib.suppress(OSError):
-                    if entry.name.startswith(prefix) and entry.name != own and time.time() - entry.stat().st_mtime > 60:
+                    if not entry.name.startswith(f"{prefix}-") or entry.name == own:
+                        continue
+                    alive = os.path.exists(f"/proc/{entry.name.rpartition('-')[2]}")
+                    if time.time() - entry.stat().st_mtime > (60 if alive else 2):
                         os.rmdir(entry.path)
 
     def __str__(self) -> str:
@@ -97,15 +101,11 @@ class Cgroup:
             _write(self.folders["pids"], "pids.max", str(max(64, 2 * processes)))
         self._memory_mb = memory_mb
 
-    def killed_again(self) -> bool:
-        """Whether the kernel has ended a process here for want of memory since this was last asked."""
+    def memory_events(self) -> IO[bytes] | None:
+        """The file that counts the processes ended for want of memory; None without that controller."""
         if "memory" not in self.folders:
-            return False
-        file, key = _KILLS[self._version]
-        before = self._kills
-        with contextlib.suppress(OSError, ValueError), open(os.path.join(self.folders["memory"], file)) as f:
-            self._kills = int(dict(line.split() for line in f).get(key, 0))
-        return self._kills > before
+            return None
+        return open(os.path.join(self.folders["memory"], _EVENTS[self._version]), "rb", buffering=0)
 
     def remove(self) -> None:
         """Once its processes have ended; they may take a moment to leave."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import platform
+import signal
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -47,6 +49,11 @@ def setns(fd: int, flags: int) -> None:
     _checked(_libc.setns(fd, flags), "setns")
 
 
+def sethostname(name: str, domain: str) -> None:
+    for function, text in (("sethostname", name), ("setdomainname", domain)):
+        _checked(getattr(_libc, function)(text.encode(), len(text)), function)
+
+
 def prctl(option: int, value: int = 0) -> None:
     _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), "prctl")
 
@@ -79,16 +86,16 @@ def pivot_root(new_root: str, old_root: str) -> None:
 
 
 def drop_capability_bounds() -> None:
-    """What no later exec can give back. The capabilities that the process has now stay."""
+    """Empties the bounding set, so that exec cannot add capabilities. Present ones stay."""
     for capability in range(64):
         try:
             prctl(PR_CAPBSET_DROP, capability)
-        except OSError:  # past the last one that this kernel knows, or not ours to drop
+        except OSError:  # past the last one of this kernel, or not ours to drop
             return
 
 
-# What a fresh process does to itself is a list of calls, made ready before the fork: each page of memory that the
-# process writes must be copied first, and a call by Python code of any style touches a dozen of them.
+# What a fresh process does to itself is a list of calls prepared before the fork: each page that the process writes
+# must be copied first, and a call in Python code touches a dozen of them.
 Call = tuple[Callable[..., int], tuple[Any, ...]]
 _CAPABILITY_HEADER, _NO_CAPABILITIES = struct.pack("<Ii", 0x20080522, 0), bytes(24)  # version 3, this process
 
@@ -123,6 +130,20 @@ def seccomp_filter(code: bytes) -> Call:
     return call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)
 
 
+def unblock_signals() -> Call:
+    return call("sigprocmask", signal.SIG_SETMASK, bytes(128), None)
+
+
+def own_signals_only(filter_for: Callable[[int], bytes]) -> Call:
+    """A seccomp filter that depends on the process' own number, known only within it."""
+
+    def install() -> int:
+        function, arguments = seccomp_filter(filter_for(os.getpid()))
+        return function(*arguments)
+
+    return install, ()
+
+
 def close_from(first: int) -> Call:
     return call("syscall", ctypes.c_long(_CLOSE_RANGE), first, ctypes.c_uint((1 << 32) - 1), 0)
 
@@ -144,13 +165,19 @@ def fork() -> int:
     return _checked(_libc.fork(), "fork")
 
 
+def version() -> tuple[int, int]:
+    """The kernel's version, such as (6, 1)."""
+    major, minor = platform.release().split(".")[:2]
+    return int(major), int("".join(itertools.takewhile(str.isdigit, minor)) or 0)
+
+
 def landlock_version() -> int:
     """The ABI version of this kernel. Raises OSError without Landlock."""
     return _syscall("landlock", _LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
 
 
 def landlock_ruleset(files: int, network: int, scopes: int) -> int:
-    """A file descriptor of a ruleset that forbids the given kinds of access, but for what rules allow."""
+    """A file descriptor of a ruleset that forbids the given kinds of access, except where rules allow them."""
     attributes = struct.pack("<QQQ", files, network, scopes)
     version = landlock_version()
     size = 8 if version < 4 else 16 if version < 6 else 24

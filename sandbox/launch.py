@@ -1,8 +1,9 @@
-"""Starts workers (sandbox/worker.py), and speaks with them: the one place that knows a worker from outside."""
+"""Starts workers (sandbox/worker.py) and talks to them; nothing else outside knows a worker."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import marshal
 import os
@@ -12,18 +13,20 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sandbox.cgroup import Cgroup
-from sandbox.isolation import require
+from sandbox.isolation import ANY_PROGRAM, PROGRAM, SLOTS
+from sandbox.layers import require
+from sandbox.leftovers import remove_tree
 from sandbox.verdict import Limits
 
 ROOT = str(Path(__file__).resolve().parent.parent)
-# Processes beside a program's own that have its user id, where root did not start the worker: the worker, its
-# template, the examiner and the examiner's worker.
-POOL_OTHERS = 4
+PIPED = ("script", "command", "session")  # kinds that print to pipes; the others to files in memory
+WRITTEN_AT_ONCE = 2 << 20  # bytes of a file in memory that Linux writes whole or, where it may not grow, not at all
 START_S = 30.0  # on a loaded machine a Python with NumPy may take seconds to start
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.{module} import main; main({argument})"
 
@@ -41,7 +44,7 @@ def python_command(module: str, argument: str = "") -> list[str]:
 
 
 def python_environment() -> dict[str, Any]:
-    """What a bare Python must be told about this one: module folders for programs, and the folders they lie in."""
+    """What a bare Python needs to know about this one: module folders for programs, and their parent folders."""
     prefixes = [os.path.realpath(p) for p in (sys.base_prefix, sys.prefix)] + [sys.base_prefix, sys.prefix]
     prefixes += [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
     path = [p for p in sys.path if os.path.exists(p) and any(p.startswith(x.rstrip("/") + "/") for x in prefixes)]
@@ -55,28 +58,37 @@ class WorkerProcess:
     Args:
         python: see `python_environment`.
         preload: modules that it imports once for all programs.
+        program: the path that scripts see as theirs.
     """
 
-    def __init__(self, python: dict[str, Any], preload: tuple[str, ...] = (), least: str = "namespaces"):
+    def __init__(
+        self, python: dict[str, Any], preload: tuple[str, ...] = (), least: str = "namespaces", program: str = PROGRAM
+    ):
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()
         environment = {
+            "PYTHONPATH": f"{ROOT}/sandbox/boot",
+            "SANDBOX_CONTROL": str(theirs.fileno()),
             "PYTHONHASHSEED": "0",
+            "LANG": "C.UTF-8",
+            "HOME": os.devnull,  # ignores the user's own packages
             "LD_BIND_NOW": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }
         self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            python_command("worker", str(theirs.fileno())),
+            [sys.executable, program],
+            # Of the same kinds as a program's own descriptors: Python looks at them when it makes sys.stdout.
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             pass_fds=(theirs.fileno(),),
             env=environment,
             start_new_session=True,  # Ctrl-C is for the parent
         )
         theirs.close()
+        assert self.process.stdout and self.process.stderr
+        self._errors = self.process.stderr
         self.cgroup: Cgroup | None = None
         try:
             self.cgroup = Cgroup(f"jaxrl-sandbox-{self.process.pid}")
@@ -85,44 +97,66 @@ class WorkerProcess:
             state = "on"
         except OSError as error:
             state = str(error)
-        self._last_id, self.others = 0, POOL_OTHERS
+        self._last_id, self._slots, self._slot = 0, {0}, 0
+        self._template: WorkerProcess | None = None
+        self._folder = ""
         try:
             self.control.send(json.dumps({**python, "preload": preload, "cgroup": state}).encode())
-            self.layers: dict[str, str] = self.receive(START_S)["layers"]
+            hello = self.receive(START_S)
+            self.layers: dict[str, str] = hello["layers"]
+            self._folder = hello["folder"]
+            for controller, layer in (("memory", "memory"), ("pids", "processes")):
+                if self.cgroup and controller in self.cgroup.folders:
+                    self.layers[layer] = "on"
             require(self.layers, least)
+            if self.layers["mount"] != "on" and program == PROGRAM:  # that path will not exist: try again with another
+                self.stop()
+                self.__init__(python, preload, least, ANY_PROGRAM)
         except BaseException:
             self.stop()
             raise
 
-    def run(
-        self, kind: str, program: dict[str, Any], limits: Limits, stdin: bytes, examiner: socket.socket | None = None
-    ) -> Started:
-        """Starts a candidate process, and an examiner that gets the given socket to its judge.
+    def run(self, kind: str, program: dict[str, Any], limits: Limits, **given: Any) -> Started:
+        """Starts a process for a program: a candidate of some kind (sandbox/candidate.py), or an examiner.
+
+        Args:
+            program: plain data for it.
+            stdin, calls: bytes, for kinds that take them.
+            channel: for "served" and "examiner" the socket that leads to the other one, which is closed here.
+            printed: for "examiner" the files of what the other one prints, to see how much it is.
 
         Raises WorkerError when it cannot be started.
         """
         if self.cgroup:
             self.cgroup.limit(limits.memory_mb + 64, limits.processes)
-        ours, channel = socket.socketpair()
-        (stdout, stdout_end), (stderr, stderr_end) = os.pipe(), os.pipe()
-        text, given = _memory_file(marshal.dumps(program)), _memory_file(stdin)
-        started = Started(self._last_id + 1, stdout, stderr, None if examiner else ours, text)
-        fds = [given, stdout_end, stderr_end, channel.fileno(), text]
-        fds += [ours.fileno(), examiner.fileno()] if examiner else []
         self._last_id += 1
-        message = {"do": "run", "id": started.id, "kind": kind, "limits": vars(limits), "others": self.others}
+        data = marshal.dumps(program)
+        text = _memory_file(len(data).to_bytes(8, "little"), data, given.get("calls", b""))
+        streams = [_stream(kind, limits) for _ in range(2)]
+        (stdout, stdout_end), (stderr, stderr_end) = streams
+        started = Started(self._last_id, stdout, stderr, text, tuple(set(sum(streams, ())) - {stdout, stderr}))
+        theirs: list[int] = [_memory_file(given.get("stdin", b"")), stdout_end, stderr_end]
+        if kind in ("in_process", "session"):
+            started.channel, other = socket.socketpair()
+            channel = other.detach()
+        elif kind == "served":
+            channel = given["channel"].detach()
+        else:
+            started.answers = _memory_file()
+            channel = given["channel"].detach() if kind == "examiner" else os.dup(started.answers)
+        theirs += [channel, text]
+        if kind == "examiner":
+            theirs += [os.dup(fd) for fd in (started.answers, *given["printed"])]
+        message = {"do": "run", "id": started.id, "kind": kind, "limits": vars(limits)}
         try:
-            self.send(message, fds)
+            self.send(message, theirs)
         except WorkerError:
             started.close()
             raise
         finally:
-            for fd in (given, stdout_end, stderr_end):
-                os.close(fd)
-            channel.close()
-            if examiner:
-                ours.close()
-                examiner.close()
+            for fd in theirs:
+                if fd not in (text, stdout_end, stderr_end):
+                    os.close(fd)
         return started
 
     def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
@@ -139,9 +173,8 @@ class WorkerProcess:
         except OSError as error:
             raise WorkerError(f"the worker does not answer: {error}") from None
         if not data:
-            self._errors.seek(0)
-            said = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-            raise WorkerError(f"the worker has ended{': ' + said[0] if said else ''}")
+            last = drain(self._errors.fileno(), 1 << 16).decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise WorkerError(f"the worker has ended{': ' + last[0] if last else ''}")
         return json.loads(data)
 
     def end(self, run: int, grace_s: float = 0.0, timeout_s: float = 5.0) -> dict[str, Any]:
@@ -151,14 +184,17 @@ class WorkerProcess:
             pass
         return message
 
-    def clone(self) -> WorkerProcess:
-        """A worker with this one's modules in memory, in a jail of its own; it ends when this one ends.
+    def clone(self, role: str = "candidate", modules: Sequence[str] = ()) -> WorkerProcess:
+        """A worker with this one's modules in memory, and more, in a jail of its own; it ends when this one ends.
 
         A worker that has been cloned must not run programs: what ends one run would end its clones.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.send({"do": "clone"}, [theirs.fileno()])
+        slot = next(i for i in range(len(self._slots) + 1) if i not in self._slots)  # user ids of its own: see separate
+        if slot >= SLOTS:
+            raise WorkerError(f"{slot} workers are alive, more than one template can have")
+        self.send({"do": "clone", "slot": slot, "role": role, "modules": list(modules)}, [theirs.fileno()])
         theirs.close()
         ours.settimeout(START_S)
         try:
@@ -171,12 +207,18 @@ class WorkerProcess:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         new = object.__new__(WorkerProcess)
         new.control, new.process, new._errors, new._last_id = ours, None, self._errors, 0
-        new.layers, new.others = json.loads(data)["layers"], self.others
+        hello = json.loads(data)
+        new.layers, new._folder = hello["layers"], hello["folder"]
+        new._template, new._slot, new._slots = self, slot, set()
+        self._slots.add(slot)
         new.cgroup = None
         if self.cgroup:
             with contextlib.suppress(OSError):
                 new.cgroup = Cgroup(f"jaxrl-sandbox-{pid}")
                 new.cgroup.add(pid)
+        if new.cgroup and (events := new.cgroup.memory_events()) is not None:
+            with events:
+                new.send({"do": "memory"}, [events.fileno()])
         return new
 
     def stop(self) -> None:
@@ -193,23 +235,38 @@ class WorkerProcess:
             self.process.kill()
             self.process.wait()
             self._errors.close()
+            assert self.process.stdout
+            self.process.stdout.close()
         if self.cgroup:
             self.cgroup.remove()
+        if self._folder and os.path.exists(self._folder):
+            remove_tree(self._folder)  # it was ended before it could do so
+        if self._template:
+            self._template._slots.discard(self._slot)
 
 
+@dataclass
 class Started:
-    """A run's descriptors on this side: stdout, stderr and, without an examiner, the candidate's channel."""
+    """A run's descriptors on this side: stdout, stderr, and the file of its answers or a channel to it."""
 
-    def __init__(self, id: int, stdout: int, stderr: int, channel: socket.socket | None, text: int):
-        self.id, self.stdout, self.stderr, self.channel, self._text = id, stdout, stderr, channel, text
+    id: int
+    stdout: int
+    stderr: int
+    text: int
+    # The writing ends of pipes: while they are open here, nobody is woken by the process' end. Without pipes, what is
+    # printed goes to files in memory.
+    ends: tuple[int, ...]
+    answers: int = -1
+    channel: socket.socket | None = None
 
     def was_read(self) -> bool:
-        """Whether the candidate's process has come as far as reading its program (its place in it is shared)."""
-        return os.lseek(self._text, 0, os.SEEK_CUR) > 0
+        """Whether the process has come as far as reading its program (its place in it is shared)."""
+        return os.lseek(self.text, 0, os.SEEK_CUR) > 0
 
     def close(self) -> None:
-        for fd in (self.stdout, self.stderr, self._text):
-            os.close(fd)
+        for fd in (self.stdout, self.stderr, self.text, *self.ends, self.answers):
+            if fd >= 0:
+                os.close(fd)
         if self.channel:
             self.channel.close()
 
@@ -224,11 +281,25 @@ def drain(fd: int, room: int) -> bytes:
     return bytes(data)
 
 
-def _memory_file(data: bytes) -> int:
+def _stream(kind: str, limits: Limits) -> tuple[int, int]:
+    """Where a process prints: the descriptor to read it from, and its own."""
+    if kind in PIPED:
+        return os.pipe()
+    if kind == "examiner":  # what a test prints is for nobody
+        fd = os.open(os.devnull, os.O_RDWR)
+    else:  # a file that cannot grow, with room for the write that passes the limit
+        fd = os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, ((limits.output_kb << 10) // WRITTEN_AT_ONCE + 1) * WRITTEN_AT_ONCE)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd, fd
+
+
+def _memory_file(*parts: bytes) -> int:
     """A descriptor from which a process reads the data, whatever their size."""
     fd = os.memfd_create("sandbox")
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    for data in parts:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from sandbox.isolation import LEAST, required_layers
+from sandbox.launch import WorkerError
+from sandbox.layers import LEAST, required_layers
 from sandbox.pool import Pool, check_program
 from sandbox.verdict import Limits, Program, Verdict
 
@@ -35,7 +36,8 @@ class RayPool:
         workers: programs at a time on each node; 0: one per core there.
         limits, least: see sandbox.pool.Pool.
 
-    Raises IsolationError, from the first node's pool, when a machine gives less than `least`.
+    Returns when the first node is ready. Raises IsolationError, from that node's pool, when a machine gives less than
+    `least`, and WorkerError when no node is ready in time.
     """
 
     def __init__(self, address: str | None = None, workers: int = 0, limits: Limits | None = None, least: str = LEAST):
@@ -58,6 +60,11 @@ class RayPool:
         self._look_for_nodes()
         self._watcher = threading.Thread(target=self._watch, name="sandbox-nodes", daemon=True)
         self._watcher.start()
+        with self._changed:
+            ready = self._changed.wait_for(lambda: self._node_workers or self._refused, PATIENCE_S)
+        if self._refused or not ready:
+            self.close()
+            raise self._refused or WorkerError(f"no node of the Ray cluster was ready in {PATIENCE_S:.0f} s")
 
     def run(self, programs: Sequence[Program]) -> list[Verdict]:
         """The verdicts, in the order of the programs. Raises ValueError for a program that `check_program` refuses."""
@@ -131,7 +138,9 @@ class RayPool:
             place = NodeAffinitySchedulingStrategy(node, soft=False)
             actor = self._actor.options(scheduling_strategy=place).remote(*self._arguments)
             workers: Any = ray.get(actor.workers.remote())
-            self._node_workers[node] = workers
+            with self._changed:
+                self._node_workers[node] = workers
+                self._changed.notify_all()
             chunk = CHUNK_PER_WORKER * workers
             while True:
                 while len(running) < CHUNKS_IN_FLIGHT and (items := self._take(chunk, wait=not running)):
@@ -142,7 +151,9 @@ class RayPool:
                 verdicts = ray.get(first)
                 self._deliver(running.pop(first), verdicts)
         except RayTaskError as error:  # the node works, its pool does not: no other try will help
-            self._refused = error.as_instanceof_cause()
+            with self._changed:
+                self._refused = error.cause if isinstance(error.cause, Exception) else error
+                self._changed.notify_all()
             self._put_back(running)
             self._give_up(str(error.cause))
         except Exception:  # the node is lost

@@ -16,10 +16,16 @@ from typing import Any, get_args, get_origin
 
 from sandbox.plain import parse
 from sandbox.pool import check_program
-from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program, StdioTest, Test, Verdict
+from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program, ReferenceTest, StdioTest, Test, Verdict
 
 MAX_LINE = 64 << 20  # bytes
-TEST_TYPES: dict[str, type] = {"assert": AssertTest, "check": CheckTest, "call": CallTest, "stdio": StdioTest}
+TEST_TYPES: dict[str, type] = {
+    "assert": AssertTest,
+    "check": CheckTest,
+    "call": CallTest,
+    "stdio": StdioTest,
+    "reference": ReferenceTest,
+}
 MAXIMA = {"wall_s": 3600, "cpu_s": 3600, "memory_mb": 1 << 20, "output_kb": 1 << 17, "processes": 4096}
 _FIELDS = ("id", "program", "tests", "limits", "stop_at_first_failure", "files", "command", "filename")
 _NAMES = {
@@ -33,21 +39,21 @@ _NAMES = {
 
 
 class RequestError(ValueError):
-    """What is wrong with a request, with the field."""
+    """A request is wrong; the message names the field."""
 
 
 def read_request(line: bytes, limits: Limits = Limits()) -> tuple[Any, Program]:
     """The id (None if there is none) and the program of one line. Raises RequestError.
 
     Args:
-        limits: for fields of "limits" that the line does not give.
+        limits: defaults for "limits" in the line.
     """
     if len(line) > MAX_LINE:
-        raise RequestError(f"the line has {len(line)} bytes; at most {MAX_LINE} are taken")
+        raise RequestError(f"the line has {len(line)} bytes; the limit is {MAX_LINE}")
     try:
         data = parse(line)
     except (ValueError, UnicodeDecodeError) as error:
-        raise RequestError(f"no JSON: {error}") from None
+        raise RequestError(f"not JSON: {error}") from None
     if not isinstance(data, dict):
         raise RequestError("a request must be a JSON object")
     try:
@@ -60,10 +66,10 @@ def read_request(line: bytes, limits: Limits = Limits()) -> tuple[Any, Program]:
 def _program(data: dict[str, Any], limits: Limits) -> Program:
     _known(data, _FIELDS, "")
     if not isinstance(data.get("program"), str):
-        raise RequestError(f"program: must be a string, not {_said(data.get('program'))}")
+        raise RequestError(f"program: must be a string, not {_quoted(data.get('program'))}")
     tests = data.get("tests")
     if not isinstance(tests, list) or not tests:
-        raise RequestError(f"tests: must be a list with at least one test, not {_said(tests)}")
+        raise RequestError(f"tests: must be a list with at least one test, not {_quoted(tests)}")
     files = _checked(data.get("files", {}), dict, "files")
     for name, text in files.items():
         _checked(text, str, f"files.{_key(name)}")
@@ -88,10 +94,10 @@ def _program(data: dict[str, Any], limits: Limits) -> Program:
 
 def _test(data: Any, where: str) -> Test:
     if not isinstance(data, dict):
-        raise RequestError(f"{where}: must be an object, not {_said(data)}")
+        raise RequestError(f"{where}: must be an object, not {_quoted(data)}")
     kind = data.get("type")
     if not isinstance(kind, str) or kind not in TEST_TYPES:
-        raise RequestError(f"{where}.type: must be one of {', '.join(TEST_TYPES)}, not {_said(kind)}")
+        raise RequestError(f"{where}.type: must be one of {', '.join(TEST_TYPES)}, not {_quoted(kind)}")
     test = TEST_TYPES[kind]
     hints = typing.get_type_hints(test)
     fields = {f.name: f for f in dataclasses.fields(test)}
@@ -117,34 +123,34 @@ def _limits(data: Any, default: Limits) -> Limits:
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:
-    """The value as that kind; JSON lists become tuples where those are wanted."""
+    """The value as that kind; JSON lists become tuples where the field is one."""
     if kind is Any:
         return value
     if get_origin(kind) is typing.Literal:
         if value not in get_args(kind):
-            raise RequestError(f"{where}: must be one of {', '.join(get_args(kind))}, not {_said(value)}")
+            raise RequestError(f"{where}: must be one of {', '.join(get_args(kind))}, not {_quoted(value)}")
         return value
     plain = get_origin(kind) or kind
     if plain is tuple and isinstance(value, list):
         return tuple(value)
     accepted = (int, float) if plain is float else plain
     if not isinstance(value, accepted) or (isinstance(value, bool) and plain is not bool) or value != value:
-        raise RequestError(f"{where}: must be {_NAMES[plain]}, not {_said(value)}")
+        raise RequestError(f"{where}: must be {_NAMES[plain]}, not {_quoted(value)}")
     return value
 
 
 def _known(data: dict[str, Any], names: tuple[str, ...], where: str) -> None:
     for name in data:
         if name not in names:
-            raise RequestError(f"{where}{_key(name)}: unknown; there are {', '.join(names)}")
+            raise RequestError(f"{where}{_key(name)}: unknown; must be one of {', '.join(names)}")
 
 
 def _key(name: str) -> str:
-    """A field's name as it stands in an error of one line: quoted if it is long or has line ends and the like."""
-    return name if name.isprintable() and len(name) <= 60 else _said(name)
+    """A field's name for an error of one line: quoted if it is long or not printable."""
+    return name if name.isprintable() and len(name) <= 60 else _quoted(name)
 
 
-def _said(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = json.dumps(value, default=str)
     return "nothing" if value is None else text if len(text) <= 60 else text[:57] + "..."
 
@@ -159,7 +165,7 @@ def answer(request_id: Any, verdict: Verdict) -> str:
 
 
 def refusal(number: int, error: RequestError) -> str:
-    """The answer to a line that is no request."""
+    """The answer to a line that is not a request."""
     request_id = getattr(error, "request_id", None)
     return json.dumps({"id": request_id, "status": "bad_request", "passed": False, "tests": [],
                        "error": f"line {number}: {error}"})  # fmt: skip

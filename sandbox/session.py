@@ -1,7 +1,7 @@
-"""A stateful interpreter for tool use: code in, what it printed and the last expression's value out.
+"""A stateful interpreter for tool use: code in, output and the last expression's value out.
 
-Each session is a process of its own in a jail of its own, cloned from one warm worker, so that hundreds can be alive:
-between calls a session's processes are stopped, and it holds only the memory that it has written.
+Each session is a process in its own jail, cloned from one warm worker, so that hundreds can be alive: between calls a
+session's processes are stopped, and it holds only the memory that it has written.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox.isolation import LEAST, required_layers
 from sandbox.launch import Started, WorkerError, WorkerProcess, drain, python_environment
+from sandbox.layers import LEAST, required_layers
 from sandbox.plain import TRUSTED_FRAME, FrameReader, frame
 from sandbox.verdict import Limits, Status
 
-OTHERS = 4096  # processes of other sessions, which have the same user id where root did not start this
 GRACE_S = 0.1  # between the interrupt at a call's time limit and the end of a session that ignores it
 SESSION_LIMITS = Limits(wall_s=10.0, cpu_s=10.0, memory_mb=1024, output_kb=64, processes=16)
 
 
 @dataclass(frozen=True)
 class CallResult:
-    """What one call gave.
+    """The result of one call.
 
     status: "passed" when the code ran to its end; else as for programs.
     value: repr of the last expression's value; None when there is none.
-    restarted: the session's process has ended; its variables are gone, the next call starts afresh.
+    restarted: the session's process has ended; its variables are lost, and the next call starts a new one.
     """
 
     status: Status
@@ -63,9 +62,8 @@ class Sessions:
         concurrency: int = 0,
     ):
         required_layers(least)
-        self.limits = limits
-        self._template = WorkerProcess(python_environment(), preload, least)
-        self._template.others = OTHERS
+        self.limits, self._preload, self._least = limits, preload, least
+        self._start()
         self.layers = self._template.layers
         self._lock = threading.Lock()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -92,8 +90,24 @@ class Sessions:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _start(self) -> None:
+        self._template = WorkerProcess(python_environment(), self._preload, self._least)
+
+    def _template_ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._template.control, 0)  # only that the other end is closed
+        return bool(poll.poll(100))  # milliseconds, for a process that is just being killed
+
     def _clone(self) -> WorkerProcess:
+        """A worker for a session; of a new template where the old one has died, and with it all its sessions."""
         with self._lock:
+            try:
+                return self._template.clone()
+            except (WorkerError, OSError):
+                if not self._template_ended():
+                    raise
+            self._template.stop()
+            self._start()
             return self._template.clone()
 
 
@@ -144,7 +158,7 @@ class Session:
         if self._run:
             return
         self._worker = self._sessions._clone()
-        self._run = self._worker.run("session", {"code": "", "files": {}}, self._sessions.limits, b"")
+        self._run = self._worker.run("session", {"code": "", "files": {}}, self._sessions.limits)
         assert self._run.channel
         self._run.channel.settimeout(deadline - time.monotonic())
         if not self._run.channel.recv(1 << 16):
@@ -195,7 +209,7 @@ class _Call:
         self.answer: dict[str, Any] | None = None
 
     def step(self, worker: WorkerProcess, left: float) -> str:
-        """Takes what there is; why the session has ended, or "" while it goes on."""
+        """Reads available output; returns why the session has ended, or "" while it runs."""
         assert self.run.channel
         poll = select.poll()
         for fd in (*(self.output.keys() - self.ended), self.run.channel, worker.control):
@@ -216,7 +230,7 @@ class _Call:
                 return "killed"
         if worker.control.fileno() in ready:
             ended = worker.receive(1.0).get("ended", {})
-            return "timeout" if ended.get("cause") == "cpu" else "killed"
+            return {"cpu": "timeout", "memory": "memory"}.get(ended.get("cause", ""), "killed")
         return ""
 
     def drain(self) -> None:

@@ -11,24 +11,30 @@ Tests are plain data, so that they can cross a process boundary or come from a J
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import marshal
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from sandbox.plain import encode
 
 Status = Literal[
     "passed", "wrong_answer", "runtime_error", "syntax_error", "timeout", "memory", "output_limit", "killed",
     "sandbox_error",
 ]  # fmt: skip
 STATUSES: tuple[str, ...] = get_args(Status)
-# How a test was kept from the program: see sandbox/examiner.py for assert and check tests. The answers to call and
-# stdio tests are compared outside ("values", "output").
-Form = Literal["values", "output", "proxy", "objects", "in_process", ""]
+# How a test was kept from the program: its calls were made and their values compared elsewhere ("values"), its output
+# was ("output"), its code ran in an examiner's process ("examined"), or in the program's own ("in_process").
+Form = Literal["values", "output", "examined", "in_process", ""]
 
 
 @dataclass(frozen=True)
 class AssertTest:
-    """Python statements run after the program with its names; an exception is a failure.
+    """Python statements about the program's names; an exception is a failure.
 
-    form: "auto" or, for tests that only work inside of the program's process, "in_process".
+    form: "auto", or "in_process" for tests that only work inside of the program's process (they patch what it uses, or
+        hand it objects of their own classes). A program that is made for it can deceive a test in its own process.
     """
 
     code: str
@@ -63,19 +69,66 @@ class CallTest:
 class StdioTest:
     """The program reads `stdin` and must print `stdout` (trailing blanks of lines and trailing lines ignored).
 
-    compare: "lines", "tokens" (any white space between words) or "exact".
-    tolerance: where not 0, words that are numbers may differ by it (absolute or relative).
+    compare: "lines", "stripped" (blanks before lines and blank lines ignored too, numbers by value), "tokens" (any
+        white space between words) or "exact".
+    tolerance: where not 0, words that are numbers may differ by it (absolute or relative) from one with a fraction.
     checker: Python code that defines `check(stdin, stdout, expected) -> bool`, for problems with many right answers.
     """
 
     stdin: str
     stdout: str
-    compare: Literal["lines", "tokens", "exact"] = "lines"
+    compare: Literal["lines", "stripped", "tokens", "exact"] = "lines"
     tolerance: float = 0.0
     checker: str = ""
 
 
-Test = AssertTest | CheckTest | CallTest | StdioTest
+@dataclass(frozen=True)
+class ReferenceTest:
+    """`function` must give, for each of `inputs`, what a reference gives; values compare as in EvalPlus 0.3.
+
+    A value is right if it is == to the reference's, or else of the same type and close to it (numpy.allclose with rtol
+    1e-7 and `atol`). An atol of 0 becomes 1e-6 at the first input whose right value is made of floats, and stays so.
+
+    Args:
+        inputs: the arguments of each call, plain values (sandbox/plain.py).
+        reference: code that defines `function`; it runs once, in a jail of its own, and its values are kept on disk.
+        expected: the right values themselves, where there is no reference.
+        rule: a condition on args, out, expected, match (whether out == expected) and atol that decides instead of ==,
+            in the part of Python that sandbox/evaluate.py knows.
+        only_rule: what the rule refuses is not looked at for closeness.
+        seconds: a call may take that long, or four times as long as the reference's.
+    """
+
+    function: str
+    inputs: tuple[tuple[Any, ...], ...]
+    reference: str = ""
+    expected: tuple[Any, ...] = ()
+    atol: float = 0.0
+    rule: str = ""
+    only_rule: bool = False
+    seconds: float = 4.0
+
+    @functools.cached_property
+    def payload(self) -> bytes:
+        """All of it, for the judge. Raises ValueError for inputs that are not plain values."""
+        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        content["expected"] = [encode(value, _not_plain) for value in self.expected]
+        try:
+            return marshal.dumps(content | {"encoded": False})
+        except ValueError:  # a Counter, say
+            inputs = [[encode(arg, _not_plain) for arg in args] for args in self.inputs]
+            return marshal.dumps(content | {"inputs": inputs, "encoded": True})
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.payload).hexdigest()
+
+
+def _not_plain(value: Any) -> Any:
+    raise ValueError(f"{value!r:.80} is not a plain value")
+
+
+Test = AssertTest | CheckTest | CallTest | StdioTest | ReferenceTest
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """The confined process that starts programs: warm, isolated once, and free of secrets.
 
-It never sees a program, a test or an answer. For each run it gets file descriptors and limits, forks a process for
-the candidate and, where test code is to run, one for the examiner, hands them their descriptors, watches the limits,
-and when the run ends kills all that is left and says how it went. What a run's processes say to each other and to
-the judge (sandbox/judge.py) does not pass through here.
+It never sees a program, a test or an answer. For each run it gets file descriptors and limits, forks a process, passes
+it its descriptors, watches the limits, and when the run ends kills all that is left and reports how it ended. What a
+run's process writes for the judge (sandbox/judge.py) does not pass through here. A worker starts either candidates or
+examiners, never both: its role is set when it is cloned.
 
-    {"do": "run", "id", "limits", "kind", "others"} + descriptors   start a run
+    {"do": "run", "id", "limits", "kind"} + descriptors      start a run
     {"do": "end", "id", "grace_s"}                           end it now; answered, as every run, by {"id", "ended": ...}
     {"do": "suspend"} {"do": "resume", "cpu_s"}              freeze a session's processes, wake them with fresh CPU time
     {"do": "interrupt"}                                      SIGINT to the candidate
-    {"do": "clone"} + a control socket                       a worker like this one, in a jail of its own; a worker
-                                                             that has been cloned runs nothing itself
+    {"do": "clone", "role", "modules", "slot"} + a control socket
+                                                             a worker like this one, in a jail of its own, with more
+                                                             modules in memory; a worker that has been cloned runs
+                                                             nothing itself
+    {"do": "memory"} + a file of its control group           whose "oom_kill" counts processes killed for lack of memory
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import select
@@ -28,12 +32,28 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox import candidate, examiner, kernel
-from sandbox.isolation import Bounds, Jail, confinement, enter_jail, fresh_box, mount_box
+from sandbox import candidate, examiner, kernel, processes, script
+from sandbox.isolation import (
+    OTHERS,
+    PROGRAM,
+    Bounds,
+    Jail,
+    clean_folders,
+    confinement,
+    empty_file_system,
+    enter_jail,
+    fresh_box,
+    mount_box,
+    open_own,
+    separate,
+    settle,
+)  # fmt: skip
+from sandbox.leftovers import changed_at, remove_tree
 
 ENDLESS = 1 << 30  # seconds
-TICK_S = 0.05  # between two looks at a run's CPU time
-CANDIDATE_FILES = 5  # descriptors of a candidate: stdin, stdout, stderr, the channel, the program's text
+TICK_S, WATCHED_TICK_S = 0.05, 0.02  # between checks of a run's CPU time, and of its memory in /proc
+MORE_KB = 64 << 10  # that a program's processes may take together above the limit of each, as in a control group
+FIRST_VICTIM = b"1000"  # oom_score_adj of programs' processes
 CONTROL, RESERVED = 101, 10  # the control socket's descriptor; those below the second are for programs' processes
 # What programs of this kind import: loaded once, so that a fresh child finds it in memory.
 USUAL_MODULES = (
@@ -51,68 +71,93 @@ def main(control_fd: int) -> None:
         os.dup2(null, fd)
     start = json.loads(control.recv(1 << 20))
     sys.path[:] = start["path"]
+    script.only_usual_finders()
     for name in (*USUAL_MODULES, *start["preload"]):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.disable()
+    # Blocked, not ignored: ignored signals would stay so in each program's process, and in what it starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     jail = enter_jail(start["python"], start["cgroup"])
     os.environ.clear()
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME="/tmp", TMPDIR="/tmp", LANG="C.UTF-8", TZ="UTC")
-    sys.argv = ["program.py"]
+    os.environ.update(PYTHONHASHSEED="0")  # for the Pythons that a program starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker started in the background has it ignored
+    sys.argv, sys.orig_argv = ["program.py"], [sys.executable, "program.py"]
     sys.path.insert(0, jail.box or "")
     for name in [n for n in sys.modules if n.partition(".")[0] == "sandbox"]:
         del sys.modules[name]  # a program's own module may have that name
-    candidate.prepare()
     worker = Worker(control, jail)
+    script.prepare(worker)
     gc.freeze()
     worker.serve()
+    if jail.folder:
+        remove_tree(jail.folder)
 
 
 @dataclass
 class Run:
-    """The processes of one program, and what they may use."""
+    """One program's or examiner's process, and what it may use."""
 
     id: int
-    candidate: int
-    examiner: int
+    pid: int
     pidfd: int
     box: str
     cpu_s: float
+    memory_kb: int = 0  # for all of its processes together, to be watched here; 0: not watched
+    processes: int = 0  # limit to enforce here; 0: the kernel does
     cpu_before: float = 0.0  # used before the present call of a session
     suspended: bool = False
 
 
 class Worker:
-    """One run at a time; see the module's text for the messages."""
+    """Serves one run at a time; see the module's docstring for the messages."""
 
-    def __init__(self, control: socket.socket, jail: Jail):
-        self.control, self.jail = control, jail
+    def __init__(self, control: socket.socket, jail: Jail, role: str = "candidate"):
+        self.control, self.jail, self.role = control, jail, role
         self.run: Run | None = None
         self.bounds = Bounds()
-        sys.modules["random"].seed(0)  # each os.fork() has seeded it anew
-        self.confinements = {role: confinement(jail, role, self.bounds) for role in ("candidate", "examiner")}
+        self.memory_events = -1  # see {"do": "memory"}
+        self.oom_kills = 0
+        self.score, self.own_score = -1, b""
+        jail.try_layer("oom", self._prepare_score)
+        if "memory" not in jail.layers and not jail.try_layer("memory", lambda: _watchable(jail.proc)):
+            jail.layers["memory"] += "; without a control group, commands have no limit"
+        if jail.folder:
+            os.environ.update(HOME=f"{jail.folder}/box", TMPDIR=f"{jail.folder}/box")
+        seed_random_numbers()  # each os.fork() has reseeded them
+        self.confinement = confinement(jail, role, self.bounds)
         self.box_state = self._box_state()
+        self.folders_state = changed_at(jail.open_folders)
+
+    def _prepare_score(self) -> None:
+        """Raises OSError where the score cannot be raised and lowered again."""
+        self.score = open_own(self.jail, "oom_score_adj")
+        self.own_score = os.read(self.score, 16)
+        os.write(self.score, FIRST_VICTIM)
+        os.write(self.score, self.own_score)
 
     def serve(self) -> None:
-        self.say({"layers": self.jail.layers})
+        self.say({"layers": self.jail.layers, "folder": self.jail.folder})
         while True:
             poll = select.poll()
             poll.register(self.control, select.POLLIN)
             if self.run:
                 poll.register(self.run.pidfd, select.POLLIN)
-            ready = dict(poll.poll(TICK_S * 1000 if self.run and not self.run.suspended else None))
+            tick = WATCHED_TICK_S if self.run and self.run.memory_kb else TICK_S
+            ready = dict(poll.poll(tick * 1000 if self.run and not self.run.suspended else None))
             if self.control.fileno() in ready and not self.receive():
-                if self.run:  # nobody waits for it any more
+                if self.run:  # its caller has gone
                     self.kill_all()
                     self.clean_box(self.run.box)
                 return
             if self.run and self.run.pidfd in ready:
                 self.finish("")
-            if self.run and self.cpu_used(self.run) > self.run.cpu_s:
-                self.finish("cpu")
+            if self.run and not ready and (cause := self.exceeded(self.run)):
+                self.finish(cause)
 
     def receive(self) -> bool:
-        """One message; false when there will be no more."""
+        """Handles one message; false after the last one."""
         data, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 8)
         if not data:
             return False
@@ -121,7 +166,7 @@ class Worker:
             case "run":
                 self.start(message, fds)
             case "end" if self.run and self.run.id == message["id"]:
-                # One that has closed its channel may be about to end: then its own exit status is what counts.
+                # A process that has closed its channel may be about to end; then its own exit status counts.
                 self.finish("" if _ends_within(self.run.pidfd, message["grace_s"]) else "end")
             case "suspend" if self.run:
                 self.signal_all(signal.SIGSTOP)
@@ -132,9 +177,12 @@ class Worker:
                 self.run.suspended = False
                 self.signal_all(signal.SIGCONT)
             case "interrupt" if self.run:
-                os.kill(self.run.candidate, signal.SIGINT)
+                os.kill(self.run.pid, signal.SIGINT)
             case "clone":
-                self.clone(fds[0])
+                self.clone(fds[0], message)
+            case "memory":
+                self.memory_events = fds[0]
+                self.out_of_memory()
         return True
 
     def say(self, message: dict[str, Any]) -> None:
@@ -144,75 +192,107 @@ class Worker:
     def start(self, message: dict[str, Any], fds: list[int]) -> None:
         limits, kind, box = message["limits"], message["kind"], fresh_box(self.jail)
         memory = limits["memory_mb"] if kind != "command" else 0
-        cpu_s = limits["cpu_s"] if kind not in ("session", "examiner") else ENDLESS
-        # A user id of its own: only the program's processes count. A shared one: those of other workers count too.
-        processes = limits["processes"] + (0 if self.jail.ids else message["others"])
-        self.bounds.set(self.jail.size, cpu_s, processes, memory)
-        own, channels = fds[:CANDIDATE_FILES], fds[CANDIDATE_FILES:]
+        cpu_s = limits["cpu_s"] if kind != "session" else ENDLESS
+        self.bounds.set(self.jail.size, cpu_s, limits["processes"] + self.jail.others, memory)
         try:
-            helper = self.fork("examiner", kind, box, [0, 1, 0, *channels]) if channels else 0
-            if kind == "examiner":  # one that stays, for test code that leaves no traces
-                pid = self.fork("examiner", kind, box, [0, 1, 0, own[3]])
-            else:
-                pid = self.fork("candidate", kind, box, own)
-            self.run = Run(message["id"], pid, helper, os.pidfd_open(pid), box, cpu_s)
+            pid = self.fork(kind, box, fds)
+            self.run = Run(message["id"], pid, os.pidfd_open(pid), box, cpu_s)
+            if kind == "command" and self.memory_events < 0 and self.jail.layers["memory"] == "on":
+                self.run.memory_kb = (limits["memory_mb"] << 10) + MORE_KB
+            if self.jail.others == OTHERS:
+                self.run.processes = 2 * limits["processes"]
         except OSError as error:
             self.kill_all()
             self.say({"id": message["id"], "failed": str(error)})
         finally:
             for fd in fds:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # closed in a process that becomes a script
+                    os.close(fd)
 
-    def fork(self, role: str, kind: str, box: str, fds: list[int]) -> int:
+    def fork(self, kind: str, box: str, fds: list[int]) -> int:
         """A confined process with `fds` as its descriptors 0, 1, ...; of these, programs that it starts get 0 to 2."""
         calls = [kernel.call("setsid"), kernel.call("chdir", box)]
         calls += [kernel.call("dup2", fd, i) for i, fd in enumerate(fds[:3]) if fd != i]
         calls += [kernel.call("dup3", fd, i + 3, os.O_CLOEXEC) for i, fd in enumerate(fds[3:])]
-        calls += [*self.confinements[role], kernel.close_from(len(fds))]
-        calls += [kernel.call("prctl", kernel.PR_SET_PDEATHSIG, signal.SIGKILL)]
+        calls += [*self.confinement, kernel.close_from(len(fds))]
+        calls += [kernel.call("prctl", kernel.PR_SET_PDEATHSIG, signal.SIGKILL), kernel.unblock_signals()]
+        if self.own_score:  # a child inherits the score, and cannot change it without /proc
+            os.write(self.score, FIRST_VICTIM)
         if pid := kernel.fork():
+            if self.own_score:
+                os.write(self.score, self.own_score)
             return pid
         try:
             kernel.perform(calls)
             gc.enable()
-            if role == "candidate":
+            if self.role == "candidate":
                 candidate.main(kind)
-            elif kind == "examiner":
-                examiner.stand()
             else:
                 examiner.main()
-        finally:
+        except script.Handover:  # leaves all frames of the worker's
+            raise
+        except BaseException:
             os._exit(1)
+        os._exit(1)
 
     def cpu_used(self, run: Run) -> float:
-        """CPU seconds of the candidate's or the examiner's process, whichever used more."""
-        return max(_cpu_clock(run.candidate), _cpu_clock(run.examiner) if run.examiner else 0.0)
+        """CPU seconds of the run's first process."""
+        return _cpu_clock(run.pid)
+
+    def exceeded(self, run: Run) -> str:
+        """The cause for which a run must end now, or ""."""
+        if self.cpu_used(run) > run.cpu_s:
+            return "cpu"
+        if self.out_of_memory():
+            return "memory"
+        if run.memory_kb and not run.suspended and processes.memory_kb(self.jail.proc, run.memory_kb) > run.memory_kb:
+            return "memory"
+        if run.processes and len(processes.descendants(self.jail.proc)) > run.processes:
+            return "processes"
+        return ""
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel has ended a process of this worker for lack of memory since the last call."""
+        if self.memory_events < 0:
+            return False
+        before = self.oom_kills
+        with contextlib.suppress(OSError, ValueError):
+            counts = os.pread(self.memory_events, 4096, 0).split()
+            self.oom_kills = int(counts[counts.index(b"oom_kill") + 1])
+        return self.oom_kills > before
 
     def finish(self, cause: str) -> None:
-        """Ends the run, and says how: cause is "" when the candidate ended by itself, "end" or "cpu"."""
+        """Ends the run and reports how.
+
+        The cause is "" if its process ended by itself, else "end", "cpu", "memory" or "processes".
+        """
         assert self.run
         run, self.run = self.run, None
-        status, cpu, peak = self.kill_all(run.candidate, run.examiner)
+        status, cpu, peak = self.kill_all(run.pid)
         os.close(run.pidfd)
+        if self.out_of_memory() or (run.memory_kb and peak > run.memory_kb):
+            cause = "memory"
         ended = {"cause": cause, "status": status, "cpu_s": cpu, "memory_kb": peak}
         self.say({"id": run.id, "ended": ended})
         self.clean_box(run.box)
 
-    def kill_all(self, pid: int = 0, examiner: int = 0) -> tuple[int, float, int]:
-        """Kills all processes but this one; the wait status, CPU seconds and peak kilobytes of process `pid`.
+    def kill_all(self, pid: int = 0) -> tuple[int, float, int]:
+        """Kills all processes except this one; the wait status of process `pid`, the CPU seconds of all, its peak kB.
 
-        The CPU seconds are those of all processes but the examiner.
-
-        As process 1 one call does it, and no fork bomb can outrun it: a process with a deadly signal does not fork.
+        For process 1 one call does it, and a fork bomb cannot outrun it: a process with a pending
+        SIGKILL does not fork.
         """
         status, cpu, peak = 0, 0.0, 0
         while True:
             self.signal_all(signal.SIGKILL)
             try:
-                ended, how, usage = os.wait4(-1, 0)
+                ended, how, usage = os.wait4(-1, 0 if self.jail.process_one else os.WNOHANG)
             except ChildProcessError:
                 return status, cpu, peak
-            cpu += usage.ru_utime + usage.ru_stime if ended != examiner else 0.0
+            if not ended:  # killed, but not gone yet; or started while /proc was read, and not killed yet
+                time.sleep(0.0002)
+                continue
+            cpu += usage.ru_utime + usage.ru_stime
             if ended == pid:
                 status, peak = how, usage.ru_maxrss
 
@@ -221,49 +301,73 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, number)
             return
-        for pid in _descendants(os.getpid()):
+        for pid in processes.descendants(self.jail.proc):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def clean_box(self, box: str) -> None:
         if not self.jail.box:
-            importlib.import_module("shutil").rmtree(box, ignore_errors=True)
-        elif self._box_state() != self.box_state:  # constant time, however deep or odd what was left there is
+            self.folders_state = clean_folders(self.jail, self.folders_state)
+        elif self._box_state() != self.box_state and not self._only_script_removed():
+            # In constant time, however deep or odd the remaining files are.
             kernel.unmount(self.jail.box)
             mount_box(self.jail)
-            self.box_state = self._box_state()
+        self.box_state = self._box_state()
 
-    def _box_state(self) -> tuple[int, int] | None:
-        """Changes with every file made, every mode or attribute set in the box's top folder."""
+    def _only_script_removed(self) -> bool:
+        """Empties a box that holds only a script; not one that programs own, whose attributes they can set."""
+        with os.scandir(self.jail.box) as entries:
+            names = [entry.name for entry in itertools.islice(entries, 2)]
+        if not self.jail.ids or names != [os.path.basename(PROGRAM)]:
+            return False
+        with contextlib.suppress(OSError):  # a folder
+            os.unlink(PROGRAM)
+            return True
+        return False
+
+    def _box_state(self) -> tuple[int, int, int] | None:
+        """Changes with every file made and every mode or attribute set in the box's top folder.
+
+        The time alone does not: before Linux 6.13 it can be milliseconds old.
+        """
         if not self.jail.box:
             return None
         status = os.stat(self.jail.box)
-        return status.st_ctime_ns, status.st_mode
+        return status.st_ctime_ns, status.st_size, status.st_mode
 
-    def clone(self, control_fd: int) -> None:
-        """A process 1 of a new pid namespace, with a box of its own; it shares this one's memory until it writes."""
-        new = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC
+    def clone(self, control_fd: int, message: dict[str, Any]) -> None:
+        """A worker in namespaces and with a box of its own; it shares this one's memory until it writes."""
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:  # clones that have ended
                 pass
-        if self.jail.process_one:
-            if middle := os.fork():  # unshare changes the caller's children for good, hence a process that then ends
-                os.close(control_fd)
-                os.waitpid(middle, 0)
-                return
-            kernel.unshare(new)
-            if os.fork():
-                os._exit(0)
-            kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-            mount_box(self.jail)
-        elif os.fork():
+        if middle := os.fork():
             os.close(control_fd)
+            if self.jail.process_one:
+                os.waitpid(middle, 0)
             return
-        with contextlib.suppress(OSError):  # does not pass to a fork
-            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        jail = separate(self.jail, message["slot"])
+        if jail.process_one and os.fork():  # a new pid namespace holds only children, hence a process that then ends
+            os._exit(0)
+        settle(jail)
         self.control.close()
-        Worker(socket.socket(fileno=control_fd), self.jail).serve()
+        if self.own_score:
+            os.close(self.score)
+        for name in message["modules"]:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        if message["role"] == "examiner":
+            empty_file_system(jail)
+        Worker(socket.socket(fileno=control_fd), jail, message["role"]).serve()
+        if jail.folder:
+            remove_tree(jail.folder)
         os._exit(0)
+
+
+def seed_random_numbers() -> None:
+    """The same random numbers in every worker, so that verdicts repeat."""
+    sys.modules["random"].seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
 
 
 def _ends_within(pidfd: int, seconds: float) -> bool:
@@ -279,12 +383,6 @@ def _cpu_clock(pid: int) -> float:
     return 0.0
 
 
-def _descendants(pid: int) -> list[int]:
-    """All living processes below pid; for machines without pid namespaces."""
-    found = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as f:
-                for child in map(int, f.read().split()):
-                    found += [child, *_descendants(child)]
-    return found
+def _watchable(proc: int) -> None:
+    if not processes.visible(proc):
+        raise OSError("the children of a process cannot be seen in /proc")

@@ -36,7 +36,17 @@ def test_parts_for_which_no_time_is_left_are_said_to_be_skipped():
     assert run("gpu.py", "--shape", "tiny", "--seconds", "1").count("skipped") >= 5
 
 
-WITHOUT = ("transformers", "tokenizers", "datasets", "ml_collections", "chex", "orbax", "scipy", "tensorboard", "torch")
+WITHOUT = [
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "ml_collections",
+    "chex",
+    "orbax",
+    "scipy",
+    "tensorboardX",
+    "torch",
+]
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jaxrl.config import Config
-from jaxrl.datafiles import DataError
-from jaxrl.run import demonstration_tokens
-from jaxrl.tokenizer import train_tokenizer
-from jaxrl.traces import episode_messages, main, read_traces, select, write_traces
+from jaxrl.runs.prompts import demonstration_tokens
+from jaxrl.runs.tokenizer import train_tokenizer
+from jaxrl.tasks.conversations import read_conversations
+from jaxrl.tasks.rows import DataError
+from jaxrl.traces import episode_messages, main, select, write_traces
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 
 CONVERSATION = [
@@ -32,7 +33,7 @@ def written(tmp_path, *rows) -> str:
 
 
 def test_the_loss_is_on_what_the_assistant_says(tmp_path):
-    (problem,) = read_traces(written(tmp_path, {"messages": CONVERSATION, "more": 1}))
+    (problem,) = read_conversations(written(tmp_path, {"messages": CONVERSATION, "more": 1}))
     tokenizer = train_tokenizer(["a"], 300)
     config = Config()
     tokens, learned = demonstration_tokens(tokenizer, problem, config.rollout)
@@ -53,9 +54,9 @@ def test_the_loss_is_on_what_the_assistant_says(tmp_path):
         ([], "messages must be a list"),
         (
             [{"role": "bot", "content": "x"}],
-            r"messages\[0\]: must have a role of system, user",
+            r"messages\[0\]: role must be one of system, user",
         ),
-        ([{"role": "user", "content": 3}], r"messages\[0\]: must have"),
+        ([{"role": "user", "content": 3}], r"messages\[0\]: content must be a text, is the number 3"),
         (
             [CONVERSATION[1], *[{"role": "assistant", "content": "x"}] * 2],
             r"messages\[1\] and \[2\] are both the assistant's; make them one message",
@@ -67,7 +68,7 @@ def test_the_loss_is_on_what_the_assistant_says(tmp_path):
 def test_rows_that_are_no_conversations(tmp_path, messages, message):
     good = {"messages": CONVERSATION}
     with pytest.raises(DataError, match=f"traces.jsonl:2: {message}"):
-        read_traces(written(tmp_path, good, {} if messages is None else {"messages": messages}))
+        read_conversations(written(tmp_path, good, {} if messages is None else {"messages": messages}))
 
 
 def episode(problem: Problem, text: str, solved: bool = True, status="finished") -> Episode:
@@ -85,7 +86,7 @@ def test_what_passes_is_kept_once(tmp_path):
     assert [e.text for e in chosen] == ["c", "a b"]
     assert counts == {"sampled": 6, "not solved": 1, "not finished": 1, "duplicate": 1, "more than wanted": 1}
     write_traces(tmp_path / "traces.jsonl", chosen, Config(), {"model": "m"})
-    problems = read_traces(str(tmp_path / "traces.jsonl"))
+    problems = read_conversations(str(tmp_path / "traces.jsonl"))
     assert [p.demonstration[0]["content"] for p in problems] == ["c", "a b"]  # type: ignore[index]
     assert json.loads((tmp_path / "traces.jsonl").read_text().splitlines()[0])["origin"] == {"model": "m"}
     assert episode_messages(chosen[0], p)[0] == p.messages[0]

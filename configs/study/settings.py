@@ -4,7 +4,9 @@
 configs/study/tool.py:/models/Qwen2.5-Coder-1.5B` trains that model on contest problems and tests it on HumanEval.
 """
 
+from jaxrl.algorithms import policy_gradient
 from jaxrl.config import Config
+from jaxrl.tasks import compute, contest, humaneval
 
 
 def study_config(name: str, model: str = "") -> Config:
@@ -30,13 +32,14 @@ def grpo_config(name: str, model: str = "") -> Config:
 
 
 def _small(config: Config) -> None:
-    config.task.name = "compute"
-    config.task.max_difficulty = 3
-    # Short ones first of all: copying numbers is learned from them several times sooner. Answers by head teach nothing.
-    config.task.demonstration_kinds = ("tool", "tool", "program", "tool", "direct")
-    config.task.hard_demonstrations = 0.35
-    config.task.lazy_demonstrations = 0.4
-    config.task.held_out_problems = 200
+    config.task = compute.Settings(
+        max_difficulty=3,
+        # Mostly short ones: copying numbers is learned from them several times sooner. Answers by head teach nothing.
+        demonstration_kinds=("tool", "tool", "program", "tool", "direct"),
+        hard_demonstrations=0.35,
+        lazy_demonstrations=0.4,
+        held_out_problems=200,
+    )
 
     config.model.shape.hidden_size = 192
     config.model.shape.intermediate_size = 512
@@ -59,14 +62,10 @@ def _real(config: Config, model: str) -> None:
     config.model.path = model
     config.model.pretraining_tokens = 5.5e12  # Qwen2.5-Coder (arXiv 2409.12186)
     config.model.remat = "full"
-    config.task.name = "contest"
-    config.task.path = "open-r1/verifiable-coding-problems-python"
-    config.task.max_tests = 16
-    config.task.max_prompt_characters = 6000
-    config.evaluation.task.name = "humaneval"
-    config.evaluation.task.path = "openai/openai_humaneval"
-    config.evaluation.task.split = "test"
-    config.evaluation.task.held_out_problems = 164
+    config.task = contest.Settings(
+        path="open-r1/verifiable-coding-problems-python", max_tests=16, max_prompt_characters=6000
+    )
+    config.evaluation.task = humaneval.Settings(path="openai/openai_humaneval", split="test", held_out_problems=164)
     config.evaluation.samples = 10
     config.evaluation.temperature = 0.2
     config.evaluation.every = 100
@@ -82,7 +81,6 @@ def _real(config: Config, model: str) -> None:
     config.rollout.max_prompt_length = 2048
     config.rollout.reject_long_prompts = True
     config.rollout.max_new_tokens = 3072
-    config.grpo.loss.clip_high = 0.28
-    config.grpo.loss.sampler_correction = "truncate"
+    config.grpo.loss = policy_gradient.Settings(clip_high=0.28, sampler_correction="truncate")
     config.batch.microbatch_rows = 16
     config.sandbox.cpu_s = 5.0

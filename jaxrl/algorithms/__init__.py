@@ -1,6 +1,6 @@
-"""Algorithms: advantages on the host, losses on the device.
+"""Algorithms: credit on the host, losses on the device.
 
-A loss is a pure function (logprobs f32[B,T], batch, ...) -> (loss, LossMetrics). It never sees the model, and it is
+A loss is a pure function (outputs, batch) -> (loss, LossMetrics), see objective.py. It never sees the model, and it is
 a plain sum over the tokens of the batch: the weights that make it a mean of some kind are in `batch.loss_weights`.
 So the losses, gradients and metrics of microbatches add up to those of the whole batch, however it is cut.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class LossMetrics(NamedTuple):
-    """What a loss measured on a microbatch, in a form that can be accumulated exactly. All values are scalars."""
+    """What a loss measured on a microbatch, in a form that accumulates exactly. All values are scalars."""
 
     sums: dict[str, jax.Array]  # over the sampled tokens; sums["tokens"] is their number
     maxima: dict[str, jax.Array]  # over the sampled tokens, >= 0

@@ -1,96 +1,83 @@
-"""Tasks: where problems come from, and what a text is worth.
+"""Tasks: where problems come from, and what a submission is worth.
 
-A task is one module of this package with `make_task(config: TaskConfig, seed: int) -> Task`.
+A task is one module with a class Settings(TaskSettings) and `make_task(settings: Settings, seed: int) -> Task`: of this
+package, or from anywhere (jaxrl/config/plugins.py). docs/extending.md has a worked example.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import overload
+from typing import Any
 
-import numpy as np
+from jaxrl.config.plugins import PLUGINS, load_plugin, plugin_name
+from jaxrl.config.rules import check_settings
+from jaxrl.config.task import TaskSettings
+from jaxrl.tasks.extract import code_block, parses
+from jaxrl.tasks.sampling import Selection, Uniform
+from rollouts.episode import Group, Problem, Reward, Submission
+from rollouts.services import Services
 
-from jaxrl.config import TaskConfig
-from jaxrl.extract import code_block, parses
-from rollouts.episode import Problem, Reward
-from sandbox.pool import Pool
+Judge = Callable[[Problem, Submission, Services], Awaitable[Reward]]
 
-Score = Callable[[Problem, str, Pool], Awaitable[Reward]]
+
+def difficulty(problem: Problem) -> dict[str, Any]:
+    """The slice of a problem whose meta says how difficult it is."""
+    return {"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}
 
 
 @dataclass(frozen=True)
 class Task:
-    """Problems and their reward.
+    """Problems and what their submissions are worth.
 
-    `score(problem, text, pool)` judges the text that the model sampled for the problem.
-    `demonstrations` are problems that have a `demonstration`, for SFT; `corpus` is text like that of the task,
-    for training a small tokenizer; `rejected` counts the problems that filters dropped, by reason.
+    `judge(problem, submission, services)` is the reward of what an episode submits; `extract(problem, text)` is the
+    program in a text, for tasks that ask for programs. `demonstrations` are problems that have a `demonstration`, for
+    SFT; `corpus` is text like that of the task, for training a small tokenizer; `rejected` counts the problems that
+    filters dropped, by reason.
 
-    For evaluation, where a task has them: `program` is the program that a text stands for, `answer` its answer in
-    normal form (hashable; None if it gives none) for majority votes, `well_formed` whether it is worth judging at all.
+    For evaluation: `metrics(group)` are values of a problem by name, beside pass@k; `headline` is the metric of
+    progress lines, reports and comparisons; `slices(problem)` are the parts of the problems that the headline is
+    reported for, {"difficulty": 3}; `answers` says that rewards have an `answer`, for majority votes; `well_formed`
+    says whether a submission is worth judging at all.
+
+    `selection(train, seed)` draws the training problems: without it each comes once a pass. `environments` are settings
+    of environments by Problem.meta["part"], where the problems of a task do not all have the run's.
     """
 
     name: str
     train: Sequence[Problem]
     held_out: Sequence[Problem]
-    score: Score
+    judge: Judge
+    extract: Callable[[Problem, str], str] | None = None
     demonstrations: Sequence[Problem] = ()
     corpus: Callable[[], Iterable[str]] | None = None
     rejected: dict[str, int] = field(default_factory=dict)
-    program: Callable[[Problem, str], str] | None = None
-    answer: Callable[[Problem, str], Hashable | None] | None = None
-    well_formed: Callable[[Problem, str], bool] | None = None
+    metrics: Callable[[Group], dict[str, float]] | None = None
+    headline: str = "pass@1"
+    slices: Callable[[Problem], dict[str, Any]] = difficulty
+    answers: bool = False
+    well_formed: Callable[[Problem, Submission], bool] | None = None
+    selection: Callable[[Sequence[Problem], int], Selection] | None = None
+    environments: Mapping[str, Any] = field(default_factory=dict)
 
-    def is_well_formed(self, problem: Problem, text: str) -> bool:
-        """By the task's own rule, else whether the program of the text is Python."""
+    def submission(self, problem: Problem, text: str) -> Submission:
+        """The submission of a text."""
+        return Submission(text, self.extract(problem, text) if self.extract else None)
+
+    def is_well_formed(self, problem: Problem, submission: Submission) -> bool:
+        """By the task's own rule, else whether the program is Python."""
         if self.well_formed is not None:
-            return self.well_formed(problem, text)
-        return parses(self.program(problem, text) if self.program else code_block(text))
+            return self.well_formed(problem, submission)
+        program = submission.program
+        return parses(code_block(submission.text) if program is None else program)
 
-    def batch(self, seed: int, step: int, size: int) -> list[Problem]:
-        """`size` training problems, a function of (seed, step) alone; each pass over `train` is a new shuffle."""
-        return shuffled(self.train, seed, step, size)
-
-
-@dataclass(frozen=True)
-class Generated(Sequence[Problem]):
-    """`size` problems made when they are asked for; `make(i)`, a function of i alone, gives the i-th."""
-
-    size: int
-    make: Callable[[int], Problem]
-
-    def __len__(self) -> int:
-        return self.size
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        chosen = range(self.size)[index]  # negative indices and IndexError as a list has them
-        return self.make(chosen) if isinstance(chosen, int) else [self.make(i) for i in chosen]
+    def select(self, seed: int) -> Selection:
+        """Draws the training problems of a run with this seed."""
+        return self.selection(self.train, seed) if self.selection else Uniform(self.train, seed)
 
 
-def shuffled(problems: Sequence[Problem], seed: int, step: int, size: int) -> list[Problem]:
-    """Items step * size .. (step + 1) * size - 1 of an endless sequence of shuffles of `problems`."""
-    chosen, orders = [], {}
-    for index in range(step * size, (step + 1) * size):
-        epoch, offset = divmod(index, len(problems))
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(len(problems))
-        chosen.append(problems[int(orders[epoch][offset])])
-    return chosen
-
-
-def load_task(config: TaskConfig, seed: int) -> Task:
-    """The task of module `jaxrl.tasks.<config.name>`. Raises ValueError naming the nearest task."""
-    names = [m.name for m in pkgutil.iter_modules(__path__)]
-    if config.name not in names:
-        near = get_close_matches(config.name, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-        raise ValueError(f"task.name = {config.name!r} is no task; {hint}")
-    return importlib.import_module(f"jaxrl.tasks.{config.name}").make_task(config, seed)
+def load_task(settings: TaskSettings, seed: int) -> Task:
+    """The task of these settings. Raises UserError naming the nearest task, and what make_task raises."""
+    check_settings(settings, "task")
+    name = settings.name or plugin_name(PLUGINS["task"], type(settings))
+    return load_plugin(PLUGINS["task"], name).make_task(settings, seed)

@@ -4,7 +4,7 @@
 
 Every problem may be answered in two ways: with the value, "\\boxed{2194}", or with a program that defines f and must
 return the right values for other numbers too. The instruction that a config puts after the problem says which: DIRECT
-and TOOL want the value (by head, or with the interpreter), PROGRAM the program (which may be told the public tests that
+and TOOL want the value (by head, or with the interpreter), PROGRAM the program (which may see the public tests that
 it fails). Demonstrations are of all three kinds, those of a careless teacher: a share of the programs does the last
 step only.
 
@@ -16,16 +16,23 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from jaxrl.config import TaskConfig
-from jaxrl.extract import code_block, parses
-from jaxrl.tasks import Generated, Task
-from jaxrl.tasks.functions import Family, Plan, allowed_constants, make_step, run, telling_inputs
-from rollouts.environments.feedback import told
-from rollouts.episode import Problem, Reward
-from sandbox.pool import Pool
-from sandbox.verdict import CallTest, Program
+from annotated_types import Ge, Le
+
+from jaxrl.config.rules import Share
+from jaxrl.config.task import TaskSettings
+from jaxrl.errors import UserError
+from jaxrl.tasks import Task
+from jaxrl.tasks.extract import parses
+from jaxrl.tasks.functions import Family, Plan, allowed_constants, extract, make_step, run, telling_inputs
+from jaxrl.tasks.rewards import judge_program
+from jaxrl.tasks.sampling import Generated
+from rollouts.environments.feedback import failure_message
+from rollouts.episode import Problem, Reward, Submission
+from rollouts.services import Services
+from sandbox.verdict import CallTest
 
 DIRECT, TOOL, PROGRAM = "Answer at once.", "Use Python.", "Write f."
 PARTIAL_CREDIT = 0.2  # of a program, times the share of tests passed, when not all pass
@@ -34,7 +41,7 @@ HELD_OUT_SEED = 30_000_001  # the same held-out problems for every run
 CORPUS_PROBLEMS = 600
 MAX_DIFFICULTY = 4
 
-LARGEST = 9999  # of all values of f that are asked for
+LARGEST = 9999  # of all values of f in problems
 CONSTANTS, FACTORS = range(10, 100), range(11, 100)
 
 FAMILIES = (
@@ -66,10 +73,10 @@ def generate(rng: random.Random, difficulty: int, held_out: bool, name: str) -> 
         # A small model that can copy a number of four digits from a tool still cannot copy one of eight.
         if tests and any(c for _, c in plan) and all(abs(t.expected) <= LARGEST for t in tests):
             break
-    said = ", ".join(step.phrases[0].format(c=c) for step, c in plan)
+    words = ", ".join(step.phrases[0].format(c=c) for step, c in plan)
     return Problem(
         id=name,
-        messages=({"role": "user", "content": f"{family.variable} = {inputs[-1]}: {said}."},),
+        messages=({"role": "user", "content": f"{family.variable} = {inputs[-1]}: {words}."},),
         tests=tests,
         public_tests=tests[:PUBLIC_TESTS],
         answer=str(run(family, plan, inputs[-1])),
@@ -84,17 +91,19 @@ def demonstrate(problem: Problem, rng: random.Random, kind: str, lazy: float) ->
     careless = plan[-1:] if rng.random() < lazy else plan
     messages = {DIRECT: _by_head, TOOL: _with_tool, PROGRAM: _as_program}[kind](problem, family, plan, careless, rng)
     (question,) = problem.messages
-    asked = question | {"content": f"{question['content']}\n{kind}"}
+    with_kind = question | {"content": f"{question['content']}\n{kind}"}
     meta = {name: value for name, value in problem.meta.items() if name != "plan"}
-    return Problem(problem.id, (asked,), tests=problem.tests, answer=problem.answer, demonstration=messages, meta=meta)
+    return Problem(
+        problem.id, (with_kind,), tests=problem.tests, answer=problem.answer, demonstration=messages, meta=meta
+    )
 
 
-def _said(text: str) -> dict[str, str]:
+def _assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
 def _by_head(problem: Problem, *_: Any) -> tuple[dict[str, str], ...]:
-    return (_said(f"\\boxed{{{problem.answer}}}"),)
+    return (_assistant(f"\\boxed{{{problem.answer}}}"),)
 
 
 def _with_tool(problem: Problem, family: Family, plan: Plan, careless: Plan, *_: Any) -> tuple[dict[str, str], ...]:
@@ -103,21 +112,21 @@ def _with_tool(problem: Problem, family: Family, plan: Plan, careless: Plan, *_:
     code = "\n".join([f"{v} = {value}", *(f"{v} = {step}" for step in steps), f"print({last})"])
     output = str(run(family, careless, value))
     block = {"role": "output", "content": f"```output\n{output}\n```\n"}
-    return _said(f"```python\n{code}\n```\n"), block, _said(f"\\boxed{{{output}}}")
+    return _assistant(f"```python\n{code}\n```\n"), block, _assistant(f"\\boxed{{{output}}}")
 
 
 def _as_program(
     problem: Problem, family: Family, plan: Plan, careless: Plan, rng: random.Random
 ) -> tuple[dict[str, str], ...]:
     """A careless program is corrected in the next turn half of the time, else it is the last word."""
-    first = (_said(_program(family, careless)),)
+    first = (_assistant(_program(family, careless)),)
     if careless == plan or rng.random() < 0.5:
         return first
     failures = [
         f"f({t.args[0]!r}) gave {run(family, careless, t.args[0])!r}, expected {t.expected!r}"  # type: ignore
         for t in problem.tests[:PUBLIC_TESTS]
     ]
-    return (*first, {"role": "user", "content": told(failures)}, _said(_program(family, plan)))
+    return (*first, {"role": "user", "content": failure_message(failures)}, _assistant(_program(family, plan)))
 
 
 def _program(family: Family, plan: Plan) -> str:
@@ -133,48 +142,49 @@ def boxed(text: str) -> str | None:
     return found[-1].strip() if found else None
 
 
-async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+async def judge(problem: Problem, submission: Submission, services: Services) -> Reward:
     """1 for the right value in \\boxed{}, or for a program that passes all tests (a little for some of them)."""
-    value = boxed(text)
-    if value is not None:
-        return Reward(
-            float(value == problem.answer), value == problem.answer, {"solved": float(value == problem.answer)}
-        )
-    verdict = await pool.run_async(Program(code_block(text), problem.tests))
-    partial = 0.0 if verdict.passed else PARTIAL_CREDIT * verdict.pass_fraction
-    parts = {"solved": float(verdict.passed), "tests": partial}
-    return Reward(sum(parts.values()), verdict.passed, parts, verdict)
+    value = boxed(submission.text)
+    if value is None:
+        return await judge_program(problem, submission, services, partial=PARTIAL_CREDIT, part="tests")
+    solved = value == problem.answer
+    return Reward(float(solved), solved, {"solved": float(solved)}, answer=value)
 
 
-def make_task(config: TaskConfig, seed: int) -> Task:
-    """Uses the numbers of problems, max_difficulty, demonstration_kinds, hard_demonstrations and lazy_demonstrations.
+@dataclass
+class Settings(TaskSettings):
+    """Multi-digit arithmetic."""
 
-    Raises ValueError naming a field out of its range.
-    """
-    if not 2 <= config.max_difficulty <= MAX_DIFFICULTY:
-        raise ValueError(f"task.max_difficulty = {config.max_difficulty} must be from 2 to {MAX_DIFFICULTY}")
+    max_difficulty: Annotated[int, Ge(2), Le(MAX_DIFFICULTY)] = 4  # steps of the longest problem
+    demonstration_kinds: tuple[Literal["direct", "tool", "program"], ...] = ("direct", "tool", "program")  # in turn
+    hard_demonstrations: Share = 0.1  # share of demonstrations of up to max_difficulty steps
+    lazy_demonstrations: Share = 0.0  # share of the programs that does the last step only
+
+    def check(self, where: str = "task") -> None:
+        """Raises UserError where no kind of demonstration is named."""
+        if not self.demonstration_kinds:
+            raise UserError(f"{where}.demonstration_kinds = () must name at least one of: direct, tool, program")
+
+
+def make_task(settings: Settings, seed: int) -> Task:
+    """The task; a config's rollout.instruction says which kind of answer it wants."""
     kinds = {"direct": DIRECT, "tool": TOOL, "program": PROGRAM}
-    unknown = sorted(set(config.demonstration_kinds) - set(kinds))
-    if unknown or not config.demonstration_kinds:
-        raise ValueError(
-            f"task.demonstration_kinds = {config.demonstration_kinds!r} must be some of: {', '.join(kinds)}"
-        )
 
     def plain(name: str, seed: int, hard: float = 1.0, held_out: bool = False) -> Callable[[int], Problem]:
         """Problems of two steps; a share `hard` of them is evenly of all difficulties from 2 up."""
 
         def make(i: int) -> Problem:
             rng = random.Random(f"compute {name} {seed} {i}")
-            difficulty = rng.randrange(2, config.max_difficulty + 1) if rng.random() < hard else 2
+            difficulty = rng.randrange(2, settings.max_difficulty + 1) if rng.random() < hard else 2
             return generate(rng, difficulty, held_out, f"compute/{name}/{i}")
 
         return make
 
     def shown(i: int) -> Problem:
         rng = random.Random(f"compute shown {seed} {i}")
-        kind = kinds[config.demonstration_kinds[i % len(config.demonstration_kinds)]]
+        kind = kinds[settings.demonstration_kinds[i % len(settings.demonstration_kinds)]]
         return demonstrate(
-            plain("demonstration", seed, config.hard_demonstrations)(i), rng, kind, config.lazy_demonstrations
+            plain("demonstration", seed, settings.hard_demonstrations)(i), rng, kind, settings.lazy_demonstrations
         )
 
     def corpus() -> Iterable[str]:
@@ -187,11 +197,12 @@ def make_task(config: TaskConfig, seed: int) -> Task:
     held_out = plain("held_out", HELD_OUT_SEED, held_out=True)
     return Task(
         name="compute",
-        train=Generated(config.train_problems, plain("train", seed)),
-        held_out=[held_out(i) for i in range(config.held_out_problems)],
-        score=score,
-        demonstrations=Generated(config.demonstrations, shown),
+        train=Generated(settings.train_problems, plain("train", seed)),
+        held_out=[held_out(i) for i in range(settings.held_out_problems)],
+        judge=judge,
+        extract=extract,
+        answers=True,
+        demonstrations=Generated(settings.demonstrations, shown),
         corpus=corpus,
-        answer=lambda problem, text: boxed(text),
-        well_formed=lambda problem, text: boxed(text) is not None or parses(code_block(text)),
+        well_formed=lambda problem, submission: boxed(submission.text) is not None or parses(submission.program or ""),
     )

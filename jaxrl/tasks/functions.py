@@ -26,14 +26,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from jaxrl.config import TaskConfig
-from jaxrl.extract import code_block, normal_form
-from jaxrl.tasks import Generated, Task
-from rollouts.episode import Problem, Reward
-from sandbox.pool import Pool
-from sandbox.verdict import CallTest, Program
+from annotated_types import Ge, Le
+
+from jaxrl.config.rules import Share
+from jaxrl.config.task import TaskSettings
+from jaxrl.errors import UserError
+from jaxrl.tasks import Task
+from jaxrl.tasks.extract import code_block, normal_form
+from jaxrl.tasks.rewards import judge_program
+from jaxrl.tasks.sampling import Generated
+from rollouts.episode import Problem, Reward, Submission
+from rollouts.services import Services
+from sandbox.verdict import CallTest
 
 PARTIAL_CREDIT = 0.2  # times the share of tests passed, when not all pass
 TESTS = 6  # at least; each near miss that none of them tells adds one
@@ -41,13 +47,13 @@ DRAWS = 40  # inputs tried to tell a near miss
 LONGEST_VALUE = 160  # characters of an input or output
 MAX_DIFFICULTY = 6
 HELD_OUT_SEED = 20_000_003  # the same held-out problems for every run
-RESERVED_PAIRS, RESERVED_CONSTANTS = 5, 4  # one in so many is held out
+RESERVED_PAIRS, RESERVED_CONSTANTS = 5, 4  # one in this many is held out
 CORPUS_PROBLEMS = 1000
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: how it is said (several ways) and the expression it is; `{c}` is its constant."""
+    """One step: how it is worded (several ways) and its expression; `{c}` is its constant."""
 
     name: str
     phrases: tuple[str, ...]
@@ -227,12 +233,12 @@ def generate(
 
 
 def _problem(rng: random.Random, family: Family, plan: Plan, written: Plan, inputs: list[Any], name: str) -> Problem:
-    said = [rng.choice(step.phrases).format(c=c) for step, c in plan]
+    words = [rng.choice(step.phrases).format(c=c) for step, c in plan]
     lines = [f"{family.variable} = {step.expression.format(c=c)}" for step, c in written[:-1]]
     last, c = written[-1]
     return Problem(
         id=name,
-        messages=({"role": "user", "content": f"Write f({family.variable}) of a {family.name}: {', '.join(said)}."},),
+        messages=({"role": "user", "content": f"Write f({family.variable}) of a {family.name}: {', '.join(words)}."},),
         tests=tuple(CallTest("f", (x,), run(family, plan, x)) for x in inputs),
         demonstration="\n    ".join([f"def f({family.variable}):", *lines, f"return {last.expression.format(c=c)}"]),
         meta={"difficulty": len(plan), "kind": " ".join([family.name, *(step.name for step, _ in plan)])},
@@ -307,7 +313,7 @@ def generated(
 def held_out_problems(count: int, max_difficulty: int, families: Sequence[Family] = FAMILIES) -> list[Problem]:
     """Different problems with a reserved pair and reserved constants, evenly of all difficulties from 2 up.
 
-    Raises ValueError if there are not so many.
+    Raises UserError if there are not enough.
     """
     rng = random.Random(HELD_OUT_SEED)
     problems: dict[Any, Problem] = {}
@@ -317,48 +323,53 @@ def held_out_problems(count: int, max_difficulty: int, families: Sequence[Family
             if problem.demonstration not in problems:
                 break
         else:
-            raise ValueError(f"task.held_out_problems = {count} is too many; only {i} different ones were found")
+            raise UserError(f"task.held_out_problems = {count} is too many; only {i} different ones were found")
         problems[problem.demonstration] = problem
     return list(problems.values())
 
 
-async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+def extract(problem: Problem, text: str) -> str:
+    """The program in a text."""
+    return code_block(text, names=("f",))
+
+
+async def judge(problem: Problem, submission: Submission, services: Services) -> Reward:
     """1 if all hidden tests pass, else PARTIAL_CREDIT times the share that does."""
-    verdict = await pool.run_async(Program(code_block(text), problem.tests))
-    failed = not verdict.passed and verdict.status != "sandbox_error"
-    parts = {"solved": float(verdict.passed), "tests": PARTIAL_CREDIT * verdict.pass_fraction if failed else 0.0}
-    return Reward(sum(parts.values()), verdict.passed, parts, verdict)
+    answer = normal_form(submission.program or "")
+    return await judge_program(problem, submission, services, partial=PARTIAL_CREDIT, part="tests", answer=answer)
 
 
-def make_task(config: TaskConfig, seed: int) -> Task:
-    """Uses families, the numbers of problems, max_difficulty, demonstration_difficulty and hard_demonstrations.
+@dataclass
+class Settings(TaskSettings):
+    """Small functions from a description."""
 
-    Demonstrations are mostly easy, training problems evenly of all difficulties from 2 up: what is left to
-    reinforcement learning is to write longer programs than most of those it was shown.
+    families: tuple[Literal["list", "text", "number"], ...] = ("list", "text", "number")  # what f may be a function of
+    max_difficulty: Annotated[int, Ge(2), Le(MAX_DIFFICULTY)] = 4  # steps of the longest problem
+    demonstration_difficulty: Annotated[int, Ge(1), Le(MAX_DIFFICULTY)] = 2  # steps of the longest easy demonstration
+    hard_demonstrations: Share = 0.1  # share of demonstrations of up to max_difficulty steps
+    lazy_demonstrations: Share = 0.0  # share that does the last step only
 
-    Raises ValueError naming a field out of its range.
+    def check(self, where: str = "task") -> None:
+        """Raises UserError for settings that contradict each other."""
+        if self.demonstration_difficulty > self.max_difficulty:
+            raise UserError(
+                f"{where}.demonstration_difficulty = {self.demonstration_difficulty} must be at most "
+                f"{where}.max_difficulty = {self.max_difficulty}"
+            )
+        if not self.families:
+            raise UserError(f"{where}.families = () must name at least one of: list, text, number")
+
+
+def make_task(settings: Settings, seed: int) -> Task:
+    """Demonstrations are mostly easy, training problems evenly of all difficulties from 2 up.
+
+    What is left to reinforcement learning is to write longer programs than most of those it was shown.
     """
-    for field, low, high in (
-        ("train_problems", 1, None),
-        ("held_out_problems", 1, None),
-        ("demonstrations", 0, None),
-        ("max_difficulty", 2, MAX_DIFFICULTY),
-        ("demonstration_difficulty", 1, config.max_difficulty),
-        ("hard_demonstrations", 0, 1),
-        ("lazy_demonstrations", 0, 1),
-    ):
-        value = getattr(config, field)
-        if value < low or (high is not None and value > high):
-            raise ValueError(f"task.{field} = {value} must be at least {low}" + (f", at most {high}" if high else ""))
-    unknown = sorted(set(config.families) - {f.name for f in FAMILIES})
-    if unknown or not config.families:
-        names = ", ".join(f.name for f in FAMILIES)
-        raise ValueError(f"task.families = {config.families!r} must be some of: {names}")
-    families = [f for f in FAMILIES if f.name in config.families]
-    easy, hard = config.demonstration_difficulty, config.max_difficulty - config.demonstration_difficulty
-    share = config.hard_demonstrations if hard else 0.0
+    families = [f for f in FAMILIES if f.name in settings.families]
+    easy, hard = settings.demonstration_difficulty, settings.max_difficulty - settings.demonstration_difficulty
+    share = settings.hard_demonstrations if hard else 0.0
     shown = [(1 - share) / easy] * easy + [share / max(hard, 1)] * hard
-    trained = [0.0] + [1.0] * (config.max_difficulty - 1)
+    trained = [0.0] + [1.0] * (settings.max_difficulty - 1)
 
     def corpus() -> Iterable[str]:
         """The same for every seed, so that runs with different seeds have the same tokenizer."""
@@ -368,13 +379,13 @@ def make_task(config: TaskConfig, seed: int) -> Task:
 
     return Task(
         name="functions",
-        train=generated("train", config.train_problems, trained, seed, families),
-        held_out=held_out_problems(config.held_out_problems, config.max_difficulty, families),
-        score=score,
+        train=generated("train", settings.train_problems, trained, seed, families),
+        held_out=held_out_problems(settings.held_out_problems, settings.max_difficulty, families),
+        judge=judge,
+        extract=extract,
+        answers=True,
         demonstrations=generated(
-            "demonstration", config.demonstrations, shown, seed, families, config.lazy_demonstrations
+            "demonstration", settings.demonstrations, shown, seed, families, settings.lazy_demonstrations
         ),
         corpus=corpus,
-        program=lambda problem, text: code_block(text),
-        answer=lambda problem, text: normal_form(code_block(text)),
     )

@@ -8,71 +8,98 @@ from __future__ import annotations
 
 import ast
 import doctest
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
-from jaxrl.config import ExtractionConfig, TaskConfig
-from jaxrl.datafiles import DataError, Row, read_rows
-from jaxrl.evalplus import PLUS_LIMITS, evalplus_test, is_evalplus
-from jaxrl.extract import function_program, parses
+from jaxrl.config.task import DataSettings
 from jaxrl.tasks import Task
-from rollouts.episode import Problem, Reward
-from sandbox.pool import Pool
-from sandbox.verdict import AssertTest, CheckTest, Limits, Program
+from jaxrl.tasks.evalplus import PLUS_LIMITS, evalplus_tests, is_evalplus
+from jaxrl.tasks.evalplus_hub import hub_test, is_hub
+from jaxrl.tasks.extract import ExtractionConfig, function_program, parses
+from jaxrl.tasks.rewards import judge_program
+from jaxrl.tasks.rows import DataError, Row, read_rows
+from rollouts.episode import Problem, Reward, Submission
+from rollouts.services import Services
+from sandbox.verdict import AssertTest, CheckTest, Limits, Test
 
 INSTRUCTION = "Complete the following Python function. Answer with the whole function in one fenced code block."
 
 
-def make_task(config: TaskConfig, seed: int) -> Task:
-    """The task; uses path, held_out_path, split, prompt_style, extraction, train_problems and
-    held_out_problems.
-    """
-    if not config.path:
+@dataclass
+class Settings(DataSettings):
+    """HumanEval or HumanEval+."""
+
+    prompt_style: Literal["chat", "completion"] = "chat"  # for base models completion, with rollout.stop_strings
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+
+
+def make_task(settings: Settings, seed: int) -> Task:
+    """The task. Raises DataError for rows of another schema."""
+    if not settings.path:
         raise DataError("task humaneval needs task.path, HumanEval.jsonl or a hub name such as openai/openai_humaneval")
-    train = [make_problem(row, config.prompt_style) for row in read_rows(config.path, config.split)]
-    rows = read_rows(config.held_out_path, config.split) if config.held_out_path else None
-    held_out = [make_problem(row, config.prompt_style) for row in rows] if rows else train
+    train = [make_problem(row, settings.prompt_style) for row in read_rows(settings.path, settings.split)]
+    rows = read_rows(settings.held_out_path, settings.split) if settings.held_out_path else None
+    held_out = [make_problem(row, settings.prompt_style) for row in rows] if rows else train
     return Task(
         name="humaneval",
-        train=train[: config.train_problems],
-        held_out=held_out[: config.held_out_problems],
-        score=partial(score, extraction=config.extraction),
-        program=partial(program, extraction=config.extraction),
+        train=train[: settings.train_problems],
+        held_out=held_out[: settings.held_out_problems],
+        judge=judge,
+        extract=partial(extract, extraction=settings.extraction),
     )
 
 
 def make_problem(row: Row, style: str) -> Problem:
     """A chat problem, or a plain completion (style "completion")."""
-    header, entry_point = row.get("prompt"), row.get("entry_point")
-    if is_evalplus(row):
-        test = evalplus_test(row, header)
+    header, entry_point = row.text("prompt"), row.identifier("entry_point")
+    before = helpers(row)
+    tests: tuple[Test, ...]
+    plus = is_evalplus(row) or is_hub(row)
+    if plus:
+        tests = evalplus_tests(row, header) if is_evalplus(row) else (hub_test(row),)
     else:
-        test = CheckTest(f"{helpers(header, entry_point)}\n\n{row.get('test')}", entry_point)
+        tests = (CheckTest(f"{before}\n\n{row.text('test')}", entry_point),)
     content = f"{INSTRUCTION}\n\n```python\n{header}```"
     return Problem(
-        id=row.get("task_id"),
+        id=row.name("task_id"),
         messages=({"role": "user", "content": content},) if style == "chat" else (),
         prompt=header if style == "completion" else None,
-        tests=(test,),
-        public_tests=examples(header, entry_point),
-        demonstration=f"```python\n{header}{row.get('canonical_solution')}```" if style == "chat" else None,
-        meta={"entry_point": entry_point, "header": header, "limits": PLUS_LIMITS if is_evalplus(row) else Limits()},
+        tests=tests,
+        public_tests=examples(row),
+        demonstration=f"```python\n{header}{row.text('canonical_solution')}```" if style == "chat" else None,
+        meta={"entry_point": entry_point, "header": header, "limits": PLUS_LIMITS if plus else Limits()},
     )
 
 
-def helpers(header: str, entry_point: str) -> str:
-    """What a prompt defines beside the function that is asked for.
+def helpers(row: Row) -> str:
+    """What a prompt defines beside the function to complete.
 
     It stands before the test, so that a test which uses a helper gets the prompt's, and not what the program has made
-    of it: HumanEval/32 asks its helper whether the answer is right.
+    of it: HumanEval/32 asks its helper whether the answer is right. Raises DataError for a prompt that is
+    not Python up to the function's body, which a header without a docstring lacks.
     """
-    statements = ast.parse(header).body
-    return "\n".join(ast.unparse(s) for s in statements if getattr(s, "name", "") != entry_point)
+    header, entry_point = row.text("prompt"), row.identifier("entry_point")
+    whole = next((code for code in (header, f"{header.rstrip()}\n    pass\n") if parses(code)), None)
+    names = [getattr(s, "name", "") for s in ast.parse(whole).body] if whole is not None else []
+    if whole is None or entry_point not in names:
+        raise DataError(
+            f"{row.where}: prompt must be Python that ends with the header of {entry_point}, its entry_point"
+        )
+    return "\n".join(ast.unparse(s) for s in ast.parse(whole).body if getattr(s, "name", "") != entry_point)
 
 
-def examples(header: str, entry_point: str) -> tuple[AssertTest, ...]:
-    """Tests that the prompt shows: the examples of its docstring; where it has none, that the function is there."""
+def examples(row: Row) -> tuple[AssertTest, ...]:
+    """Tests that the prompt shows: the examples of its docstring; where it has none, that the function is there.
+
+    Raises DataError for examples that doctest cannot read.
+    """
+    try:
+        shown = doctest.DocTestParser().get_examples(row.text("prompt"))
+    except ValueError as error:
+        raise DataError(f"{row.where}: prompt has examples that cannot be read: {error}") from None
     tests = []
-    for example in doctest.DocTestParser().get_examples(header):
+    for example in shown:
         source, want = example.source.strip(), example.want.strip()
         if want:
             claim = f"({source}) == ({want})"
@@ -80,7 +107,7 @@ def examples(header: str, entry_point: str) -> tuple[AssertTest, ...]:
             claim = source if parses(source) and _compares(source) else f"({source}) is None"
         if parses(claim):
             tests.append(AssertTest(f"assert {claim}"))
-    return tuple(tests) or (AssertTest(f"assert callable({entry_point})"),)
+    return tuple(tests) or (AssertTest(f"assert callable({row.identifier('entry_point')})"),)
 
 
 def _compares(source: str) -> bool:
@@ -89,13 +116,11 @@ def _compares(source: str) -> bool:
     return isinstance(value, (ast.Compare, ast.BoolOp)) or isinstance(getattr(value, "op", None), ast.Not)
 
 
-def program(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:
+def extract(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:
     """The program that is judged."""
     return function_program(text, problem.meta["entry_point"], problem.meta["header"], extraction)
 
 
-async def score(problem: Problem, text: str, pool: Pool, extraction: ExtractionConfig | None = None) -> Reward:
+async def judge(problem: Problem, submission: Submission, services: Services) -> Reward:
     """1 if the program passes its test, else 0."""
-    code = program(problem, text, extraction)
-    verdict = await pool.run_async(Program(code, problem.tests, problem.meta["limits"]))
-    return Reward(float(verdict.passed), verdict.passed, {"solved": float(verdict.passed)}, verdict)
+    return await judge_program(problem, submission, services, limits=problem.meta["limits"])

@@ -12,14 +12,16 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from dataclasses import dataclass
 
-from jaxrl.config import TaskConfig
-from jaxrl.tasks import Generated, Task
-from rollouts.episode import Problem, Reward
-from sandbox.pool import Pool
+from jaxrl.config.task import TaskSettings
+from jaxrl.tasks import Task
+from jaxrl.tasks.sampling import Generated
+from rollouts.episode import Problem, Reward, Submission
+from rollouts.services import Services
 
 FORMAT, LETTERS, PLACES = 0.1, 0.1, 0.2  # partial credit; a right answer earns 1 in all
-HELD_OUT_SHARE = 8  # one order of letters in so many
+HELD_OUT_SHARE = 8  # one order of letters in this many
 HELD_OUT_SEED = 20_000_003  # the same held-out problems for every run
 
 _WORD_LIST = """
@@ -110,7 +112,7 @@ def is_word(text: str) -> bool:
     return re.fullmatch("[a-z]( [a-z])*|[a-z]+", text.strip().lower()) is not None
 
 
-def judge(answer: str, text: str) -> Reward:
+def reward_of(answer: str, text: str) -> Reward:
     """The reward of a text: 1 for `answer` or another word of its letters, spelled with or without blanks.
 
     Only a text of nothing but letters earns partial credit.
@@ -128,27 +130,28 @@ def judge(answer: str, text: str) -> Reward:
         "letters": LETTERS * (partial and sorted(word) == sorted(answer)),
         "places": PLACES * partial * places,
     }
-    return Reward(sum(parts.values()), solved, parts)
+    return Reward(sum(parts.values()), solved, parts, answer=word or None)
 
 
-async def score(problem: Problem, text: str, pool: Pool) -> Reward:
+async def judge(problem: Problem, submission: Submission, services: Services) -> Reward:
     """1 for a right word, else at most 0.4; nothing is run in the sandbox."""
-    return judge(problem.answer, text)
+    return reward_of(problem.answer, submission.text)
 
 
-def make_task(config: TaskConfig, seed: int) -> Task:
-    """Uses train_problems, held_out_problems and demonstrations. Raises ValueError if there are none to train on."""
-    for field, low in (("train_problems", 1), ("held_out_problems", 1), ("demonstrations", 0)):
-        if getattr(config, field) < low:
-            raise ValueError(f"task.{field} = {getattr(config, field)} must be at least {low}")
+@dataclass
+class Settings(TaskSettings):
+    """Unscrambling words."""
+
+
+def make_task(settings: Settings, seed: int) -> Task:
     spelled = [" ".join(word) for word in WORDS]
     return Task(
         name="scramble",
-        train=generated("train", config.train_problems, seed),
-        held_out=held_out_problems(config.held_out_problems),
-        score=score,
-        demonstrations=generated("demonstration", config.demonstrations, seed),
-        answer=lambda problem, text: normal_form(text) or None,
-        well_formed=lambda problem, text: is_word(text),
+        train=generated("train", settings.train_problems, seed),
+        held_out=held_out_problems(settings.held_out_problems),
+        judge=judge,
+        answers=True,
+        demonstrations=generated("demonstration", settings.demonstrations, seed),
+        well_formed=lambda problem, submission: is_word(submission.text),
         corpus=lambda: [*(f"user\nunscramble: {s}" for s in spelled), *(f"assistant\n{s}" for s in spelled)],
     )

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rollouts.chat import encode_text, following
+from rollouts.chat import answer_lead, following
+from rollouts.control import decode_text, encode_text
 from rollouts.engine import Engine, SamplingParams
-from rollouts.episode import Attempt, Episode, EpisodeStatus, Problem, Reward, Role, Turn
+from rollouts.episode import Attempt, Episode, EpisodeStatus, Problem, Reward, Role, Submission, Turn
+from rollouts.services import Services
 
 OUTPUT_FENCE = "```output"  # opens what a tool gives, in the answer
 
@@ -53,6 +55,7 @@ class Dialogue:
     turns: list[Turn] = field(default_factory=list)
     weight_versions: list[int] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    submissions: list[Submission] = field(default_factory=list)  # those of `attempts`
     parts: dict[str, float] = field(default_factory=dict)  # of the reward, beside the task's
     ended: bool = False  # the model has ended its answer
     timings: dict[str, float] = field(default_factory=lambda: {"sample": 0.0, "tool": 0.0})
@@ -64,15 +67,15 @@ class Dialogue:
 
     @property
     def text(self) -> str:
-        """All that the model has said. What was inserted is a line's end here, without the fence opened for it."""
-        said = ""
+        """All that the model wrote. What was inserted is a line's end here, without the fence opened for it."""
+        text = ""
         for turn in self.turns:
             if turn.sampled:
-                said += turn.text
-            elif said:
-                said = said.removesuffix(OUTPUT_FENCE)
-                said += "" if said.endswith("\n") else "\n"
-        return said
+                text += turn.text
+            elif text:
+                text = text.removesuffix(OUTPUT_FENCE)
+                text += "" if text.endswith("\n") else "\n"
+        return text
 
     @property
     def left(self) -> int:
@@ -82,7 +85,7 @@ class Dialogue:
     async def sample(self, stop_strings: Sequence[str] = ()) -> str:
         """The model's next turn, up to one of `stop_strings` (which it includes) or the end of its answer.
 
-        Raises EpisodeOverError when turns or tokens are used up; what was sampled until then is part of the episode.
+        Raises EpisodeOverError when turns or tokens run out; what was sampled until then is part of the episode.
         """
         number = sum(t.sampled for t in self.turns)
         if number >= self.budget.turns:
@@ -101,14 +104,22 @@ class Dialogue:
         (completion,) = await self.engine.sample(self.tokens, params)
         self.timings["sample"] += time.perf_counter() - start
         tokens, cached = completion.tokens, completion.cached
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = decode_text(self.tokenizer, tokens)
+        whole = decode_text(self.tokenizer, tokens, special=True)  # a stop string may be, or have, a special token
+        if self._begins_an_answer():
+            text = text.removeprefix(answer_lead(self.tokenizer))
         self.turns.append(Turn("assistant", tokens, True, completion.logprobs, text=text, cached=cached))
         self.weight_versions.append(completion.weight_version)
-        stopped = any(string in text for string in self.params.stop_strings)
+        stopped = any(string in whole for string in self.params.stop_strings)
         self.ended = stopped or (len(tokens) > 0 and tokens[-1] in params.stop_tokens)
         if completion.finish_reason == "length" and self.left < 1:
             raise EpisodeOverError("truncated")
         return text
+
+    def _begins_an_answer(self) -> bool:
+        messages = self.problem.messages
+        last = self.turns[-1].role if self.turns else messages[-1]["role"] if messages else "assistant"
+        return last not in ("assistant", "output")
 
     def insert(self, text: str, status: str = "") -> None:
         """Puts text into the model's answer, which goes on after it. Special tokens written in it stay text.
@@ -120,8 +131,19 @@ class Dialogue:
     def reply(self, content: str, role: Role = "user", status: str = "") -> None:
         """Ends the model's answer and adds a message by the chat template. Otherwise as `insert`."""
         last = int(self.turns[-1].tokens[-1]) if len(self.turns[-1].tokens) else -1  # a server may leave out the end
-        tokens = following(self.tokenizer, [{"role": role, "content": content}], last)
+        tokens = following(self.tokenizer, [{"role": role, "content": content}], last, self._history())
         self._append(role, tokens, content, status)
+
+    def _history(self) -> list[dict[str, Any]]:
+        """The conversation before the model's last answer, as messages."""
+        messages = [dict(m) for m in self.problem.messages]
+        for turn in self.turns:
+            role = "assistant" if turn.role == "output" else turn.role
+            if messages and messages[-1]["role"] == role == "assistant":
+                messages[-1]["content"] += turn.text
+            else:
+                messages.append({"role": role, "content": turn.text})
+        return messages[:-1]
 
     def _append(self, role: Role, tokens: np.ndarray, text: str, status: str) -> None:
         if status == "sandbox_error":
@@ -140,20 +162,29 @@ class Dialogue:
             self.timings["tool"] += time.perf_counter() - start
 
 
+def whole_text(problem: Problem, text: str) -> str | None:
+    """The program of a text for a task that does not ask for one."""
+    return None
+
+
 @dataclass
 class DialogueEnvironment:
     """An environment in which the model's turns and inserted ones alternate. A new one writes `converse`.
 
-    `encode` gives a problem's prompt tokens i32[n], `score` the reward of an answer's text, `tokenizer` is the model's;
-    `params` are the settings of every turn. With `learn_inserted` the loss is on inserted turns too.
+    `settings` are the environment's own; a module of an environment has them as class Settings, and
+    make_environment(**fields), which gets all fields below.
     """
 
-    tokenizer: Any
-    encode: Callable[[Problem], np.ndarray]
-    score: Callable[[Problem, str], Awaitable[Reward]]
-    params: SamplingParams
+    tokenizer: Any  # the model's
+    encode: Callable[[Problem], np.ndarray]  # prompt tokens i32[n]
+    judge: Callable[[Problem, Submission], Awaitable[Reward]]  # the task's
+    params: SamplingParams  # of every turn
     budget: Budget
-    learn_inserted: bool = False
+    learn_inserted: bool = False  # the loss is on inserted turns too
+    extract: Callable[[Problem, str], str | None] = whole_text  # the program in a text, as the task reads it
+    services: Services = Services()
+    others: Sequence[Problem] = ()  # the task's training problems
+    settings: Any = None
 
     continues = True  # an episode has several turns: the engine keeps what it computed for it
 
@@ -161,9 +192,17 @@ class DialogueEnvironment:
         """Plays the turns. The episode is over when this returns, or raises EpisodeOverError."""
         raise NotImplementedError
 
-    async def judge(self, dialogue: Dialogue) -> Reward:
-        """The reward: here the task's, of all that the model has said."""
-        return await self.score(dialogue.problem, dialogue.text)
+    def submit(self, problem: Problem, text: str, state: Any = None) -> Submission:
+        """The submission of a text."""
+        return Submission(text, self.extract(problem, text), state)
+
+    def submission(self, dialogue: Dialogue) -> Submission:
+        """What is judged at the end of the episode: here all that the model wrote."""
+        return self.submit(dialogue.problem, dialogue.text)
+
+    async def reward(self, dialogue: Dialogue, submission: Submission) -> Reward:
+        """The reward of the episode's submission: here the task's."""
+        return await self.judge(dialogue.problem, submission)
 
     async def play(self, problem: Problem, engine: Engine, seed: int) -> Episode:
         """One episode, drawn with this seed."""
@@ -186,7 +225,8 @@ class DialogueEnvironment:
             if self.continues:
                 engine.release(params.sequence)
         played = time.perf_counter()
-        reward = Reward(0.0, False) if status == "sandbox_error" else await self.judge(dialogue)
+        submission = self.submission(dialogue)
+        reward = Reward(0.0, False) if status == "sandbox_error" else await self.reward(dialogue, submission)
         if reward.verdict is not None and reward.verdict.status == "sandbox_error":
             status = "sandbox_error"
         parts = reward.parts | dialogue.parts
@@ -202,4 +242,5 @@ class DialogueEnvironment:
             weight_versions=tuple(dialogue.weight_versions),
             timings=dialogue.timings | {"score": now - played, "episode": now - start},
             attempts=dialogue.attempts,
+            submission=submission,
         )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
 
 from rollouts.environments.dialogue import OUTPUT_FENCE, Dialogue, DialogueEnvironment
-from sandbox.session import CallResult, Session
+from sandbox.session import CallResult
 
 INSTRUCTION = (
     "You may use Python: write a fenced python block, and its output follows in a fenced output block. At the end give "
@@ -24,36 +25,45 @@ _LINE = re.compile(r'File "<call \d+>", line (\d+)')
 
 
 @dataclass
+class Settings:
+    """An interpreter for the model: its calls, their limits, and where their output goes.
+
+    The episode's reward is the task's, less `failed_call_penalty` for each call that did not pass (ToRL tried 0.5,
+    which did not help). A `code_end` that opens the output block ("```output", as in ToRL) stays the model's.
+    """
+
+    name: str = ""
+    max_calls: Annotated[int, Ge(0)] = 4  # of an episode; code after those is not run
+    output_to: Literal["answer", "user", "tool"] = "answer"  # answer (ToRL), or a message of that role
+    code_end: str = "```\n"  # where an answer stops for its code to be run; ToRL: "```output"
+    stateful: bool = True  # a call finds the variables of those before it
+    output_characters: Annotated[int, Ge(1)] = 256  # longer output is cut in its middle
+    failed_call_penalty: Annotated[float, Ge(0)] = 0.0  # off the reward, for each call that failed
+    wall_s: Annotated[float, Gt(0)] = 10.0  # of a call
+    cpu_s: Annotated[float, Gt(0)] = 10.0
+    concurrency: Annotated[int, Ge(0)] = 0  # calls at a time; 0: two for each core
+
+    sessions = True  # the run starts interpreters, with the limits above
+
+
 class Interpreter(DialogueEnvironment):
     """Each closed python block is run, up to `max_calls` of them; after those, code is text like any other.
 
-    `open_session` gives an interpreter of the sandbox. Rewards: the task's; `failed_call_penalty` for each call that
-    did not pass (ToRL tried 0.5, without use).
-
-    output_to: "answer": a fenced output block in the answer, which stops at `code_end` and goes on after it. "user" or
+    output_to = "answer": a fenced output block in the answer, which stops at `code_end` then continues. "user" or
     "tool": the model ends its message after the block, and a message of that role brings the output.
-    code_end: the stop string; one that opens the output block ("```output", as in ToRL) stays the model's.
-    stateful: a call finds the variables of those before it.
-    output_characters: longer output keeps its beginning and its end, with a mark between.
     """
 
-    open_session: Callable[[], Session] | None = None
-    max_calls: int = 4
-    output_to: Literal["answer", "user", "tool"] = "answer"
-    code_end: str = "```\n"
-    stateful: bool = True
-    output_characters: int = 256
-    failed_call_penalty: float = 0.0
+    settings: Settings
 
     async def converse(self, dialogue: Dialogue) -> None:
-        assert self.open_session is not None
-        session = self.open_session()
+        assert self.services.open_session is not None
+        session = self.services.open_session()
         try:
-            for _ in range(self.max_calls):
+            for _ in range(self.settings.max_calls):
                 code = await self._next_code(dialogue)
                 if code is None:
                     return
-                if not self.stateful:
+                if not self.settings.stateful:
                     await asyncio.to_thread(session.reset)
                 self._give(dialogue, await dialogue.tool(session.run_async(code)))
         finally:
@@ -62,12 +72,12 @@ class Interpreter(DialogueEnvironment):
 
     async def _next_code(self, dialogue: Dialogue) -> str | None:
         """Samples up to the next code to run; None when the model has ended its answer without."""
-        if self.output_to != "answer":
+        if self.settings.output_to != "answer":
             return last_code(await dialogue.sample())
-        said = ""
+        answer = ""
         while not dialogue.ended:
-            said += await dialogue.sample((self.code_end,))
-            code = last_code(said)
+            answer += await dialogue.sample((self.settings.code_end,))
+            code = last_code(answer)
             if code is not None and not dialogue.ended:
                 return code
         return None
@@ -75,21 +85,25 @@ class Interpreter(DialogueEnvironment):
     def _give(self, dialogue: Dialogue, result: CallResult) -> None:
         """The output, to where it belongs."""
         if result.status not in ("passed", "sandbox_error"):
-            penalty = dialogue.parts.get("failed calls", 0.0) - self.failed_call_penalty
-            dialogue.parts |= {"failed calls": penalty} if self.failed_call_penalty else {}
-        output = shown(result, self.output_characters)
-        if self.output_to == "answer":
+            penalty = dialogue.parts.get("failed calls", 0.0) - self.settings.failed_call_penalty
+            dialogue.parts |= {"failed calls": penalty} if self.settings.failed_call_penalty else {}
+        output = shown(result, self.settings.output_characters)
+        if self.settings.output_to == "answer":
             header = "" if dialogue.turns[-1].text.rstrip().endswith(OUTPUT_FENCE) else OUTPUT_FENCE
             dialogue.insert(f"{header}\n{output}\n```\n", status=result.status)
         else:
             block = f"{OUTPUT_FENCE}\n{output}\n```"
-            dialogue.reply(block, self.output_to, result.status)
+            dialogue.reply(block, self.settings.output_to, result.status)
 
 
-def last_code(said: str) -> str | None:
+def make_environment(**fields: Any) -> Interpreter:
+    return Interpreter(**fields)
+
+
+def last_code(answer: str) -> str | None:
     """The code of the last python block, if it is closed and nothing but the beginning of its output follows."""
-    blocks = list(_CODE.finditer(said))
-    if not blocks or said[blocks[-1].end() :].strip() not in ("", "output", OUTPUT_FENCE):
+    blocks = list(_CODE.finditer(answer))
+    if not blocks or answer[blocks[-1].end() :].strip() not in ("", "output", OUTPUT_FENCE):
         return None
     return blocks[-1].group(1)
 

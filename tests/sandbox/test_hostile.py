@@ -1,89 +1,78 @@
 """Programs that try to pass without solving, to get out, or to spoil the verdicts of others.
 
-Each file in hostile/ is one program. Its first lines say which kind of test it meets and which statuses are right.
-The task is always the same: add(a, b), or as a program, the sum of two numbers read from stdin.
+Each file in hostile/ is one program whose header (sandbox/corpus.py) says what it tries and with which kinds of test.
+Every program meets four kinds; the other kinds meet the programs made for them, or with JAXRL_HOSTILE=all every one.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 
 import pytest
+from machines import MACHINES
 
+from sandbox.corpus import FORMS, HONEST_LIMITS, as_program, form_of, read_corpus
+from sandbox.corpus import request as request_for
+from sandbox.isolation import PROGRAM
 from sandbox.pool import Pool
-from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program, StdioTest
 
-LIMITS = Limits(wall_s=1.5, cpu_s=0.5, memory_mb=256)
-SLACK_S = 1.0  # promised are 0.2; the machine that runs the tests may be loaded
-CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(5, 5) == 10"
-TESTS = {
-    "check": (CheckTest(CHECK, "add"),),
-    "call": (CallTest("add", (1, 2), 3), CallTest("add", (5, 5), 10)),
-    "assert": (AssertTest("assert add(1, 2) == 3"), AssertTest("assert add(5, 5) == 10")),
-    "stdio": (StdioTest("1 2\n", "3\n"), StdioTest("5 5\n", "10\n")),
-}  # fmt: skip
-FILES = sorted((Path(__file__).parent / "hostile").glob("*.py"))
-HONEST = Program("def add(a, b):\n    open('f', 'w').write('x')\n    return a + b", TESTS["check"], Limits(wall_s=10))
+LIMITS = {"wall_s": 1.5, "cpu_s": 0.5, "memory_mb": 256}
+SLACK_S = 2.0  # promised are 1.2: comparing may take a second more; the machine that runs the tests may be loaded
+CORPUS = read_corpus()
+FOR_ALL = tuple(FORMS) if os.environ.get("JAXRL_HOSTILE") == "all" else ("call", "assert", "check", "stdio")
 
 
-def read(path: Path) -> tuple[str, str, set[str]]:
-    """The program, its kind of test and the right statuses."""
-    code = path.read_text()
-    kind, statuses = (re.search(rf"^# {key}: (.+)$", code, re.M)[1] for key in ("test", "status"))
-    return code, kind, set(statuses.split("|"))
-
-
-@pytest.fixture(scope="module", params=TESTS)
+@pytest.fixture(scope="module", params=FORMS)
 def batch(request):
-    """All of them with one kind of test, an honest program after each: the verdicts by name, and those of the honest.
+    """The programs that meet one kind of test, an honest right and an honest wrong one after each.
 
-    What is left behind is looked for at the end.
+    Gives (kind of test, [(program, verdict, verdict of the right one, of the wrong one)]). What is left behind is
+    looked for at the end.
     """
-    programs = [Program(path.read_text(), TESTS[request.param], LIMITS) for path in FILES]
-    honest = HONEST
-    if request.param == "stdio":
-        honest = Program("print(sum(map(int, input().split())))", TESTS["stdio"], HONEST.limits)
+    form = request.param
+    met = [h for h in CORPUS if form in h.forms or (form in FOR_ALL and not h.command)]
+    programs = []
+    for h in met:
+        test = form_of(form, h.command)
+        programs.append(as_program(request_for(test, h.code, LIMITS | h.limits, h.command)))
+        programs += [as_program(request_for(test, code, HONEST_LIMITS, h.command)) for code in (test.right, test.wrong)]
     files_before, sockets_before = set(os.listdir("/tmp")), abstract_sockets()
     with Pool() as pool:
-        verdicts = pool.run([p for program in programs for p in (program, honest)])
-        assert pool.sandbox_errors == 0
-        assert not runaway_processes([judge.pid for judge in pool._judges])
+        verdicts = pool.run(programs)
+        left = runaway_processes([judge.pid for judge in pool._judges])
+    assert not left
     new_files = {f for f in set(os.listdir("/tmp")) - files_before if "sandbox" in f or "hostile" in f or "note" in f}
     assert not new_files and abstract_sockets() <= sockets_before
-    by_name = {path.stem: verdict for path, verdict in zip(FILES, verdicts[::2])}
-    return request.param, by_name, dict(zip(by_name, verdicts[1::2]))
+    return form, list(zip(met, verdicts[::3], verdicts[1::3], verdicts[2::3]))
 
 
-def test_there_are_at_least_80():
-    assert len(FILES) >= 80
+def test_there_are_at_least_230():
+    assert len(CORPUS) >= 230
 
 
-def test_none_passes_any_kind_of_test(batch):
-    _, verdicts, _ = batch
-    assert [name for name, v in verdicts.items() if v.passed] == []
+def test_none_passes(batch):
+    assert [h.name for h, verdict, _, _ in batch[1] if verdict.passed] == []
 
 
-def test_none_changes_the_verdict_of_the_program_after_it(batch):
-    _, _, honest = batch
-    assert [name for name, v in honest.items() if not v.passed] == []
+def test_none_chooses_that_the_sandbox_failed(batch):
+    assert [(h.name, v.stderr) for h, v, _, _ in batch[1] if v.status == "sandbox_error"] == []
+
+
+def test_none_changes_the_verdicts_of_the_programs_after_it(batch):
+    changed = [(h.name, r.status, w.status) for h, _, r, w in batch[1] if not r.passed or w.status != "wrong_answer"]
+    assert changed == []
 
 
 def test_none_takes_longer_than_its_limit(batch):
-    _, verdicts, _ = batch
-    assert [(name, v.wall_s) for name, v in verdicts.items() if v.wall_s > LIMITS.wall_s + SLACK_S] == []
+    late = [(h.name, v.wall_s) for h, v, _, _ in batch[1] if v.wall_s > (LIMITS | h.limits)["wall_s"] + SLACK_S]
+    assert late == []
 
 
 def test_each_gets_its_verdict(batch):
     """With the kind of test that it was written for."""
-    kind, verdicts, _ = batch
-    wrong = {}
-    for path in FILES:
-        _, own_kind, statuses = read(path)
-        if own_kind == kind and verdicts[path.stem].status not in statuses:
-            wrong[path.stem] = (verdicts[path.stem].status, statuses, verdicts[path.stem].tests)
-    assert not wrong
+    form, results = batch
+    own = [(h, v) for h, v, _, _ in results if form == h.forms[0] and h.statuses]
+    assert [(h.name, v.status, v.tests) for h, v in own if v.status not in h.statuses] == []
 
 
 def abstract_sockets() -> set[str]:
@@ -92,7 +81,7 @@ def abstract_sockets() -> set[str]:
 
 
 def runaway_processes(judges: list[int]) -> list[str]:
-    """Processes below the judges that are no part of the sandbox."""
+    """Processes below the judges that are not part of the sandbox."""
     children: dict[int, list[int]] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -109,6 +98,39 @@ def runaway_processes(judges: list[int]) -> list[str]:
                     command = f.read()
             except OSError:
                 continue
-            if command and "sandbox." not in command:
+            if command and "sandbox." not in command and PROGRAM not in command:
                 found.append(command)
     return found
+
+
+ON_ANOTHER_MACHINE = """
+from sandbox.corpus import FORMS, HONEST_LIMITS, as_program, form_of, read_corpus, request
+from sandbox.pool import Pool
+
+met, programs = [], []
+for h in read_corpus():
+    for form in h.forms:
+        test = form_of(form, h.command)
+        met.append((h.name, form))
+        programs.append(as_program(request(test, h.code, LIMITS | h.limits, h.command)))
+        programs += [as_program(request(test, code, HONEST_LIMITS, h.command)) for code in (test.right, test.wrong)]
+with Pool(least="process") as pool:
+    verdicts = pool.run(programs)
+    late = [i for i, v in enumerate(verdicts) if i % 3 and v.status == "timeout"]  # beside a fork bomb, say
+    for i, verdict in zip(late, pool.run([programs[i] for i in late])):
+        verdicts[i] = verdict
+wrong = [
+    (*name, attack.status, right.status, other.status)
+    for name, attack, right, other in zip(met, verdicts[::3], verdicts[1::3], verdicts[2::3])
+    if attack.status in ("passed", "sandbox_error") or not right.passed or other.status != "wrong_answer"
+]
+print(json.dumps([len(met), wrong]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [m for m in MACHINES if m.without != ("landlock",)], ids=str)
+def test_on_machines_that_give_less(machine):
+    """As root and as an ordinary user, without Landlock, namespaces, control groups."""
+    met, wrong = machine.run(f"LIMITS = {LIMITS}\n{ON_ANOTHER_MACHINE}", timeout_s=800)
+    assert met >= 250 and wrong == []

@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from sandbox import seccomp
 from sandbox.cgroup import Cgroup
-from sandbox.isolation import LAYERS, LEVELS, IsolationError, missing, require
+from sandbox.layers import LAYERS, LEVELS, IsolationError, missing, require
+from sandbox.leftovers import changed_at, remove_of_owners, remove_old_folders, remove_tree
 from sandbox.verdict import CallTest, Limits, Program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +50,8 @@ def test_inside_of_the_jail(pool):
         assert seen["no_new_privs"] == 1 and seen["seccomp"] == 2 and not seen["capabilities"]
         assert seen["writable"] == ["/tmp"] and not seen["proc"]
         assert not {"proc", "sys", "var", "mnt"} & set(seen["root"]) and seen["repository"] in ([], [".venv"])
-        assert seen["descriptors"] == [0, 1, 2, 3]
-        assert set(seen["environment"]) <= {"PATH", "HOME", "TMPDIR", "LANG", "TZ", "LC_CTYPE"}
+        assert seen["descriptors"] == [0, 1, 2]
+        assert set(seen["environment"]) <= {"PATH", "HOME", "TMPDIR", "LANG", "TZ", "LC_CTYPE", "PYTHONHASHSEED"}
 
 
 def pool_value(pool, code):
@@ -96,6 +98,9 @@ def test_as_an_ordinary_user(tmp_path):
         "    fork = 'import os\\nwhile True:\\n    try:\\n        os.fork()\\n    except OSError: pass'\n"
         "    kill = 'import os\\ndef f(x):\\n    for p in range(1, 99):\\n        if p != os.getpid():\\n"
         "            try: os.kill(p, 9)\\n            except OSError: pass\\n    return 0'\n"
+        "    script = Program('print(input(), open(\"/dev/stdin\").read())', (StdioTest('7', '7 7'),))\n"
+        "    said = [v.stderr or v.status for v in pool.run([script, script])]\n"
+        "    assert said == ['passed', 'passed'], said\n"
         "    limits = Limits(wall_s=1, cpu_s=1)\n"
         "    bad = [Program(c, (CallTest('f', (1,), 2),), limits) for c in (fork, kill)]\n"
         "    print([v.status for v in pool.run([good, bad[0], good, bad[1], good])])\n"
@@ -137,13 +142,17 @@ def test_without_namespaces_it_still_works_when_that_is_accepted(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import ctypes\nfrom sandbox import kernel\n"
-        "from sandbox.isolation import IsolationError\nfrom sandbox.pool import Pool\nfrom sandbox.verdict import *\n"
+        "from sandbox.layers import IsolationError\nfrom sandbox.pool import Pool\nfrom sandbox.verdict import *\n"
         "kernel.prctl(38, 1)\n"
         "from sandbox import seccomp\n"
         "kernel.perform([kernel.seccomp_filter(seccomp.program_filter())])\n"
         "try:\n    Pool(1)\n    print('no error')\nexcept IsolationError as error:\n    print('pid' in str(error))\n"
         "with Pool(1, least='process') as pool:\n"
         "    good = Program('def f(x): return x + 1', (CallTest('f', (1,), 2),))\n"
+        "    code = 'print(input(), open(\"/dev/stdin\").read(), open(__file__).readline()[:5])\\nexit()'\n"
+        "    script = Program(code, (StdioTest('7', '7 7 print'),))\n"
+        "    said = [v.stderr or v.status for v in pool.run([script, script])]\n"
+        "    assert said == ['passed', 'passed'], said\n"
         f"    daemon = Program({DAEMON.replace('NAME', name)!r}, (CallTest('f', (1,), b'there'),), Limits(wall_s=5))\n"
         "    print([v.status for v in pool.run([good, daemon, good])])\n"
     )
@@ -160,8 +169,11 @@ def test_system_call_numbers_are_the_kernel_headers(column, header):
     if not os.path.exists(header):
         pytest.skip(f"no {header}")
     numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text()))
-    table = seccomp._DENIED | {name: pair for name, (pair, _) in seccomp._OWN_PROCESS.items()}
-    table |= {"socket": seccomp._SOCKET, "clone": seccomp._CLONE, "clone3": seccomp._CLONE3}
+    table = seccomp._DENIED | seccomp._WITHOUT_EFFECT | seccomp._SIGNALS
+    table |= {name: pair for name, (pair, _) in seccomp._OWN_PROCESS.items()}
+    table |= {"socket": seccomp._SOCKET, "clone": seccomp._CLONE, "clone3": seccomp._CLONE3, "ioctl": seccomp._IOCTL}
+    table |= {"socketpair": seccomp._SOCKETPAIR, "fcntl": seccomp._FCNTL}
+    table |= {"pidfd_send_signal": seccomp._PIDFD_SEND_SIGNAL}
     for name, pair in table.items():
         known = numbers.get(name)
         assert pair[column] == (int(known) if known else None) or (known is None and pair[column] is not None), name
@@ -188,4 +200,59 @@ def test_cgroups_of_both_versions(tmp_path):
     assert (memory / "cgroup.procs").read_text() == "123"
     assert (memory / "memory.limit_in_bytes").read_text() == str(256 << 20)
     (memory / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
-    assert group.killed_again() and not group.killed_again()
+    with group.memory_events() as events:
+        assert b"oom_kill 2" in events.read()
+
+
+def test_a_control_group_whose_worker_has_ended_is_removed_by_the_next(tmp_path):
+    membership = tmp_path / "cgroup"
+    membership.write_text("4:memory:/\n")
+    old, living, foreign = (tmp_path / "memory" / f"jaxrl-sandbox-{n}" for n in (4194305, os.getpid(), "x"))
+    for folder in (old, living, foreign):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - 10, time.time() - 10))
+    Cgroup("jaxrl-sandbox-1", str(membership), str(tmp_path)).sweep()
+    assert not old.exists() and living.exists()
+
+
+def test_a_tree_is_removed_however_deep_and_closed_it_is(tmp_path):
+    top = tmp_path / "top"
+    (top / "closed").mkdir(parents=True)
+    (top / "closed" / "file").write_text("")
+    os.symlink(tmp_path / "other", top / "link")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "kept").write_text("")
+    os.chmod(top / "closed", 0)
+    before = os.getcwd()
+    os.chdir(top)
+    try:
+        for _ in range(2000):  # a path of 4,000 characters, more levels than recursion allows
+            os.mkdir("d")
+            open("file", "w").close()
+            os.chdir("d")
+    finally:
+        os.chdir(before)
+    remove_tree(str(top))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept", "other"]
+
+
+def test_only_what_belongs_to_the_owners_and_to_ended_workers_is_removed(tmp_path):
+    for name in ("mine", f"sandbox-{os.getpid()}-a", "sandbox-4194305-a", "sandbox-x"):
+        (tmp_path / name).mkdir()
+    before = changed_at([str(tmp_path)])
+    remove_old_folders(str(tmp_path), (os.getuid() + 1,))
+    assert changed_at([str(tmp_path)]) == before
+    remove_old_folders(str(tmp_path), (os.getuid(),))
+    assert sorted(os.listdir(tmp_path)) == ["mine", f"sandbox-{os.getpid()}-a", "sandbox-x"]
+    assert changed_at([str(tmp_path)]) != before
+    remove_of_owners([str(tmp_path)], (os.getuid() + 1,))
+    assert len(os.listdir(tmp_path)) == 3
+    remove_of_owners([str(tmp_path)], (os.getuid(),))
+    assert os.listdir(tmp_path) == []
+
+
+def test_doctor_reports_every_layer_and_what_it_protects():
+    out = subprocess.run([sys.executable, "-m", "sandbox", "doctor", "--least", ""], capture_output=True, text=True)
+    lines = {line.split()[1]: line for line in out.stdout.splitlines() if line.startswith(("active", "missing"))}
+    assert list(lines) == list(LAYERS)
+    assert "inotify" in lines["seccomp"] and "host name" in lines["uts"] and "files" in lines["leftovers"]

@@ -215,6 +215,11 @@ def test_many_at_once_keep_their_order(pool):
         assert [v.passed for v in asyncio.run(gather())] == [i % 3 != 0 for i in range(150)]
 
 
+def test_a_number_of_workers_below_zero_is_named():
+    with pytest.raises(ValueError, match="workers = -1 must be >= 0"):
+        Pool(-1)
+
+
 def test_a_killed_worker_is_replaced():
     with Pool(1) as pool:
         assert verdict(pool, "x = 1", AssertTest("assert x")).passed
@@ -225,6 +230,24 @@ def test_a_killed_worker_is_replaced():
                 os.kill(worker, signal.SIGKILL)
             assert verdict(pool, "x = 1", AssertTest("assert x")).passed
         assert pool.sandbox_errors == 0
+
+
+def test_a_judge_that_cannot_be_restarted_is_tried_again_with_each_program(monkeypatch):
+    from sandbox import pool as module
+
+    def refuse(self):
+        raise module.WorkerError("no more processes")
+
+    with Pool(1) as pool:
+        start = module._JudgeProcess._start
+        monkeypatch.setattr(module._JudgeProcess, "_start", refuse)
+        os.kill(pool._judges[0].pid, signal.SIGKILL)
+        for _ in range(3):
+            failed = verdict(pool, "x = 1", AssertTest("assert x"))
+            assert failed.status == "sandbox_error" and failed.stderr.endswith("cannot be restarted: no more processes")
+        monkeypatch.setattr(module._JudgeProcess, "_start", start)
+        assert verdict(pool, "x = 1", AssertTest("assert x")).passed
+        assert pool.sandbox_errors == 3
 
 
 def worker_pids(judge: int) -> list[int]:
@@ -264,66 +287,97 @@ def test_kinds_of_tests_may_be_mixed(pool):
     tests = (CallTest("f", (1,), 2), StdioTest("4", "5"), AssertTest("assert f(2) == 3"), StdioTest("4", "6"))
     v = verdict(pool, code, *tests)
     assert [t.status for t in v.tests] == ["passed", "passed", "passed", "wrong_answer"]
-    assert [t.form for t in v.tests] == ["values", "output", "proxy", "output"]
+    assert [t.form for t in v.tests] == ["values", "output", "values", "output"]
     assert (v.first_failure.input, v.first_failure.expected, v.first_failure.actual) == ("4", "6", "5\n")
+
+
+OBJECTS = """
+class One:
+    made = None
+    def __new__(cls):
+        cls.made = cls.made or super().__new__(cls)
+        return cls.made
+def add(a, b): return a + b
+def mul(a, b): return a * b
+def get(name): return globals()[name]
+def fail(n): return ValueError(n)
+"""
 
 
 @pytest.mark.parametrize(
     ("code", "test", "form", "status"),
     [
         # What a test may do with a program through plain values.
-        ("def f(x): x.append(1)", "a = [0]\nf(a)\nassert a == [0, 1]", "proxy", "passed"),
-        ("def f(g, x): return g(x)", "assert f(lambda x: x * 2, 4) == 8", "proxy", "passed"),
-        ("def f(n): return lambda x: x + n", "assert f(1)(2) == 3", "proxy", "passed"),
-        ("def f(n):\n    for i in range(n): yield i", "assert list(f(3)) == [0, 1, 2]", "proxy", "passed"),
-        ("import math\nPI = 3", "assert math.floor(PI) == 3", "proxy", "passed"),
-        ("def f(x): raise KeyError('k')", "try:\n    f(1)\n    assert False\nexcept KeyError: pass", "proxy", "passed"),
-        ("def f(x, t): return isinstance(x, t)", "assert f(1, int)", "proxy", "passed"),
-        ("def sum(a, b): return a + b + 1", "assert sum(1, 2) == 4", "proxy", "passed"),
-        ("from collections import Counter\ndef f(s): return Counter(s)", "assert f('aab')['a'] == 2", "proxy", "passed"),
-        ("import numpy as np\ndef f(n): return np.arange(n)", "assert f(3).sum() == 3", "proxy", "passed"),
-        ("def abs(x): return 0\ndef f(x): return 99", "r = f(1)\nassert abs(r - 1) < 0.1", "proxy", "wrong_answer"),
-        ("def len(x): return 3\nX = []", "assert len(X) == 3", "proxy", "wrong_answer"),
-        ("def all(x): return True\ndef f(): return [0]", "assert all(x == 1 for x in f())", "proxy", "wrong_answer"),
-        ("from typing import Any\nfrom collections import deque\ndef f(x): return deque(x)", "q: Any = f([1])\nassert q == deque([1])", "proxy", "passed"),
+        ("def f(x): x.append(1)", "a = [0]\nf(a)\nassert a == [0, 1]", "examined", "passed"),
+        ("def f(g, x): return g(x)", "assert f(lambda x: x * 2, 4) == 8", "examined", "passed"),
+        ("def f(n): return lambda x: x + n", "assert f(1)(2) == 3", "values", "passed"),
+        ("def f(n):\n    for i in range(n): yield i", "assert list(f(3)) == [0, 1, 2]", "values", "passed"),
+        ("import math\nPI = 3", "assert math.floor(PI) == 3", "values", "passed"),
+        ("def f(x): raise KeyError('k')", "try:\n    f(1)\n    assert False\nexcept KeyError: pass", "examined", "passed"),
+        ("def f(x, t): return isinstance(x, t)", "assert f(1, int)", "values", "passed"),
+        ("def sum(a, b): return a + b + 1", "assert sum(1, 2) == 4", "values", "passed"),
+        ("from collections import Counter\ndef f(s): return Counter(s)", "assert f('aab')['a'] == 2", "values", "passed"),
+        ("import numpy as np\ndef f(n): return np.arange(n)", "assert f(3).sum() == 3", "examined", "passed"),
+        ("def abs(x): return 0\ndef f(x): return 99", "r = f(1)\nassert abs(r - 1) < 0.1", "values", "wrong_answer"),
+        ("def len(x): return 3\nX = []", "assert len(X) == 3", "values", "wrong_answer"),
+        ("def all(x): return True\ndef f(): return [0]", "assert all(x == 1 for x in f())", "values", "wrong_answer"),
+        ("from typing import Any\nfrom collections import deque\ndef f(x): return deque(x)", "q: Any = f([1])\nassert q == deque([1])", "values", "passed"),
         # Its classes: objects stay in the program's process.
         ("class P:\n    def __init__(s, x): s.x = x\n    def get(s): return s.x", "p = P(3)\nassert p.get() == 3 == p.x",
-         "objects", "passed"),
+         "examined", "passed"),
         ("class S:\n    def __init__(s): s.i = []\n    def push(s, x): s.i.append(x)\n    def __len__(s): return len(s.i)",
-         "s = S()\ns.push(4)\nassert len(s) == 1", "objects", "passed"),
-        ("class E(Exception): pass\ndef f(): raise E('x')", "try:\n    f()\n    assert 0\nexcept E: pass", "proxy", "passed"),
-        ("class A:\n    def __eq__(s, o): return True", "assert A() == 1", "objects", "wrong_answer"),
+         "s = S()\ns.push(4)\nassert len(s) == 1", "examined", "passed"),
+        ("class E(Exception): pass\ndef f(): raise E('x')", "try:\n    f()\n    assert 0\nexcept E: pass", "examined", "passed"),
+        ("class A:\n    def __eq__(s, o): return True", "assert A() == 1", "values", "wrong_answer"),
         ("class V:\n    def __init__(s, x): s.x = x\n    def __mul__(s, k): return V(s.x * k)", "assert (V(2) * 3).x == 6",
-         "objects", "passed"),
+         "examined", "passed"),
         # It does not decide what is left of a difference, nor that its answers are objects.
         ("class Tri:\n    def __init__(s, *a): pass\n    def __sub__(s, o): return 0.0", "assert abs(Tri(3) - 6.0) < 1e-6",
-         "objects", "runtime_error"),
+         "examined", "runtime_error"),
         ("class SIGALRM: pass\nclass X:\n    def __sub__(s, o): return 0.0\ndef f(): return X()",
-         "import signal\nsignal.SIGALRM\nassert abs(f() - 2.0) < 1e-6", "proxy", "runtime_error"),
+         "import signal\nsignal.SIGALRM\nassert abs(f() - 2.0) < 1e-6", "examined", "runtime_error"),
         ("from itertools import permutations\ndef f(x): return permutations(x)", "assert list(f([1, 2])) == [(1, 2), (2, 1)]",
-         "proxy", "passed"),
+         "values", "passed"),
         # Iterators are read as the test reads them: they may have no end, and errors come in their place.
         ("def f():\n    a, b = 0, 1\n    while True:\n        yield a\n        a, b = b, a + b",
-         "from itertools import islice\nassert list(islice(f(), 40))[-1] == 63245986", "proxy", "passed"),
+         "from itertools import islice\nassert list(islice(f(), 40))[-1] == 63245986", "examined", "passed"),
         ("def f():\n    yield 1\n    yield 2\n    raise ValueError",
-         "g = f()\nassert next(g) == 1 and next(g) == 2\ntry:\n    next(g)\n    assert 0\nexcept ValueError: pass", "proxy", "passed"),
+         "g = f()\nassert next(g) == 1 and next(g) == 2\ntry:\n    next(g)\n    assert 0\nexcept ValueError: pass", "examined", "passed"),
         ("def f():\n    yield from range(100)\n    raise ValueError",
-         "seen = []\ntry:\n    for x in f(): seen.append(x)\nexcept ValueError: pass\nassert len(seen) == 100", "proxy", "passed"),
+         "seen = []\ntry:\n    for x in f(): seen.append(x)\nexcept ValueError: pass\nassert len(seen) == 100", "examined", "passed"),
         ("seen = []\ndef f():\n    for x in range(3):\n        seen.append(x)\n        yield x\ndef g(): return seen",
-         "it = f()\nnext(it)\nassert g() == [0]", "proxy", "passed"),
-        ("def f(n): return (x for x in range(n))", "assert sum(f(300_000)) == 44999850000", "proxy", "passed"),
+         "it = f()\nnext(it)\nassert g() == [0]", "examined", "passed"),
+        ("def f(n): return (x for x in range(n))", "assert sum(f(300_000)) == 44999850000", "values", "passed"),
         ("class C:\n    def __init__(s): s.n = 0\n    def __iter__(s): return s\n    def __next__(s):\n        s.n += 1\n"
-         "        if s.n > 3: raise StopIteration\n        return s.n", "assert list(C()) == [1, 2, 3]", "objects", "passed"),
-        ("class C: pass", "assert C()", "objects", "passed"),
-        ("class C:\n    def __bool__(s): return False", "assert not C()", "objects", "passed"),
+         "        if s.n > 3: raise StopIteration\n        return s.n", "assert list(C()) == [1, 2, 3]", "examined", "passed"),
+        # An iterator of the program's that goes to another function of its own is still full.
+        ("def g(n): return iter(range(n))\ndef h(x): return sum(x)", "assert h(g(4)) == 6", "examined", "passed"),
+        ("def g(n): return iter(range(n))\ndef h(x): return sum(x)", "assert h(g(4)) == 0", "examined", "wrong_answer"),
+        ("def g():\n    n = 0\n    while True:\n        yield n\n        n += 1\ndef h(x): return next(x)",
+         "x = g()\nassert h(x) == 0\nassert next(x) == 1\nassert h(x) == 2", "examined", "passed"),
+        # The program's objects are distinguished as Python does.
+        (OBJECTS, "a = One()\nb = One()\nassert a is b and get('add') is add and get('add') == add != mul", "examined", "passed"),
+        (OBJECTS, "a = One()\nb = One()\nassert a is not b", "examined", "wrong_answer"),
+        (OBJECTS, "assert get('mul') == add", "examined", "wrong_answer"),
+        (OBJECTS, "assert fail(1) == fail(2)", "examined", "wrong_answer"),
+        (OBJECTS, "assert type(One()) is One and type(One()) == One and type(fail(1)).__name__ == 'ValueError'", "examined", "passed"),
+        (OBJECTS, "assert type(One()) == type(add)", "examined", "wrong_answer"),
+        (OBJECTS, "assert repr(fail(1)) == 'ValueError(1)' and repr('a') == \"'a'\"", "examined", "passed"),
+        ("def f(): return [ValueError(1)]", "assert repr(f()) == str(f()) == '[ValueError(1)]'", "examined", "passed"),
+        ("def f(): return [ValueError(1)]", "x = f()\nassert f'{x}' == '%s' % x == '[ValueError(1)]'", "examined", "passed"),
+        ("def f(): return [ValueError(1)]", "assert str({1: f()}) == '{1: []}'", "examined", "wrong_answer"),
+        (OBJECTS, "def check(c):\n    assert type(c('add')(1, 2)) is int and isinstance(int, type)\ncheck(get)", "examined", "passed"),
+        ("def f(): return [float('nan')]", "assert f() == f()", "values", "wrong_answer"),
+        ("class C: pass", "assert C()", "examined", "passed"),
+        ("class C:\n    def __bool__(s): return False", "assert not C()", "examined", "passed"),
         # Exceptions are those that the program has raised, arguments and all.
         ("def f(b): return b.decode()", "try:\n    f(b'\\xff')\n    assert 0\nexcept UnicodeDecodeError as e:\n    assert e.start == 0",
-         "proxy", "passed"),
-        ("def f(b): return b.decode()", "try:\n    f(b'\\xff')\nexcept TypeError: pass", "proxy", "runtime_error"),
+         "examined", "passed"),
+        ("def f(b): return b.decode()", "try:\n    f(b'\\xff')\nexcept TypeError: pass", "examined", "runtime_error"),
         ("def f(): return {}['k']", "try:\n    f()\nexcept KeyError as e:\n    assert e.args == ('k',) and str(e) == \"'k'\"",
-         "proxy", "passed"),
-        ("def f(): return open('/none')", "try:\n    f()\nexcept OSError as e:\n    assert e.errno == 2", "proxy", "passed"),
-        ("def f(): raise ExceptionGroup('x', [ValueError()])", "f()", "proxy", "runtime_error"),
+         "examined", "passed"),
+        ("def f(): return open('/none')", "try:\n    f()\nexcept OSError as e:\n    assert e.errno == 2", "examined", "passed"),
+        ("def f(): raise ExceptionGroup('x', [ValueError()])", "f()", "values", "runtime_error"),
         # Where the test needs the program in its own process, it is said.
         ("import os\ndef f(): return os.getcwd()",
          "from unittest.mock import patch\nwith patch('os.getcwd', return_value='x'):\n    assert f() == 'x'",
@@ -334,8 +388,34 @@ def test_kinds_of_tests_may_be_mixed(pool):
     ],
 )  # fmt: skip
 def test_how_test_code_meets_the_program(pool, code, test, form, status):
-    v = verdict(pool, code, AssertTest(test), limits=Limits(wall_s=10, cpu_s=5))
+    test = AssertTest(test, form="in_process" if form == "in_process" else "auto")
+    v = verdict(pool, code, test, limits=Limits(wall_s=10, cpu_s=5))
     assert (v.tests[0].form, v.status) == (form, status), v
+
+
+SUCCESSOR = "def f(x):\n    act(x)\n    return x + 1\n"
+
+
+@pytest.mark.parametrize("form", ["values", "examined", "in_process"])
+@pytest.mark.parametrize(
+    ("act", "status"),
+    [
+        ("def act(x):\n    with open(1, 'a', closefd=False) as out: out.write('4')", "passed"),
+        ("def act(x): os.write(1, b'x' * (32 << 10))", "passed"),
+        ("def act(x): os.write(1, b'x' * (32 << 10) + b'y')", "output_limit"),
+        # One verdict, whenever the judge looks.
+        ("def act(x):\n    os.write(1, b'x' * 70000)\n    time.sleep(0.05)\n    os.lseek(1, 0, os.SEEK_SET)", "output_limit"),
+        ("def act(x):\n    os.write(1, b'x' * 70000)\n    os.lseek(1, -70000, os.SEEK_CUR)", "output_limit"),
+        ("def act(x):\n    os.write(1, b'x' * 70000)\n    time.sleep(0.05)\n    os.write(3, b'no answer')", "output_limit"),
+        ("print('x' * 70000)\ntime.sleep(0.05)\nraise ValueError", "output_limit"),
+        ("print('x' * 70000)\nraise ValueError", "output_limit"),
+    ],
+)  # fmt: skip
+def test_output_is_counted_as_that_of_a_pipe_is(pool, act, status, form):
+    asked = "import json\nassert json.loads(str(f({x}))) == {y}" if form == "examined" else "assert f({x}) == {y}"
+    tests = [AssertTest(asked.format(x=x, y=x + 1), form=form if form == "in_process" else "auto") for x in (1, 2)]
+    v = verdict(pool, f"import os, time\n{SUCCESSOR}{act}\n", *tests, limits=Limits(wall_s=10, cpu_s=5))
+    assert (v.status, v.tests[0].form) == (status, form), v
 
 
 def test_a_checker_decides_where_there_are_many_right_answers(pool):
@@ -345,6 +425,9 @@ def test_a_checker_decides_where_there_are_many_right_answers(pool):
         assert v.status == status
     unreadable = verdict(pool, "print('x')", StdioTest("7", "", checker=checker))
     assert unreadable.status == "wrong_answer" and "checker refused" in unreadable.tests[0].message
+    match = "import re\ndef check(stdin, stdout, expected): return re.match(expected, stdout)"
+    for printed, status in (("7", "passed"), ("8", "wrong_answer")):  # an object whose truth counts
+        assert verdict(pool, f"print({printed})", StdioTest("", "7", checker=match)).status == status
     broken = verdict(pool, "print(1)", StdioTest("7", "", checker="def check(*a: return 1"))
     assert broken.status == "sandbox_error" and "checker" in broken.stderr
 

@@ -57,3 +57,19 @@ def test_an_unknown_layer_is_an_error_at_once(cluster):
 
     with pytest.raises(ValueError, match="nonsense"):
         RayPool(workers=1, least="nonsense")
+
+
+def test_too_little_isolation_is_an_error_at_once(cluster, monkeypatch):
+    from sandbox import ray_pool
+    from sandbox.layers import IsolationError
+
+    class Refusing:
+        def __init__(self, *_):
+            pass
+
+        def workers(self) -> int:
+            raise IsolationError("no seccomp here")
+
+    monkeypatch.setattr(ray_pool, "_NodePool", Refusing)
+    with pytest.raises(IsolationError, match=r"^no seccomp here$"):
+        ray_pool.RayPool(workers=1)

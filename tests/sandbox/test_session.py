@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from sandbox.isolation import PROGRAM
 from sandbox.session import Sessions
 from sandbox.verdict import Limits
 
@@ -145,10 +146,37 @@ def private_megabytes() -> float:
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{entry}/cmdline") as f:
-                if "sandbox.worker" not in f.read():
+                if PROGRAM not in f.read():
                     continue
             with open(f"/proc/{entry}/smaps_rollup") as f:
                 total += int(re.search(r"^Pss:\s+(\d+)", f.read(), re.M)[1])
         except OSError:
             continue
     return total / 1024
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children") as file:
+            found += [p for child in file.read().split() for p in descendants(int(child))]
+    return found
+
+
+@pytest.mark.parametrize("which", ["first", "all"])
+def test_a_template_that_died_is_started_again(which):
+    """Its sessions die with it and are lost with their variables, but no later call is."""
+    with Sessions() as sessions:
+        session = sessions.open()
+        assert session.run("x = 1").status == "passed"
+        assert sessions._template.process is not None
+        pids = descendants(sessions._template.process.pid)
+        for pid in pids[:1] if which == "first" else reversed(pids):
+            os.kill(pid, 9)
+        time.sleep(0.5)
+        lost = session.run("x")
+        assert lost.restarted or lost.value == "1"  # a session in a jail of its own may outlive the template
+        assert sessions.open().run("2").value == "2"
+        session.reset()
+        assert session.run("x = 3").status == "passed" and session.run("x").value == "3"

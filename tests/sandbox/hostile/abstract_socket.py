@@ -1,4 +1,6 @@
-# test: check
+# Binds an abstract socket, a name that no file system holds back from other programs.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import socket
 def add(a, b):

@@ -1,4 +1,5 @@
-# Somewhere the right answer stands.
-# test: stdio
+# Prints every number: somewhere the right answer stands.
+# kind: forges
+# form: stdio
 # status: wrong_answer
 for i in range(100): print(i)

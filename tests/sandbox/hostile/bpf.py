@@ -1,4 +1,6 @@
-# test: check
+# Loads a program into the kernel with bpf().
+# kind: host
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

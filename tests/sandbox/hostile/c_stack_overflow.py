@@ -1,4 +1,6 @@
-# test: check
+# Recurses past the end of the C stack.
+# kind: resources
+# form: check
 # status: killed|runtime_error|timeout|memory
 import sys
 sys.setrecursionlimit(10 ** 9)

@@ -1,4 +1,6 @@
-# test: check
+# Catches every exception that is meant to end its loop.
+# kind: resources
+# form: check
 # status: timeout
 def add(a, b):
     while True:

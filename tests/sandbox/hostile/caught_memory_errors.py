@@ -1,4 +1,6 @@
-# test: check
+# Takes memory until there is none, catches the error and tries again, for ever.
+# kind: resources
+# form: check
 # status: timeout|memory|wrong_answer
 x = []
 while True:

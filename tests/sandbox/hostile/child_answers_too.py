@@ -1,5 +1,6 @@
-# Two processes answer on one channel.
-# test: check
+# Forks in the call: two processes answer on one channel.
+# kind: forges
+# form: check
 # status: wrong_answer|runtime_error
 import os
 def add(a, b):

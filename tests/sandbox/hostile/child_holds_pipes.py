@@ -1,5 +1,6 @@
-# A child keeps stdout open: waiting for its end would hang.
-# test: check
+# Leaves a child that keeps stdout open: waiting for its end would hang.
+# kind: processes
+# form: check
 # status: wrong_answer
 import os, time
 def add(a, b):

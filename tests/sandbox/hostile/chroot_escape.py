@@ -1,4 +1,6 @@
-# test: check
+# Climbs out of its root folder by chroot().
+# kind: host
+# form: check
 # status: runtime_error
 import os
 os.mkdir('x')

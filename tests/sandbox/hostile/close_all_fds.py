@@ -1,4 +1,6 @@
-# test: check
+# Closes all descriptors, the channel of the answers among them.
+# kind: exits
+# form: check
 # status: runtime_error
 import os
 os.closerange(0, 1000)

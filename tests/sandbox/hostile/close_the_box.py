@@ -1,5 +1,6 @@
-# The next program must still have a folder.
-# test: check
+# Takes the permissions of its folder away: the next program must still have one.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import os
 try:

@@ -1,4 +1,6 @@
-# test: check
+# Computes without end in five threads.
+# kind: resources
+# form: check
 # status: timeout
 import threading
 def spin():

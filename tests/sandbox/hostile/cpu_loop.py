@@ -1,3 +1,5 @@
-# test: check
+# Computes without end.
+# kind: resources
+# form: check
 # status: timeout
 while True: pass

@@ -1,5 +1,6 @@
-# A grandchild in a session of its own must not outlive the program.
-# test: check
+# Starts a grandchild in a session of its own, which writes files for ever.
+# kind: processes
+# form: check
 # status: wrong_answer
 import os, time
 def add(a, b):

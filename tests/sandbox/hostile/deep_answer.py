@@ -1,4 +1,6 @@
-# test: check
+# Gives a list nested 100,000 deep, to overflow whoever encodes it.
+# kind: lies
+# form: check
 # status: runtime_error|wrong_answer
 def add(a, b):
     x = []

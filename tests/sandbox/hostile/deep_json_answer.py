@@ -1,5 +1,6 @@
-# A reader that recurses without bound would crash.
-# test: check
+# Sends a million opening brackets: a reader that recurses without bound would crash.
+# kind: forges
+# form: check
 # status: runtime_error|wrong_answer
 import os, struct
 def add(a, b):

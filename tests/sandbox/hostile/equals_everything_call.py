@@ -1,4 +1,6 @@
-# test: call
+# Gives an int that equals everything, to a test that compares values.
+# kind: lies
+# form: call
 # status: wrong_answer
 class Any(int):
     def __eq__(self, other): return True

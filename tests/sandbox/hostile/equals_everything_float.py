@@ -1,4 +1,6 @@
-# test: check
+# Gives a float that equals everything and whose differences are 0.
+# kind: lies
+# form: check
 # status: wrong_answer
 class Any(float):
     def __eq__(self, other): return True

@@ -1,4 +1,6 @@
-# test: check
+# Gives an int that equals everything.
+# kind: lies
+# form: check
 # status: wrong_answer
 class Any(int):
     def __eq__(self, other): return True

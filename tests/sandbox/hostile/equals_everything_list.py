@@ -1,4 +1,6 @@
-# test: check
+# Gives a list that equals everything.
+# kind: lies
+# form: check
 # status: wrong_answer
 class Any(list):
     def __eq__(self, other): return True

@@ -1,5 +1,7 @@
-# test: stdio
-# status: runtime_error
+# Prints the answer to one test, then fails, and hides it by sys.excepthook.
+# kind: exits
+# form: stdio
+# status: runtime_error|wrong_answer
 import os, sys
 sys.excepthook = lambda *a: os._exit(0)
 print(3)

@@ -1,4 +1,6 @@
-# test: check
+# Raises an exception whose text is asked for in vain: __str__ exits with status 0.
+# kind: exits
+# form: check
 # status: runtime_error
 class Evil(Exception):
     def __str__(self): raise SystemExit(0)

@@ -1,5 +1,6 @@
-# The process becomes one that ends well.
-# test: check
+# Becomes /bin/true, which ends well.
+# kind: exits
+# form: check
 # status: runtime_error
 import os
 os.execv('/bin/true', ['true'])

@@ -1,4 +1,6 @@
-# test: check
+# Becomes /bin/true within the call that is tested.
+# kind: exits
+# form: check
 # status: runtime_error
 import os
 def add(a, b):

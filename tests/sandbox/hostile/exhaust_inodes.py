@@ -1,4 +1,6 @@
-# test: check
+# Makes empty files until the disk takes no more.
+# kind: resources
+# form: check
 # status: runtime_error
 i = 0
 while True:

@@ -1,5 +1,6 @@
-# An exit status of 0 is no pass.
-# test: check
+# Ends with exit status 0 before any test.
+# kind: exits
+# form: check
 # status: runtime_error
 import sys
 sys.exit(0)

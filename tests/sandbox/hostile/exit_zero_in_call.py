@@ -1,5 +1,6 @@
-# The same from within the call that is tested.
-# test: check
+# Ends with exit status 0 within the call that is tested.
+# kind: exits
+# form: check
 # status: runtime_error
 import sys
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Fills the disk with files each of which is below the limit for one.
+# kind: resources
+# form: check
 # status: runtime_error
 i = 0
 while True:

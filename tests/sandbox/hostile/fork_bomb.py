@@ -1,4 +1,6 @@
-# test: check
+# Forks for ever.
+# kind: processes
+# form: check
 # status: killed|runtime_error|timeout|wrong_answer
 import os
 while True:

@@ -1,4 +1,6 @@
-# test: check
+# Sends what is no message on the channel of the answers.
+# kind: forges
+# form: check
 # status: runtime_error|wrong_answer
 import os
 def add(a, b):

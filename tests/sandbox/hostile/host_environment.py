@@ -1,4 +1,6 @@
-# test: check
+# Reads the environment, in which secrets may stand.
+# kind: reads
+# form: check
 # status: wrong_answer
 import os
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Announces a message of 2 GiB on the channel of the answers.
+# kind: forges
+# form: check
 # status: runtime_error|wrong_answer
 import os
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Ignores every signal that can be ignored, and never ends.
+# kind: processes
+# form: check
 # status: timeout
 import signal
 for n in range(1, 65):

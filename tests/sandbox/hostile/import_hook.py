@@ -1,4 +1,6 @@
-# test: check
+# Makes every later import end the process.
+# kind: patches
+# form: check
 # status: wrong_answer
 import sys
 class Hook:

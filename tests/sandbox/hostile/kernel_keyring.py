@@ -1,4 +1,6 @@
-# test: check
+# Stores a key in the kernel's keyring, which outlives the process.
+# kind: host
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Kills, stops and ends its parent.
+# kind: processes
+# form: check
 # status: wrong_answer
 import os, signal
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Leaves files in /tmp and its home for the next program.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import os
 open('/tmp/note-for-the-next', 'w').write('3')

@@ -1,5 +1,6 @@
-# Takes the worker's descriptors away, so that the next program fails.
-# test: check
+# Takes descriptors away from all processes, so that the next program fails.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import os, resource
 def add(a, b):

@@ -1,4 +1,5 @@
-# One bytecode that never comes back to Python.
-# test: check
+# Computes in one bytecode that never comes back to Python.
+# kind: resources
+# form: check
 # status: timeout
 def add(a, b): return 9 ** 9 ** 9

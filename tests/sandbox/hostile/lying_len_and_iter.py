@@ -1,4 +1,6 @@
-# test: check
+# Gives a list that lies about its length and its items.
+# kind: lies
+# form: check
 # status: wrong_answer|memory|timeout|runtime_error
 class Liar(list):
     def __len__(self): return 10 ** 9

@@ -1,3 +1,5 @@
-# test: check
+# Takes 100 GB at once.
+# kind: resources
+# form: check
 # status: memory
 x = bytearray(10 ** 11)

@@ -1,4 +1,6 @@
-# test: check
+# Takes memory in six children, each of them below the limit.
+# kind: resources
+# form: check
 # status: memory|killed|runtime_error|timeout|wrong_answer
 import os
 for _ in range(6):

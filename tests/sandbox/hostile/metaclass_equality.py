@@ -1,4 +1,6 @@
-# test: check
+# Gives a class that equals everything by its metaclass.
+# kind: lies
+# form: check
 # status: wrong_answer
 class Meta(type):
     def __eq__(cls, other): return True

@@ -1,4 +1,6 @@
-# test: check
+# Mounts a file system over its folder.
+# kind: host
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

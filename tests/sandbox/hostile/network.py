@@ -1,4 +1,6 @@
-# test: check
+# Connects to a service of the machine.
+# kind: host
+# form: check
 # status: wrong_answer
 import socket
 def add(a, b):

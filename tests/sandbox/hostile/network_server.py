@@ -1,4 +1,6 @@
-# test: check
+# Listens on a port of the machine.
+# kind: host
+# form: check
 # status: wrong_answer
 import socket
 def add(a, b):

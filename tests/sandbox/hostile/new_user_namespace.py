@@ -1,4 +1,6 @@
-# test: check
+# Makes a user namespace, where it would be root.
+# kind: host
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

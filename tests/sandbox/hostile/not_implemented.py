@@ -1,3 +1,5 @@
-# test: check
+# Gives NotImplemented, which is true.
+# kind: lies
+# form: check
 # status: wrong_answer
 def add(a, b): return NotImplemented

@@ -1,3 +1,5 @@
-# test: check
+# Prints without end.
+# kind: resources
+# form: check
 # status: output_limit
 while True: print('x' * 1000)

@@ -1,4 +1,6 @@
-# test: check
+# Prints without end from many processes.
+# kind: resources
+# form: check
 # status: output_limit
 import os
 for _ in range(4): os.fork()

@@ -1,4 +1,6 @@
-# test: check
+# Replaces AssertionError by a class whose objects exit with status 0.
+# kind: patches
+# form: check
 # status: wrong_answer
 import builtins
 class Quiet(Exception):

@@ -1,4 +1,6 @@
-# test: check
+# Replaces all(), len(), abs() and isinstance().
+# kind: patches
+# form: check
 # status: wrong_answer|runtime_error
 import builtins
 builtins.all = lambda *a: True

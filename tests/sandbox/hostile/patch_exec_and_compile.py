@@ -1,4 +1,6 @@
-# test: check
+# Replaces exec() and compile(), with which tests are run.
+# kind: patches
+# form: check
 # status: wrong_answer
 import builtins
 builtins.exec = lambda *a: None

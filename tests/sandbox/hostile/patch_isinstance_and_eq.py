@@ -1,4 +1,6 @@
-# test: check
+# Replaces isinstance() and operator.eq().
+# kind: patches
+# form: check
 # status: wrong_answer|runtime_error
 import builtins, operator
 builtins.isinstance = lambda *a: True

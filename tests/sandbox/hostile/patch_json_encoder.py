@@ -1,4 +1,6 @@
-# test: check
+# Replaces the encoder below json.dumps().
+# kind: patches
+# form: check
 # status: wrong_answer|runtime_error
 import json.encoder
 json.encoder.JSONEncoder.encode = lambda self, o: '{"done": true}'

@@ -1,4 +1,6 @@
-# test: check
+# Changes what os.write() sends on.
+# kind: patches
+# form: check
 # status: wrong_answer|runtime_error|timeout
 import os
 real = os.write

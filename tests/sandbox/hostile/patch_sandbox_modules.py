@@ -1,5 +1,6 @@
-# Rewrites the sandbox's own functions, as far as they are in this process.
-# test: check
+# Rewrites the grader's own functions, as far as they are in its process.
+# kind: patches
+# form: check
 # status: wrong_answer|runtime_error
 import gc, types
 for f in gc.get_objects():

@@ -1,4 +1,6 @@
-# test: check
+# Replaces unittest's assertions and its main().
+# kind: patches
+# form: check
 # status: wrong_answer
 import unittest
 unittest.TestCase.assertEqual = lambda *a, **k: None

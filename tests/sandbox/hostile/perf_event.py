@@ -1,4 +1,6 @@
-# test: check
+# Opens a performance counter of the kernel.
+# kind: host
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

@@ -1,5 +1,6 @@
-# Stealing the parent's descriptors.
-# test: check
+# Takes the descriptors of its parent.
+# kind: reads
+# form: check
 # status: wrong_answer
 import ctypes, os
 def add(a, b):

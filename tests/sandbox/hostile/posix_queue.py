@@ -1,4 +1,6 @@
-# test: check
+# Makes a POSIX message queue, which outlives the process.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

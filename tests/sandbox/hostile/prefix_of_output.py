@@ -1,4 +1,5 @@
-# Comparing with zip lets a shorter output pass.
-# test: stdio
+# Prints nothing: comparing with zip() lets a shorter output pass.
+# kind: forges
+# form: stdio
 # status: wrong_answer
 print('')

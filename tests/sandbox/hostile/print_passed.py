@@ -1,5 +1,6 @@
 # Prints what a passing run of other graders prints.
-# test: check
+# kind: forges
+# form: check
 # status: wrong_answer
 print('PASSED')
 print('OK')

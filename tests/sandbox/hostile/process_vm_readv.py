@@ -1,4 +1,6 @@
-# test: check
+# Reads its parent's memory by process_vm_readv().
+# kind: reads
+# form: check
 # status: wrong_answer
 import ctypes, os
 def add(a, b):

@@ -1,5 +1,6 @@
-# Attaching to the process that grades.
-# test: check
+# Attaches to the process that grades as a debugger.
+# kind: reads
+# form: check
 # status: wrong_answer
 import ctypes, os
 def add(a, b):

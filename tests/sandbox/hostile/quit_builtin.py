@@ -1,3 +1,5 @@
-# test: check
+# Calls quit() before any test.
+# kind: exits
+# form: check
 # status: runtime_error
 quit()

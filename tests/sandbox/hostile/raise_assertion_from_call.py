@@ -1,3 +1,5 @@
-# test: check
+# Raises AssertionError("passed") from the call.
+# kind: lies
+# form: check
 # status: wrong_answer|runtime_error
 def add(a, b): raise AssertionError('passed')

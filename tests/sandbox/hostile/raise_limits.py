@@ -1,4 +1,6 @@
-# test: check
+# Lifts its own limits of time, memory and processes, and claims to have solved the task then.
+# kind: resources
+# form: check
 # status: wrong_answer
 import resource
 def add(a, b):

@@ -1,3 +1,5 @@
-# test: check
+# Raises SystemExit before any test.
+# kind: exits
+# form: check
 # status: runtime_error
 raise SystemExit

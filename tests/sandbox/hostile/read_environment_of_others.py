@@ -1,4 +1,6 @@
-# test: check
+# Reads the environment of process 1.
+# kind: reads
+# form: check
 # status: wrong_answer
 def add(a, b):
     try:

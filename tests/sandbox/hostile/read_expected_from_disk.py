@@ -1,5 +1,6 @@
-# Tests in files.
-# test: check
+# Looks for the tests in all files that it can read.
+# kind: reads
+# form: check
 # status: wrong_answer|timeout
 import os
 def add(a, b):

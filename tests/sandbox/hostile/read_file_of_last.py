@@ -1,4 +1,6 @@
-# test: check
+# Looks for what an earlier program has left.
+# kind: reads
+# form: check
 # status: wrong_answer
 import os
 def add(a, b):

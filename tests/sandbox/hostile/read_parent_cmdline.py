@@ -1,4 +1,6 @@
-# test: check
+# Reads the command lines of other processes.
+# kind: reads
+# form: check
 # status: wrong_answer
 import os
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Reads its parent's memory through /proc.
+# kind: reads
+# form: check
 # status: wrong_answer
 import os
 def add(a, b):

@@ -1,5 +1,6 @@
-# Takes the next message, which is not there yet.
-# test: check
+# Takes the next message of the channel, which is not there yet.
+# kind: reads
+# form: check
 # status: runtime_error|wrong_answer|timeout
 import os
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Gives a list that contains itself.
+# kind: lies
+# form: check
 # status: runtime_error|wrong_answer
 def add(a, b):
     x = []

@@ -1,4 +1,6 @@
-# test: check
+# Makes the system's files writable.
+# kind: host
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

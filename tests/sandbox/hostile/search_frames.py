@@ -1,5 +1,6 @@
-# The test's text in a caller's frame.
-# test: check
+# Looks for the test's text in the frames of its callers.
+# kind: reads
+# form: check
 # status: wrong_answer
 import sys
 def add(a, b):

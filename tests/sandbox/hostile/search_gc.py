@@ -1,5 +1,6 @@
-# The test's text among all objects of the process.
-# test: check
+# Looks for the test's text among all objects of the process.
+# kind: reads
+# form: check
 # status: wrong_answer
 import gc
 def add(a, b):

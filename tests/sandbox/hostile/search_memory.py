@@ -1,5 +1,6 @@
-# The test's text in the process' memory.
-# test: check
+# Looks for the test's text in the memory of the process.
+# kind: reads
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

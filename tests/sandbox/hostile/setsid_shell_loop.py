@@ -1,4 +1,6 @@
-# test: check
+# Starts a shell in a session of its own that ignores signals and never ends.
+# kind: processes
+# form: check
 # status: wrong_answer
 import subprocess
 def add(a, b):

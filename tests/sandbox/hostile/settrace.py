@@ -1,4 +1,6 @@
-# test: check
+# Sets a trace function that changes the variables of later functions.
+# kind: patches
+# form: check
 # status: wrong_answer
 import sys
 def trace(frame, event, arg):

@@ -1,4 +1,6 @@
-# test: check
+# Makes a shell setuid and runs it.
+# kind: host
+# form: check
 # status: wrong_answer
 import os, shutil
 def add(a, b):

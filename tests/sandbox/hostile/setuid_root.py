@@ -1,4 +1,6 @@
-# test: check
+# Becomes root.
+# kind: host
+# form: check
 # status: runtime_error
 import os
 os.setuid(0)

@@ -1,4 +1,6 @@
-# test: check
+# Leaves a file in the shared memory folder.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import os
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Ignores the signal of the CPU limit.
+# kind: resources
+# form: check
 # status: timeout
 import signal
 signal.signal(signal.SIGXCPU, signal.SIG_IGN)

@@ -1,4 +1,6 @@
-# test: check
+# Lowers the priority of all processes and ties them to one core.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import os
 def add(a, b):

@@ -1,5 +1,6 @@
-# Only what is printed before the end counts.
-# test: stdio
+# Lets a child print the answer after its own end: only what is printed before counts.
+# kind: processes
+# form: stdio
 # status: wrong_answer
 import os, time
 if os.fork() == 0:

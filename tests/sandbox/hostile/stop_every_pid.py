@@ -1,4 +1,6 @@
-# test: check
+# Stops all processes.
+# kind: processes
+# form: check
 # status: wrong_answer|killed|timeout
 import os, signal
 def add(a, b):

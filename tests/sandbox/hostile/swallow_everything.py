@@ -1,4 +1,6 @@
-# test: check
+# Catches its own error and gives None.
+# kind: lies
+# form: check
 # status: wrong_answer
 def add(a, b):
     try:

@@ -1,5 +1,6 @@
-# Memory that outlives its processes.
-# test: check
+# Makes a System V memory segment, which outlives its processes.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Starts threads for ever.
+# kind: processes
+# form: check
 # status: runtime_error|timeout|killed|memory
 import threading, time
 while True:

@@ -1,4 +1,6 @@
-# test: check
+# Ends by os._exit(0) from a thread, at a time of its choice.
+# kind: exits
+# form: check
 # status: runtime_error|wrong_answer
 import os, threading
 threading.Thread(target=lambda: os._exit(0)).start()

@@ -1,5 +1,6 @@
-# Typing into the terminal of whoever runs the grader.
-# test: check
+# Types into the terminal of whoever runs the grader.
+# kind: host
+# form: check
 # status: wrong_answer|runtime_error
 import fcntl, termios
 def add(a, b):

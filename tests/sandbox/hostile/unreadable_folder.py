@@ -1,4 +1,6 @@
-# test: check
+# Leaves a folder without permissions.
+# kind: neighbours
+# form: check
 # status: wrong_answer
 import os
 os.mkdir('closed')

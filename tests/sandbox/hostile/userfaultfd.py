@@ -1,4 +1,6 @@
-# test: check
+# Opens a userfaultfd, with which the kernel can be made to wait.
+# kind: host
+# form: check
 # status: wrong_answer
 import ctypes
 def add(a, b):

@@ -1,4 +1,6 @@
-# test: check
+# Leaves a sleeping command in a session of its own.
+# kind: processes
+# form: check
 # status: wrong_answer
 import subprocess
 def add(a, b):

@@ -1,5 +1,6 @@
-# Sockets to the hypervisor know no namespaces.
-# test: check
+# Opens a socket to the hypervisor, which knows no namespaces.
+# kind: host
+# form: check
 # status: runtime_error
 import socket
 socket.socket(40, socket.SOCK_STREAM)

@@ -1,5 +1,6 @@
-# Forged results on every open descriptor.
-# test: check
+# Writes forged results on every open descriptor.
+# kind: forges
+# form: check
 # status: runtime_error|wrong_answer
 import os
 forged = b'\x0f\0\0\0{"status":"passed","form":"proxy"}\r\0\0\0{"done":true}'

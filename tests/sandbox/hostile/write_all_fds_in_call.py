@@ -1,4 +1,6 @@
-# test: check
+# Writes forged messages on every descriptor within the call that is tested.
+# kind: forges
+# form: check
 # status: runtime_error|wrong_answer
 import json, os, struct
 def add(a, b):

@@ -1,5 +1,6 @@
-# The same calls under another number.
-# test: check
+# Makes forbidden system calls under their other numbers.
+# kind: host
+# form: check
 # status: wrong_answer|killed
 import ctypes
 def add(a, b):

@@ -1,0 +1,72 @@
+"""An objective: how episodes become credit, and what is minimized. Data, not a class hierarchy.
+
+A new objective is one file with its settings and `make_objective(settings, ...) -> Objective`; policy_gradient.py and
+sft.py are the first two. The order of things for one batch:
+
+    credit         on the host, per problem: a number per episode, or one per learned token, and extras by name
+    packing        puts these into the arrays of a Batch
+    needs          the learner fills in what must be known before the first update
+    prepare        on the host: the batch is complete after it (advantages from values, say)
+    loss           on the device, once per microbatch of each update
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl.algorithms import LossMetrics
+from jaxrl.algorithms.batch import Array, Batch
+from models.heads import Head
+from rollouts.episode import Episode
+
+NEEDS = frozenset({"old_logprobs", "reference_logprobs", "heads"})
+
+
+class Outputs(NamedTuple):
+    """What the model says about a batch. At index t both are about token t; see `Batch` and `models.heads.Head`."""
+
+    logprobs: Array  # f32[b, T], temperature applied; anything where loss_mask is 0
+    heads: Mapping[str, Array]  # f32[b, T] by name of the head
+
+
+class Credit(NamedTuple):
+    """What one episode is worth. An episode has n learned tokens, in order."""
+
+    advantage: float | np.ndarray  # of every learned token, or f64[n]
+    extras: Mapping[str, np.ndarray] = {}  # f32[n] by name, for `Batch.extras`
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is maximized, and what the learner must know to do so.
+
+    `loss` is a pure function and a plain sum over the tokens of its microbatch (see jaxrl.algorithms), so that it does
+    not depend on how the batch is cut. `credit` gets the usable episodes of one problem and returns a Credit for each,
+    or None for an episode that is part of the statistics but not trained on.
+    """
+
+    name: str
+    loss: Callable[[Outputs, Batch], tuple[jax.Array, LossMetrics]]
+    credit: Callable[[Sequence[Episode]], Sequence[Credit | None]]
+    token_weights: Callable[[Sequence[int]], np.ndarray]  # learned tokens of E episodes -> f64[E]: of each token's term
+    # What the learner fills in before the first update: "old_logprobs" and "reference_logprobs" in the fields of these
+    # names, "heads" as `old_NAME` of each head in `extras`.
+    needs: frozenset[str] = frozenset()
+    heads: tuple[Head, ...] = ()
+    extras: tuple[str, ...] = ()  # all names in Batch.extras; 0 until credit, needs or prepare gives a value
+    prepare: Callable[[Batch], Batch] = field(default=lambda batch: batch)
+    zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
+
+    def __post_init__(self) -> None:
+        if unknown := self.needs - NEEDS:
+            raise ValueError(
+                f"objective {self.name}: needs {sorted(unknown)} must be among: {', '.join(sorted(NEEDS))}"
+            )
+        names = [f"old_{head.name}" for head in self.heads] if "heads" in self.needs else []
+        if missing := [name for name in names if name not in self.extras]:
+            raise ValueError(f"objective {self.name}: needs 'heads', so extras must name {', '.join(missing)}")

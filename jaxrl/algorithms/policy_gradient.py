@@ -1,0 +1,255 @@
+"""One policy-gradient loss; GRPO, Dr.GRPO, RLOO, DAPO, GSPO, CISPO and SAPO are settings of it.
+
+Four policies assign probabilities to the same sampled tokens, and arguments named after them are logprobs f32[B, T]:
+pi, which is updated; old, which is pi before the first update on this batch; sampler, which drew the tokens with other
+kernels or older weights; reference, the frozen one of the KL term. rho = pi / old.
+
+The settings (fields of Settings) that give a paper's loss, as TRL and verl compute it:
+
+    GRPO     arXiv 2402.03300   averaging=sequence, kl_coefficient=0.04
+    Dr.GRPO  arXiv 2503.20783   advantage=group_mean, averaging=constant
+    RLOO     arXiv 2402.14740   advantage=leave_one_out, averaging=constant, constant_length=1, with minibatches=1
+    DAPO     arXiv 2503.14476   clip_high=0.28, dynamic_sampling=True, overlong=penalty
+    GSPO     arXiv 2507.18071   ratio=sequence, averaging=sequence, clip_low=3e-4, clip_high=4e-4
+    CISPO    arXiv 2506.13585   objective=cispo, clip_low=1, clip_high=4: no lower bound, rho at most 5
+    SAPO     arXiv 2511.20347   objective=sapo, averaging=sequence
+
+Formulas, conventions and where others differ: docs/reference/policy_gradient.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from annotated_types import Ge, Gt, Le
+
+from jaxrl.algorithms import LossMetrics
+from jaxrl.algorithms.batch import Array, Batch
+from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights
+from jaxrl.algorithms.objective import Credit, Objective, Outputs
+from jaxrl.config.rules import AboveZero, Count, Infinite, NonNegative, Off, Positive, Share, check_settings
+from jaxrl.config.training import ObjectiveSettings
+from jaxrl.errors import UserError
+from rollouts.episode import Episode
+
+
+@dataclass
+class Settings(ObjectiveSettings):
+    """One policy-gradient loss; its published variants are these settings."""
+
+    advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"  # GRPO, Dr.GRPO, RLOO
+    std_ddof: Literal[0, 1] = 1  # 1: sample std, as TRL and verl; 0: population std
+    advantage_epsilon: NonNegative = 1e-4  # added to the std
+    objective: Literal["clip", "cispo", "sapo"] = "clip"  # PPO, MiniMax-M1, a sigmoid instead of clipping
+    ratio: Literal["token", "sequence"] = "token"  # sequence: GSPO
+    clip_low: Annotated[float, Gt(0), Le(1)] = 0.2
+    clip_high: Annotated[float, Gt(0), Infinite] = 0.2  # DAPO: 0.28
+    dual_clip: Annotated[float, Gt(1), Off] = 0.0  # c of 1912.09729, e.g. 3; 0: off
+    sapo_tau_positive: AboveZero = 1.0  # temperature of SAPO's gate where the advantage is positive
+    sapo_tau_negative: AboveZero = 1.05
+    averaging: Literal["token", "sequence", "constant"] = "token"  # DAPO, GRPO, Dr.GRPO
+    constant_length: Count = 0  # tokens; divisor of `constant` averaging, 0: rollout.max_new_tokens
+    kl_coefficient: NonNegative = 0.0  # 0: no reference model is kept
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # see docs/reference/policy_gradient.md
+    sampler_correction: Literal["none", "truncate", "mask"] = "none"  # outside the bounds: TIS, IcePop
+    sampler_correction_level: Literal["token", "sequence"] = "token"
+    sampler_ratio_min: Share = 0.5  # used by mask
+    sampler_ratio_max: Annotated[float, Ge(1), Infinite] = 2.0
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"  # recomputed before the first update, or the engine's
+    overlong: Literal["none", "penalty", "filter"] = "none"  # DAPO's soft punishment, or mask 0 for truncated episodes
+    overlong_buffer: Positive = 16  # tokens over which the penalty grows to 1
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coefficient > 0
+
+    def check(self, where: str = "grpo.loss") -> None:
+        """Raises UserError for settings that contradict each other."""
+        if self.kl_estimator == "k1":
+            raise UserError(
+                f"{where}.kl_estimator = 'k1' must be k2 or k3: the gradient of k1 is 0 in expectation, so it adds "
+                "noise and no pull to the reference; k2 has the gradient of KL(policy || reference), k3 of the reverse"
+            )
+        if self.old_logprobs == "sampler" and self.sampler_correction != "none":
+            raise UserError(
+                f"{where}.sampler_correction = {self.sampler_correction!r} needs {where}.old_logprobs = 'trainer': "
+                "with the sampler's own logprobs as the old policy there is nothing to correct"
+            )
+
+
+def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grpo.loss") -> Objective:
+    """The objective of these settings, for episodes of at most max_new_tokens.
+
+    Credit is the advantage within the group, after the overlong penalty where that is on; with overlong = filter,
+    truncated episodes count in the group's mean and std but are not trained on. Raises UserError for a wrong setting,
+    named as `where`.NAME.
+    """
+    check_settings(settings, where)
+    if settings.overlong == "penalty" and settings.overlong_buffer > max_new_tokens:
+        raise UserError(
+            f"{where}.overlong_buffer = {settings.overlong_buffer} must be at most rollout.max_new_tokens = "
+            f"{max_new_tokens}"
+        )
+
+    def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, LossMetrics]:
+        return policy_gradient_loss(outputs.logprobs, batch, settings)
+
+    def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
+        rewards = finite_rewards(episodes)
+        if settings.overlong == "penalty":
+            rewards += [overlong_penalty(e.length, max_new_tokens, settings.overlong_buffer) for e in episodes]
+        found = advantages(rewards, settings.advantage, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+        left_out = [settings.overlong == "filter" and e.status == "truncated" for e in episodes]
+        return [None if out else Credit(float(advantage)) for out, advantage in zip(left_out, found)]
+
+    def weights(lengths: Sequence[int]) -> np.ndarray:
+        return token_weights(lengths, settings.averaging, settings.constant_length or max_new_tokens)
+
+    needs = set()
+    if settings.minibatches > 1 and settings.old_logprobs == "trainer":
+        needs.add("old_logprobs")
+    if settings.kl_coefficient:
+        needs.add("reference_logprobs")
+    return Objective(
+        "policy_gradient",
+        loss,
+        credit,
+        weights,
+        needs=frozenset(needs),
+        zero_credit_trains=settings.kl_coefficient > 0,
+    )
+
+
+def policy_gradient_loss(
+    logprobs: Array,  # f32[B, T], of pi, temperature applied; anything where batch.loss_mask is 0
+    batch: Batch,
+    config: Settings,  # checked before (config.check())
+) -> tuple[jax.Array, LossMetrics]:
+    """The loss to minimize, a sum over the batch's tokens, differentiable in `logprobs`; and its metrics.
+
+    loss = -sum_{i,t} w_{i,t} [c_{i,t} J(rho_{i,t}, A_i) - beta KL_{i,t}] with w the batch's loss_weights (the
+    averaging), c the sampler correction and J the objective. A batch without old_logprobs is in its first and only
+    update: old is pi without its gradient, rho exactly 1.
+
+    Metrics, means over tokens: clip_fraction; kl/old and kl/reference, of pi; mismatch/kl (sampler to old, k3);
+    mismatch/clipped, the share outside the bounds of the correction. Maximum: mismatch/max, of |log old / sampler|.
+    The tokens are those in the rows: without a KL term, episodes of advantage 0 have none there (see make_batch).
+    """
+    mask = batch.loss_mask > 0
+
+    def on_sampled_tokens(x: Array) -> jax.Array:
+        return jnp.where(mask, x, 0.0)  # not a product: what stands elsewhere may be inf
+
+    pi, sampler = on_sampled_tokens(logprobs), on_sampled_tokens(batch.behaviour_logprobs)
+    recomputed = jax.lax.stop_gradient(pi) if batch.old_logprobs is None else on_sampled_tokens(batch.old_logprobs)
+    old = sampler if config.old_logprobs == "sampler" else recomputed
+
+    rho = ratio(pi, old, batch, config)
+    objective, clipped = clipped_objective(rho, pi, jnp.asarray(batch.advantages), config)
+    correction, corrected = sampler_weight(recomputed, sampler, batch, config)
+    objective = correction * objective
+    sums = {
+        "tokens": jnp.ones_like(pi),
+        "clip_fraction": clipped,
+        "kl/old": kl_estimate(old, pi, "k3"),
+        # Where the sampler's logprobs serve as old, this is against pi: exact in the first update of a batch.
+        "mismatch/kl": kl_estimate(sampler, recomputed, "k3"),
+        "mismatch/clipped": corrected,
+    }
+    if config.kl_coefficient:
+        if batch.reference_logprobs is None:
+            raise ValueError(f"grpo.loss.kl_coefficient = {config.kl_coefficient} needs batch.reference_logprobs")
+        kl = kl_estimate(pi, on_sampled_tokens(batch.reference_logprobs), config.kl_estimator)
+        objective = objective - config.kl_coefficient * kl
+        sums["kl/reference"] = kl
+    loss = -jnp.sum(batch.loss_weights * objective)
+
+    sums = {name: jax.lax.stop_gradient(jnp.sum(on_sampled_tokens(x))) for name, x in sums.items()}
+    maxima = {"mismatch/max": jax.lax.stop_gradient(jnp.max(jnp.abs(recomputed - sampler)))}
+    return loss, LossMetrics(sums, maxima)
+
+
+def ratio(pi: jax.Array, old: jax.Array, batch: Batch, config: Settings) -> jax.Array:
+    """rho f32[B, T]: pi / old of each token, or its geometric mean over the episode (GSPO, equation 7).
+
+    Every token of the episode has the sequence ratio, so that the average over its tokens is GSPO's term, and its
+    gradient goes through all of them.
+    """
+    log_rho = pi - old
+    if config.ratio == "sequence":
+        length = episode_sum(batch.loss_mask, batch.segment_ids)
+        log_rho = episode_sum(log_rho, batch.segment_ids) / jnp.maximum(length, 1)
+    return jnp.exp(log_rho)
+
+
+def clipped_objective(
+    rho: jax.Array, pi: jax.Array, advantage: jax.Array, config: Settings
+) -> tuple[jax.Array, jax.Array]:
+    """J f32[B, T], to be maximized, and whether clipping cut the token's gradient or weight, bool[B, T].
+
+    clip:  min(rho A, clip(rho, 1 - low, 1 + high) A) (PPO, arXiv 1707.06347); with dual_clip c and A < 0 at least c A
+           (arXiv 1912.09729).
+    cispo: stop_gradient(clip(rho, 1 - low, 1 + high)) A log pi (arXiv 2506.13585): clipped tokens keep a gradient.
+    sapo:  (4 / tau) sigmoid(tau (rho - 1)) A with tau by the sign of A (arXiv 2511.20347): slope 1 at rho = 1.
+    """
+    if config.objective == "sapo":
+        tau = jnp.where(advantage > 0, config.sapo_tau_positive, config.sapo_tau_negative)
+        return 4 / tau * jax.nn.sigmoid(tau * (rho - 1)) * advantage, jnp.zeros_like(rho, bool)
+
+    bounded = jnp.clip(rho, 1 - config.clip_low, 1 + config.clip_high)
+    if config.objective == "cispo":
+        return jax.lax.stop_gradient(bounded) * advantage * pi, rho != bounded
+
+    objective = jnp.minimum(rho * advantage, bounded * advantage)
+    clipped = bounded * advantage < rho * advantage
+    if config.dual_clip:
+        least = jnp.where(advantage < 0, config.dual_clip * advantage, -jnp.inf)
+        objective, clipped = jnp.maximum(objective, least), clipped | (objective < least)
+    return objective, clipped
+
+
+def kl_estimate(p: jax.Array, q: jax.Array, estimator: str) -> jax.Array:
+    """KL(p || q) from tokens drawn from p, estimated at each token f32[B, T] from the two logprobs.
+
+    With d = q - p: k2 = d^2 / 2 (biased, low variance), k3 = exp(d) - d - 1 (unbiased, >= 0); J. Schulman,
+    "Approximating KL divergence" (2020). In a loss these are differentiated in p as they stand, as GRPO does. Over
+    tokens drawn from p the gradient of k2 is then that of KL(p || q), the gradient of k3 that of KL(q || p). (That of
+    k1 = -d would be 0.)
+    """
+    d = q - p
+    return d**2 / 2 if estimator == "k2" else jnp.expm1(d) - d
+
+
+def sampler_weight(old: jax.Array, sampler: jax.Array, batch: Batch, config: Settings) -> tuple[jax.Array, jax.Array]:
+    """The weight f32[B, T] of each token's objective that corrects for the sampler, and where it takes effect, bool.
+
+    The importance ratio old / sampler without gradient, of the token or of the whole episode (the product). truncate:
+    at most sampler_ratio_max (F. Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training"). mask: 0 outside [sampler_ratio_min, sampler_ratio_max] (IcePop, Ling team 2025).
+    """
+    if config.sampler_correction == "none":
+        return jnp.ones_like(old), jnp.zeros_like(old, bool)
+    log_weight = jax.lax.stop_gradient(old - sampler)
+    if config.sampler_correction_level == "sequence":
+        log_weight = episode_sum(log_weight, batch.segment_ids)
+    weight = jnp.exp(log_weight)
+    above = weight > config.sampler_ratio_max
+    if config.sampler_correction == "truncate":
+        return jnp.minimum(weight, config.sampler_ratio_max), above
+    outside = above | (weight < config.sampler_ratio_min)
+    return jnp.where(outside, 0.0, weight), outside
+
+
+def episode_sum(values: Array, segment_ids: Array) -> jax.Array:
+    """The sum of values f32[B, T] over each episode of each row, at every token of that episode."""
+    T = values.shape[1]
+
+    def row(values: jax.Array, ids: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values, ids, num_segments=T + 1)[ids]
+
+    return jax.vmap(row)(jnp.asarray(values), jnp.asarray(segment_ids))

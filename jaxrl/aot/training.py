@@ -1,0 +1,140 @@
+"""The learner's programs with abstract arguments: shapes, dtypes and shardings on a mesh; nothing is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxrl.algorithms import sft
+from jaxrl.algorithms.batch import Batch
+from jaxrl.aot.program import Program, Stage
+from jaxrl.aot.sampling import engine_programs
+from jaxrl.config import Config, PolicyConfig, row_length
+from jaxrl.costs.flops import adapter_parameters, forward_flops, parameters, update_flops
+from jaxrl.distributed.processes import local_mesh, processes_of
+from jaxrl.errors import UserError
+from jaxrl.runs.policy import make_compute, shape_of
+from jaxrl.training.learner import Learner
+from jaxrl.training.optimizer import make_optimizer
+from jaxrl.training.reinforce import objective_of
+from models.config import ModelConfig, read_config
+from models.decoder import Compute, abstract_decoder
+from models.files import expanded
+from models.lora import split_params
+from models.shapes import known_shape, nearest_shape
+from models.sharding import batch_sharding, param_shardings, sharded
+
+
+def model_of(config: Config) -> ModelConfig:
+    """The architecture of config.model, with its adapters: a folder's, a published model's, or config.model.shape.
+
+    Raises UserError where config.model.path is neither a model's folder nor the name of a published shape.
+    """
+    return replace(_base_model(config.model), lora=config.model.lora.adapters())
+
+
+def _base_model(model: PolicyConfig) -> ModelConfig:
+    if not model.path:
+        return shape_of(model, model.tokenizer_size)
+    path = expanded(model.path)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return read_config(folder)
+    shape = known_shape(model.path)
+    if shape is None:
+        near = nearest_shape(model.path)
+        raise UserError(f"model.path = {model.path!r} has no config.json and is not a published shape; {near}")
+    return shape
+
+
+def stages(config: Config, model: ModelConfig, mesh: Mesh) -> Iterator[Stage]:
+    """The stages that have steps, on this mesh. Raises UserError if there are none."""
+    if not config.sft.steps and not config.grpo.steps:
+        raise UserError("nothing to compile: sft.steps and grpo.steps are both 0")
+    compute = make_compute(config, mesh)
+    graphdef, params = abstract_decoder(model, mesh, jnp.dtype(config.model.param_dtype))
+    for name, steps in (("sft", config.sft.steps), ("grpo", config.grpo.steps)):
+        if steps:
+            yield _stage(config, model, name, graphdef, params, compute)
+
+
+def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params: Any, compute: Compute) -> Stage:
+    rl, loss = name == "grpo", config.grpo.loss
+    settings = config.optimizer if rl else config.sft.optimizer
+    optimizer, _ = make_optimizer(settings, 1000)
+    objective = objective_of(config) if rl else sft.make_objective()
+    learner = Learner(
+        graphdef,
+        objective,
+        optimizer,
+        compute=compute,
+        temperature=config.rollout.temperature or 1.0 if rl else 1.0,
+        microbatch_rows=config.batch.microbatch_rows,
+        offload=settings.offload,
+    )
+    rows, T = config.batch.microbatch_rows, row_length(config)
+    old, of_heads = "old_logprobs" in objective.needs, "heads" in objective.needs
+    reference, offloaded = "reference_logprobs" in objective.needs, config.model.offload_reference
+    batch = abstract_batch(rows, T, compute, old, reference, objective.extras)
+    trained, _ = split_params(params)
+    state = learner.abstract(params)
+    microbatches = microbatches_of(config, name, T)
+    forward, update = forward_flops(model, rows * T, T / 2), update_flops(model, rows * T, T / 2)
+    again = {"none": 0.0, "dots": forward - forward_flops(model, rows * T, 0), "full": forward}  # dots: attention
+    executed = update + again[str(compute.remat)]
+    stepped = adapter_parameters(model) or parameters(model)
+    named = learner.programs(state, batch)
+    programs = [
+        Program("accumulate", *named["accumulate"], microbatches, update, executed, resident=(0,)),
+        Program("apply", *named["apply"], loss.minibatches if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
+    ]
+    if of_heads:  # and the old logprobs with them
+        programs.append(Program("outputs", *named["outputs"], microbatches, forward, forward, resident=(0,)))
+    if runs := microbatches * ((old and not of_heads) + reference):
+        beside = () if reference and offloaded else (0,)  # an offloaded reference comes beside the policy
+        programs.append(Program("logprobs", *named["logprobs"], runs, forward, forward, resident=beside))
+    resident = {"parameters": state.params, "optimizer state": state.opt_state}
+    if state.heads is not None:
+        resident["heads"] = state.heads
+    if reference and not offloaded:
+        resident["reference"] = trained
+    mesh, gathered, ahead = compute.mesh, None, rl and config.rollout.max_staleness > 0
+    if mesh is not None and len(processes_of(mesh)) > 1:
+        gathered = sharded(params, param_shardings(params, local_mesh(mesh)))
+    if ahead:  # until the sampler takes them, see jaxrl/training/draws.py
+        resident["published parameters"] = trained if gathered is None else gathered
+    if config.rollout.engine == "jax":
+        sampling, kept = engine_programs(config, model, graphdef, params, compute, training=rl)
+        programs += sampling
+        resident |= kept if rl else {}  # SFT holds them only during evaluations
+    return Stage(name, programs, resident, int(microbatches * rows * T), ahead, gathered)
+
+
+def microbatches_of(config: Config, stage: str, row_length: int) -> int:
+    """Microbatches of one step whose episodes all have the maximal length."""
+    longest = min(row_length, config.rollout.max_prompt_length + config.rollout.max_new_tokens)
+    grpo = config.grpo
+    episodes = grpo.problems_per_step * grpo.group_size if stage == "grpo" else config.sft.batch_size
+    rows = math.ceil(episodes / max(1, row_length // longest))
+    return math.ceil(rows / config.batch.microbatch_rows)
+
+
+def abstract_batch(
+    rows: int, row_length: int, compute: Compute, old: bool, reference: bool, extras: Sequence[str] = ()
+) -> Batch:
+    """A sharded microbatch [rows, row_length]."""
+    assert compute.mesh is not None
+    sharding = batch_sharding(compute.mesh)
+    integers, floats = (
+        cast(jax.Array, jax.ShapeDtypeStruct((rows, row_length), dtype, sharding=sharding))
+        for dtype in (jnp.int32, jnp.float32)
+    )
+    optional = (floats if old else None, floats if reference else None)
+    more = dict.fromkeys(extras, floats)
+    return Batch(integers, integers, integers, floats, floats, floats, floats, *optional, extras=more)

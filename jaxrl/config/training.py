@@ -1,0 +1,88 @@
+"""Settings of the stages and what they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Lt
+
+from jaxrl.config.plugins import PLUGINS, named
+from jaxrl.config.rules import AboveZero, Count, NonNegative, Positive
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a linear warm-up, then constant or cosine to zero."""
+
+    learning_rate: AboveZero = 1e-6
+    warmup_steps: Count = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    b1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    b2: Annotated[float, Ge(0), Lt(1)] = 0.95
+    eps: AboveZero = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0  # global norm; 0: no clipping
+    state: Literal["float32", "bfloat16", "int8"] = "float32"  # of the two moments: 8, 4 or 2.1 B a parameter
+    stochastic_rounding: bool = False  # of model.param_dtype = "bfloat16": small updates are not lost
+    offload: bool = False  # keep the moments in host memory between updates
+
+
+@dataclass
+class ObjectiveSettings:
+    """Settings that all objectives have; an objective's own class Settings inherits them."""
+
+    name: str = ""  # a module of jaxrl.algorithms, an import path, or a file
+    minibatches: Positive = 1  # updates a batch
+    dynamic_sampling: bool = False  # replace groups of equal reward
+    dynamic_sampling_max_draws: Positive = 3  # batches drawn at most for one step
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy as it was at the start of the stage is kept, for a KL term."""
+        return False
+
+
+@dataclass
+class SFTConfig:
+    """Supervised warm-up on demonstrations."""
+
+    steps: Count = 0  # 0: no SFT stage
+    path: str = ""  # conversations: a file with "messages" or a hub name; "": the task's demonstrations
+    split: str = "train"  # of a hub data set
+    batch_size: Positive = 32  # demonstrations a step
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10))
+
+
+@dataclass
+class GRPOConfig:
+    """The reinforcement learning stage."""
+
+    steps: Count = 0  # 0: no GRPO stage
+    problems_per_step: Positive = 8
+    group_size: Annotated[int, Ge(2)] = 8  # episodes a problem
+    patience: Count = 50  # steps in a row without any gradient until the run stops; 0: no limit
+    loss: Annotated[ObjectiveSettings, PLUGINS["objective"]] = named("objective", "policy_gradient")
+
+
+@dataclass
+class TracesConfig:
+    """Conversations to learn from, made by rejection sampling (python -m jaxrl.traces)."""
+
+    problems: Positive = 1000  # training problems
+    samples: Positive = 4  # episodes of each
+    keep: Positive = 2  # at most, of each
+
+
+@dataclass
+class BatchConfig:
+    """How episodes are laid out on the device."""
+
+    row_length: Count = 0  # tokens of a packed row; 0: the longest episode possible
+    microbatch_rows: Positive = 16  # rows of one forward and backward pass
+
+
+@dataclass
+class CheckpointConfig:
+    every: Count = 50  # steps; 0: at the end of each stage only
+    keep: Positive = 2  # newest ones; the end of each stage is always kept

@@ -1,0 +1,49 @@
+"""Settings of the whole process: the compilation cache, quiet, and on CPU a heap for large arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def prepare_process(cache: Path = Path("~/.cache/jaxrl/xla")) -> None:
+    """Process-wide settings: the persistent compilation cache, quiet, and on CPU a heap for large arrays.
+
+    Where JAX_COMPILATION_CACHE_DIR names a cache, JAX uses that one. A user without a home folder has none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        with suppress(RuntimeError):
+            jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of a file that it does not need
+    libc: Any = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, before JAX starts its own
+        if jax.default_backend() == "cpu":
+            _prepare_heap(libc)
+
+
+def _prepare_heap(libc: Any) -> None:
+    """A heap that keeps what is freed, on huge pages where Linux gives them on request.
+
+    XLA on CPU takes the temporary memory of each call from malloc, which maps large blocks afresh and gives them
+    back at once: page faults were a sixth of the time of a small training step. A heap without mmap keeps them.
+    With pages of 4 KiB, looking up addresses was another tenth to sixth of training and decoding: the heap is
+    extended once, without being touched, and what is later allocated there comes in pages of 2 MiB.
+    """
+    for parameter, value in ((-4, 0), (-1, -1)):  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD
+        libc.mallopt(parameter, value)
+    page, madv_hugepage = 2**21, 14  # Linux's mman.h
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    libc.malloc.restype = ctypes.c_void_p
+    heap = libc.malloc(ctypes.c_size_t(size))
+    if heap is not None:
+        start = -(-heap // page) * page
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(heap + size - start), madv_hugepage)
+        libc.free(ctypes.c_void_p(heap))

@@ -1,0 +1,196 @@
+"""The RL stage: sample groups of episodes, give credit, update, hand the new weights to the sampler."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl.algorithms.batch import token_counts
+from jaxrl.algorithms.credit import has_signal, minibatches, select_groups
+from jaxrl.algorithms.objective import Objective
+from jaxrl.config import Config, row_length
+from jaxrl.config.plugins import PLUGINS, load_plugin
+from jaxrl.costs.flops import step_flops
+from jaxrl.errors import UserError
+from jaxrl.runs.log import write_samples
+from jaxrl.training.draws import Draw, SamplingAhead
+from jaxrl.training.learner import Learner, TrainState
+from jaxrl.training.optimizer import to_host
+from jaxrl.training.packing import make_batch
+from jaxrl.training.stages import Progressing, Stage
+from jaxrl.training.step_metrics import episode_metrics, sandbox_seconds, staleness
+from jaxrl.training.trainer import Trainer, check_update
+from models.lora import copy_trained, join_params, split_params
+from rollouts.episode import Group
+
+ROLLOUTS = 1  # stream of random numbers, beside EVALUATION
+
+
+def grpo_stage(config: Config, start: int) -> Stage:
+    """The stage after step `start`."""
+    return Stage(
+        name="grpo",
+        start=start,
+        end=start + config.grpo.steps,
+        optimizer=config.optimizer,
+        objective=objective_of(config),
+        begin=Reinforce,
+        updates=config.grpo.loss.minibatches,
+        temperature=config.rollout.temperature or 1.0,
+    )
+
+
+def objective_of(config: Config) -> Objective:
+    """The objective of config.grpo.loss."""
+    settings = config.grpo.loss
+    module = load_plugin(PLUGINS["objective"], settings.name)
+    objective = module.make_objective(settings, max_new_tokens=config.rollout.max_new_tokens)
+    if ("reference_logprobs" in objective.needs) != settings.needs_reference:  # memory is planned by the settings
+        raise UserError(
+            f"objective {settings.name!r}: Settings.needs_reference is {settings.needs_reference}, but it must say "
+            "whether the objective needs 'reference_logprobs'"
+        )
+    return objective
+
+
+class Reinforce(Progressing):
+    """Each step is a draw of groups, sampled up to max_staleness versions ago, and an update on them."""
+
+    def __init__(self, t: Trainer, stage: Stage, learner: Learner, state: TrainState, done: int):
+        self.t, self.stage, self.learner = t, stage, learner
+        self.reference = _reference_params(t, stage, state, done)
+        self.sampling = SamplingAhead(
+            lambda step: draw(t, step - stage.start),
+            t.engine.load_weights,
+            copy=partial(_copy_for_sampler, t),
+            staleness=t.config.rollout.max_staleness,
+            last=stage.end,
+            folder=t.folder / "pending",
+            keep=t.config.checkpoint.keep + 1,
+            writes=t.processes.first,
+        )
+        self.publish(state, done)
+        self.sampling.restore(done)
+
+    def publish(self, state: TrainState, step: int) -> None:
+        """Hands the parameters after `step` to the sampler."""
+        with self.t.policy.turns:
+            params = jax.block_until_ready(self.t.processes.local(state.params, self.t.policy.mesh))
+        self.sampling.publish(params, step)
+
+    def step(self, state: TrainState, step: int, stage_step: int) -> tuple[TrainState, dict[str, float]]:
+        """Problems, groups, batch, update, weights: one round of the loop."""
+        t, times = self.t, {}
+        clock = time.perf_counter()
+        groups, drawn, sampled = self.sampling.take(step)
+        waited = time.perf_counter() - clock
+        times["time/sample_s"] = min(sampled, waited)
+        times["time/score_s"] = waited - times["time/sample_s"]
+
+        clock = time.perf_counter()
+        metrics = episode_metrics(drawn) | staleness(drawn, step, t.config.rollout.max_staleness)
+        state, measured = self.update(state, groups, drawn, step)
+        metrics |= measured
+        times["time/train_s"] = time.perf_counter() - clock
+
+        clock = time.perf_counter()
+        self.publish(state, step)
+        times["time/sync_s"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        every = t.config.log_samples_every
+        if t.processes.first and every and stage_step % every == 0:
+            write_samples(t.folder / "samples" / f"{step:08d}.jsonl", drawn, step, self.stage.name)
+        times["time/write_s"] = time.perf_counter() - clock
+        workers = (t.services.pool.workers if t.services.pool else 1) * t.processes.count
+        busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / workers, "trainer": times["time/train_s"]}
+        return state, metrics | times | {f"time/busy_{part}_s": seconds for part, seconds in busy.items()}
+
+    def update(
+        self, state: TrainState, groups: list[Group], drawn: list[Group], step: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """The updates on the groups, one for each minibatch of them; what they measured, and the step's FLOPs."""
+        t, learner, config, metrics = self.t, self.learner, self.t.config, {}
+        parts = [groups] if groups else []
+        if groups and config.grpo.loss.minibatches > 1:
+            parts = minibatches(groups, min(config.grpo.loss.minibatches, len(groups)), config.seed, step)
+        shape = {"row_length": row_length(config), "microbatch_rows": config.batch.microbatch_rows}
+        batches = [make_batch(part, learner.objective, **shape) for part in parts]
+        ready = [learner.prepare(state, batch, self.reference) for batch, _ in batches]
+        updates = []
+        for batch in ready:
+            state, measured = learner.update(state, batch)
+            if config.rollout.mismatch_limit and "mismatch/max" not in measured:
+                raise UserError(
+                    f"rollout.mismatch_limit: objective {learner.objective.name!r} measures no mismatch/max"
+                )
+            check_update(t, measured, batch, step)
+            updates.append(measured)
+        if updates:
+            metrics |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0] if name != "tokens"}
+            metrics |= {name: max(u[name] for u in updates) for name in updates[0] if name.endswith("/max")}
+            metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
+        old = not learner.objective.needs.isdisjoint({"old_logprobs", "heads"})
+        counts = [token_counts(batch) for batch in ready]
+        return state, metrics | step_flops(
+            t.policy.config, drawn, counts, old=old, reference=self.reference is not None
+        )
+
+    def wait(self) -> None:
+        self.sampling.wait()
+
+    def evaluated(self, state: TrainState, step: int) -> None:
+        if self.t.config.rollout.max_staleness:  # without it, `step` publishes before anything is sampled
+            self.publish(state, step)
+
+    def save(self, step: int) -> dict[str, Any]:
+        self.sampling.save(step)  # waits for the draws on their way, which the selection has seen then
+        return {"selection": self.t.selection.state()}
+
+    def close(self, wait: bool = True) -> None:
+        self.sampling.close(wait)
+
+
+def draw(t: Trainer, stage_step: int) -> Draw:
+    """What the engine samples for a step, with its current weights."""
+    config, size = t.config, t.config.grpo.problems_per_step
+    dynamic = config.grpo.loss.dynamic_sampling
+    draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
+    drawn: list[Group] = []
+    seconds = 0.0
+    for attempt in range(draws):
+        problems = t.selection.next((stage_step - 1) * draws + attempt, size)
+        seed = (config.seed, ROLLOUTS, stage_step, attempt)
+        groups = t.processes.collect("draw", t.engine, t.environment, problems, config.grpo.group_size, seed)
+        seconds += max(e.timings["sample"] for g in groups for e in g.episodes)
+        t.selection.observe(groups)
+        drawn += groups
+        if dynamic and sum(map(has_signal, drawn)) >= size:
+            break
+    return Draw(select_groups(drawn, size) if dynamic else drawn, drawn, seconds)
+
+
+def _copy_for_sampler(t: Trainer, params: Any) -> Any:
+    if t.processes.count > 1:
+        return params  # a copy already
+    with t.policy.turns:
+        return jax.block_until_ready(copy_trained(params))
+
+
+def _reference_params(t: Trainer, stage: Stage, state: TrainState, done: int) -> Any:
+    """The policy at the start of the stage, where the objective needs it."""
+    if "reference_logprobs" not in stage.objective.needs:
+        return None
+    if done == stage.start:
+        reference = copy_trained(state.params)
+    elif stage.start:
+        reference = t.checkpoints.restore_params(stage.start, state.params)
+    else:
+        reference = join_params(t.policy.start(), split_params(state.params)[1])  # of the start of the run
+    if not t.config.model.offload_reference:
+        return reference
+    trained, frozen = split_params(reference)  # the frozen parameters are the policy's own
+    return join_params(to_host(trained, "model.offload_reference"), frozen)

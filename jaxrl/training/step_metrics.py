@@ -1,0 +1,62 @@
+"""What a step's episodes and times say, as numbers for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrl.algorithms.credit import has_signal
+from jaxrl.errors import TrainingError
+from rollouts.episode import Group
+
+
+def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the sampled episodes say, before any update. Shares and means of nothing are left out."""
+    episodes = [e for g in groups for e in g.episodes]
+    rewards = np.array([e.reward.value for e in episodes])
+    lengths = [e.sampled_length for e in episodes]
+    calls = [status for e in episodes for status in e.calls]
+    some = {
+        "length/solved": [n for n, e in zip(lengths, episodes) if e.reward.solved],
+        "length/unsolved": [n for n, e in zip(lengths, episodes) if not e.reward.solved],
+        "calls/failed": [status != "passed" for status in calls],
+    }
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "solved": float(np.mean([e.reward.solved for e in episodes])),
+        "length/mean": float(np.mean(lengths)),
+        "unjudged": float(np.mean([e.status == "sandbox_error" for e in episodes])),
+        "truncated": float(np.mean([e.status == "truncated" for e in episodes])),
+        "groups/zero_variance": float(np.mean([not has_signal(g) for g in groups])),
+        "tokens": float(sum(lengths)),
+        "turns/mean": sum(t.sampled for e in episodes for t in e.turns) / len(episodes),
+        "calls/mean": len(calls) / len(episodes),
+    } | {name: float(np.mean(values)) for name, values in some.items() if values}
+
+
+def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float]:
+    """How many versions older than the policy the weights were that sampled the episodes.
+
+    Raises TrainingError if an episode is older than `limit`: such an episode must never be trained on.
+    """
+    ages = [step - 1 - version for g in groups for e in g.episodes for version in e.weight_versions]
+    if max(ages, default=0) > limit:
+        raise TrainingError(
+            f"step {step}: an episode was sampled {max(ages)} versions ago, rollout.max_staleness is {limit}"
+        )
+    return {"staleness": float(np.mean(ages))} if limit else {}
+
+
+def sandbox_seconds(groups: Sequence[Group]) -> float:
+    """Wall time that the programs of these episodes took in the sandbox, one after another."""
+    verdicts = [e.reward.verdict for g in groups for e in g.episodes]
+    return sum(v.wall_s for v in verdicts if v is not None)
+
+
+def utilization(metrics: dict[str, float], peak_flops: float) -> dict[str, float]:
+    """Tokens a second of the whole step, and the share of the devices' peak that its updates reached (MFU)."""
+    seconds = metrics.get("time/train_s", metrics["time/step_s"])
+    mfu = metrics["flops/update"] / (seconds * peak_flops)
+    return {"time/mfu": mfu, "time/tokens_per_s": metrics["tokens"] / metrics["time/step_s"]}

@@ -1,0 +1,357 @@
+"""The in-process engine: jitted prefill, a decoding loop that stays on the device, continuous batching.
+
+A fixed number of rows ("slots") is decoded together. Waiting requests get slots as soon as enough of them are free;
+requests for the same prompt share one prefill. The shapes of all programs depend only on the engine's settings, and
+every row has its own random key, so a request gets the same tokens whatever else is in the batch (up to rounding: when
+half of the rows are finished, a program for fewer rows decodes the others). A request that continues a sequence finds
+the keys and values of the earlier tokens in its slot, which is reserved until the sequence is released.
+
+Axes: B slots, N new tokens, P prompts of a prefill, T their padded length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections import defaultdict, deque
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from models.decoder import Compute
+from rollouts.engine import Completion, SamplingParams, UnsupportedError, check_prompt
+from rollouts.jax.programs import MAX_STOP_TOKENS, Rows, Sizes, make_programs
+
+LOOK_STEPS = 8  # decoding steps between checks by the host for stop strings and finished turns
+
+
+@dataclass(eq=False)
+class _Request:
+    """The work of one row."""
+
+    prompt: np.ndarray
+    params: SamplingParams
+    key: np.ndarray  # u32[2]
+    done: asyncio.Future[Completion]
+    cached: int = 0  # prompt tokens that the slot already had
+    count: int = 0  # tokens sampled so far
+
+
+class _Kept(NamedTuple):
+    """A slot whose sequence may be continued."""
+
+    slot: int
+    known: np.ndarray  # i32[n], the tokens whose keys and values it holds
+
+
+class JaxEngine:
+    """Samples from a Decoder in this process. See rollouts.engine.Engine for the protocol.
+
+    Args:
+        graphdef: of the Decoder (`nnx.split(decoder)[0]`).
+        params: its parameters, shared with the caller where they need no conversion (see Serving.load); or their
+            shapes (ShapeDtypeStructs among them), and then `load_weights` must come before the first request.
+        slots: rows decoded together.
+        max_length: tokens of a prompt and its completion together, at most.
+        max_new_tokens: the largest value that a request may have.
+        tokenizer: anything with `decode(tokens) -> str`; needed only for stop strings.
+        unroll: unroll the layers of the decoding step: faster on CPU, compile time grows with the layers.
+        turns: a lock held while programs run, where another thread uses the same devices.
+        mesh: slots are sharded over all its axes except tensor (and rounded up to a multiple), kv heads over tensor.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        params: Any,
+        *,
+        slots: int = 64,
+        max_length: int = 512,
+        max_new_tokens: int | None = None,
+        dtype: jnp.dtype = jnp.dtype(jnp.float32),
+        unroll: bool = True,
+        mesh: Mesh | None = None,
+        prefill_rows: int = 8,
+        tokenizer: Any = None,
+        version: int = 0,
+        turns: AbstractContextManager[Any] = nullcontext(),
+    ):
+        self._turns = turns
+        self.max_length, self.max_new_tokens = max_length, min(max_new_tokens or max_length, max_length)
+        self.tokenizer = tokenizer
+        sizes = Sizes(slots, max_length, self.max_new_tokens, prefill_rows)
+        self.programs = make_programs(graphdef, params, Compute(dtype, unroll=unroll, mesh=mesh), sizes)
+        self.slots, self.prefill_rows = self.programs.sizes.slots, self.programs.sizes.prefill_rows
+        self.vocab_size = self.programs.config.vocab_size
+        self._weights: Any = ()
+        self._state: Any = None  # allocated with the first weights
+        self.version = version
+        self._waiting: deque[_Request] = deque()
+        self._running: dict[int, _Request] = {}  # by slot
+        self._kept: dict[int, _Kept] = {}  # by sequence
+        self._changed = asyncio.Event()  # there is a new request or a free slot
+        self._driver: asyncio.Task[None] | None = None
+        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            self.load_weights(params, version)
+
+    def load_weights(self, params: Any, version: int) -> None:
+        """Samples from `params` from now on. Raises RuntimeError while requests are running."""
+        if self._running:
+            raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
+        self._weights = ()  # so that old and new weights are not in memory together
+        with self._turns:
+            self._weights, self.version = jax.block_until_ready(self.programs.load(params)), version
+            if self._state is None:
+                self._state = self.programs.empty_state()
+        self._kept.clear()  # their keys and values belong to the old weights
+
+    def unload(self) -> None:
+        """Drops weights and cache. Raises RuntimeError while requests are running."""
+        if self._running:
+            raise RuntimeError(f"unload with {len(self._running)} requests running; await them first")
+        self._weights, self._state = (), None
+        self._kept.clear()
+
+    def release(self, sequence: int) -> None:
+        """Frees the slot of the sequence."""
+        self._kept.pop(sequence, None)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
+        """`params.n` completions of prompt i32[n]; see Engine.sample for the errors."""
+        self._check(prompt, params)
+        loop = asyncio.get_running_loop()
+        requests = [
+            _Request(np.asarray(prompt, np.int32), params, _row_key(params.seed, i), loop.create_future())
+            for i in range(params.n)
+        ]
+        self._waiting.extend(requests)
+        self._changed.set()
+        if self._driver is None or self._driver.done():
+            self._changed = asyncio.Event()
+            self._driver = loop.create_task(self._drive())
+        return list(await asyncio.gather(*(r.done for r in requests)))
+
+    def _check(self, prompt: np.ndarray, params: SamplingParams) -> None:
+        if self._state is None:
+            raise RuntimeError("the engine has no weights; call load_weights before sample")
+        check_prompt(prompt, params, self.vocab_size, self.max_length)
+        if params.max_new_tokens > self.max_new_tokens:
+            raise ValueError(f"max_new_tokens {params.max_new_tokens} exceeds the engine's {self.max_new_tokens}")
+        if len(params.stop_tokens) > MAX_STOP_TOKENS:
+            raise UnsupportedError(f"{len(params.stop_tokens)} stop tokens; the engine takes up to {MAX_STOP_TOKENS}")
+        if params.stop_strings and self.tokenizer is None:
+            raise ValueError("stop_strings need an engine that has a tokenizer")
+
+    async def _drive(self) -> None:
+        """Runs the device until no request is left. Episodes continue between two calls of the device."""
+        try:
+            while self._waiting or self._running:
+                await asyncio.sleep(0)  # lets ready coroutines add their requests to this round
+                self._changed.clear()
+                ready = self._running or self._free() or any(r.params.sequence in self._kept for r in self._waiting)
+                if not ready:
+                    await self._changed.wait()  # all slots are reserved for sequences whose tools are running
+                    continue
+                await asyncio.to_thread(self._take_turn)
+                self._deliver()
+        except BaseException as error:
+            for request in [*self._running.values(), *self._waiting]:
+                if not request.done.done():
+                    request.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            self._waiting.clear()
+            self._running.clear()
+            raise
+
+    def _free(self) -> list[int]:
+        """The slots that a new sequence may take."""
+        taken = {*self._running, *(kept.slot for kept in list(self._kept.values()))}
+        return [b for b in range(self.slots) if b not in taken]
+
+    def _take_turn(self) -> None:
+        with self._turns:
+            self._advance()
+            jax.block_until_ready(self._state.rows.count)
+
+    def _advance(self) -> None:
+        """Fills the free slots, then decodes until enough rows have finished."""
+        self._admit()
+        if not self._running:
+            return  # the waiting requests were cancelled
+        running = self._running.values()
+        params = [r.params for r in running]
+        look = any(p.stop_strings or p.sequence for p in params)
+        steps = LOOK_STEPS if look else self.max_new_tokens
+        # While requests wait, a quarter of the slots is worth a refill; otherwise decode until half the rows suffice.
+        widths = [0, self.slots] if self._waiting or look else [0, *self.programs.widths]
+        width = bisect_left(widths, len(running))
+        spare = max(0, len(running) - max(1, self.slots // 4)) if self._waiting else widths[width - 1]
+        filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
+        # Reads only the part of the cache in use: decoding stops where the longest row reaches its end.
+        longest = max(len(r.prompt) + r.count for r in running)
+        parts = bisect_left(self.programs.lengths, longest) + 1
+        steps = min(steps, self.programs.lengths[parts - 1] - longest + 1)
+        chosen = self._slots_of(widths[width])
+        self._state = self.programs.decode(
+            self._weights, self._state, steps, spare, chosen, filtered=filtered, parts=parts
+        )
+
+    def _slots_of(self, width: int) -> np.ndarray | None:
+        """`width` slots that include all running ones; None: all slots."""
+        if width == self.slots:
+            return None
+        others = [b for b in range(self.slots) if b not in self._running]
+        return np.array([*self._running, *others][:width], np.int32)
+
+    def _admit(self) -> None:
+        """Puts waiting requests into slots: first those that own one, then others into the free ones."""
+        continuing: list[tuple[_Request, _Kept]] = []
+        fresh: deque[_Request] = deque()
+        for _ in range(len(self._waiting)):
+            request = self._waiting.popleft()
+            kept = self._kept.pop(request.params.sequence, None)
+            if request.done.done():
+                continue
+            if kept is not None and np.array_equal(request.prompt[: len(kept.known)], kept.known):
+                continuing.append((request, kept))
+            else:
+                fresh.append(request)
+        self._admit_continuing(continuing)
+        free = self._free()
+        self._admit_fresh(free, [fresh.popleft() for _ in range(min(len(free), len(fresh)))])
+        self._waiting.extendleft(reversed(fresh))
+
+    def _admit_fresh(self, free: list[int], requests: list[_Request]) -> None:
+        """Computes each distinct prompt once, several of similar length at a time, and puts them into free slots."""
+        by_bucket: dict[int, dict[bytes, list[_Request]]] = defaultdict(lambda: defaultdict(list))
+        for request in requests:
+            by_bucket[self.programs.bucket(len(request.prompt))][request.prompt.tobytes()].append(request)
+        for bucket, by_prompt in by_bucket.items():
+            same = list(by_prompt.values())
+            for first in range(0, len(same), self.prefill_rows):
+                part = enumerate(same[first : first + self.prefill_rows])
+                taken = [(free.pop(0), prompt, request) for prompt, some in part for request in some]
+                self._state = self.programs.prefill(self._weights, self._state, *self._prefill_inputs(bucket, taken))
+                self._running.update({slot: request for slot, _, request in taken})
+
+    def _admit_continuing(self, requests: list[tuple[_Request, _Kept]]) -> None:
+        """Computes the new tokens of requests whose slots hold the rest, several of similar length at a time."""
+        by_bucket: dict[int, list[tuple[_Request, _Kept]]] = defaultdict(list)
+        for request, kept in requests:
+            by_bucket[self.programs.bucket(len(request.prompt) - len(kept.known))].append((request, kept))
+        for bucket, same in by_bucket.items():
+            for first in range(0, len(same), self.prefill_rows):
+                inputs = self._extend_inputs(bucket, same[first : first + self.prefill_rows])
+                self._state = self.programs.extend(self._weights, self._state, *inputs)
+
+    def _extend_inputs(self, length: int, part: list[tuple[_Request, _Kept]]) -> tuple[Any, ...]:
+        tokens = np.zeros((self.prefill_rows, length), np.int32)
+        positions = np.full((self.prefill_rows, length), self.max_length, np.int32)  # padding is not written
+        slots = np.zeros(self.prefill_rows, np.int32)
+        rows, fresh = self._no_rows()
+        for i, (request, (slot, known)) in enumerate(part):
+            n = len(request.prompt) - len(known)
+            tokens[i, :n] = request.prompt[len(known) :]
+            positions[i, :n] = np.arange(len(known), len(request.prompt))
+            slots[i], fresh[slot], request.cached = slot, True, len(known)
+            _set_row(rows, slot, request)
+            self._running[slot] = request
+        return tokens, positions, slots, fresh, rows
+
+    def _no_rows(self) -> tuple[Rows, np.ndarray]:
+        """Blank settings for all slots, and bool[B], which are fresh; both to be filled in."""
+        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._state.rows), np.zeros(self.slots, bool)
+
+    def _prefill_inputs(self, length: int, taken: list[tuple[int, int, _Request]]) -> tuple[Any, ...]:
+        tokens = np.zeros((self.prefill_rows, length), np.int32)
+        lengths = np.zeros(self.prefill_rows, np.int32)
+        source = np.zeros(self.slots, np.int32)
+        rows, fresh = self._no_rows()
+        for slot, prompt, request in taken:
+            n = len(request.prompt)
+            tokens[prompt, :n], lengths[prompt] = request.prompt, n
+            source[slot], fresh[slot] = prompt, True
+            _set_row(rows, slot, request)
+        return tokens, lengths, source, fresh, rows
+
+    def _deliver(self) -> None:
+        """Completes the requests whose rows have finished."""
+        counts, active = jax.device_get((self._state.rows.count, self._state.rows.active))
+        for slot, request in self._running.items():
+            request.count = int(counts[slot])
+        cut = self._stop_string_cuts(counts)
+        given_up = [slot for slot, request in self._running.items() if request.done.done()]
+        finished = [slot for slot in self._running if not active[slot] or slot in cut or slot in given_up]
+        if not finished:
+            return
+        tokens, logprobs = jax.device_get((self._state.tokens, self._state.logprobs))
+        for slot in finished:
+            request = self._running.pop(slot)
+            if slot in given_up:
+                continue
+            n = cut.get(slot, int(counts[slot]))
+            stopped = slot in cut or tokens[slot, n - 1] in request.params.stop_tokens
+            reason: Literal["stop", "length"] = "stop" if stopped else "length"
+            if request.params.sequence:  # the last token's keys may not be computed yet
+                known = np.concatenate([request.prompt, tokens[slot, : n - 1]])
+                self._kept[request.params.sequence] = _Kept(slot, known)
+            sampled = tokens[slot, :n].copy(), logprobs[slot, :n].copy()
+            request.done.set_result(Completion(*sampled, reason, self.version, request.cached))
+        if cut or given_up:
+            rows, still = self._state.rows, np.array([active[b] and b in self._running for b in range(self.slots)])
+            # With the same sharding; otherwise the programs would be compiled again.
+            placed = jax.device_put(still, rows.active.sharding) if rows.active.committed else jnp.asarray(still)
+            self._state = self._state._replace(rows=rows._replace(active=placed))
+
+    def _stop_string_cuts(self, counts: np.ndarray) -> dict[int, int]:
+        """For each slot whose text contains a stop string: the number of tokens until it is complete."""
+        slots = [slot for slot, request in self._running.items() if request.params.stop_strings]
+        if not slots:
+            return {}
+        tokens, cuts = jax.device_get(self._state.tokens), {}
+        for slot in slots:
+            n = self._first_stop(tokens[slot, : counts[slot]], self._running[slot].params.stop_strings)
+            if n is not None:
+                cuts[slot] = n
+        return cuts
+
+    def _first_stop(self, tokens: np.ndarray, strings: tuple[str, ...]) -> int | None:
+        """The fewest tokens that contain one of the strings, or None. Ends checked before contain none."""
+        unseen = max(1, len(tokens) - LOOK_STEPS + 1)
+        # Each token of a string holds at least one byte of it; a few more, for characters that span tokens.
+        start = max(0, unseen - max(len(s.encode()) for s in strings) - 4)
+
+        def stops(n: int) -> bool:
+            text = self.tokenizer.decode(tokens[start:n])
+            return any(string in text for string in strings)
+
+        return next(n for n in range(unseen, len(tokens) + 1) if stops(n)) if stops(len(tokens)) else None
+
+
+def _set_row(rows: Rows, slot: int, request: _Request) -> None:
+    """Sets the request's values in the row of its slot."""
+    p, n = request.params, len(request.prompt)
+    stop = np.full(MAX_STOP_TOKENS, -1, np.int32)
+    stop[: len(p.stop_tokens)] = p.stop_tokens
+    # The first decoding step reads the last prompt token, so that all logits come from one program.
+    values = {
+        "token": request.prompt[-1], "position": n - 1, "active": True, "count": 0, "limit": p.max_new_tokens,
+        "stop_tokens": stop, "key": request.key, "temperature": p.temperature, "top_p": p.top_p,
+        "top_k": p.top_k, "min_p": p.min_p,
+    }  # fmt: skip
+    for name, value in values.items():
+        getattr(rows, name)[slot] = value
+
+
+def _row_key(seed: int, index: int) -> np.ndarray:
+    """u32[2]: the key of the index-th completion of a request."""
+    return np.random.SeedSequence([seed, index]).generate_state(2)

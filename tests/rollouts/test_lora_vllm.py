@@ -1,0 +1,68 @@
+"""Our adapters in the real vLLM, where `make sidecar` has been run (its CPU build is enough)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import jax
+import numpy as np
+from flax import nnx
+from test_lora import ALL, adapted, host_values
+from test_vllm import ENVIRONMENT, PROMPTS, pytestmark  # noqa: F401 (slow, and skipped without vLLM)
+
+from models.adapters import save_peft
+from models.config import ModelConfig
+from models.convert import save_hf
+from models.decoder import Decoder, initialize
+from rollouts.collect import generate
+from rollouts.engine import SamplingParams
+from rollouts.jax.engine import JaxEngine
+
+SERVE = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+base, adapter, prompts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+llm = LLM(
+    model=base, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=64, max_num_seqs=8,
+    enable_lora=True, max_lora_rank=8, enable_chunked_prefill=False, max_num_batched_tokens=512,
+)
+settings = SamplingParams(temperature=0.0, max_tokens=8, detokenize=False, logprobs=0)
+for request in (None, LoRARequest("adapter", 1, adapter)):
+    outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], settings, lora_request=request, use_tqdm=False)
+    drawn = [o.outputs[0] for o in outputs]
+    logprobs = [[p[t].logprob for p, t in zip(d.logprobs, d.token_ids)] for d in drawn]
+    print("DRAWN " + json.dumps([(list(d.token_ids), l) for d, l in zip(drawn, logprobs)]))
+"""
+
+
+def test_vllm_samples_with_our_adapters(tmp_path):
+    config = ModelConfig("qwen2", 199, 64, 112, 2, 2, 1, 32, 128, qkv_bias=True, tied_embeddings=True)
+    graphdef, plain = nnx.split(initialize(Decoder(config), jax.random.key(0), scale=0.2))
+    save_hf(plain, config, tmp_path / "base")
+    with_lora, adapted_graphdef, params = adapted(config, plain, ALL, size=0.2)
+    save_peft(host_values(params), with_lora, tmp_path / "adapter")
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2",
+        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **os.environ,
+    }  # fmt: skip
+    for name in ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH"):
+        environment.pop(name, None)
+    prompts = json.dumps([p.tolist() for p in PROMPTS])
+    folders = [str(tmp_path / "base"), str(tmp_path / "adapter")]
+    result = subprocess.run(
+        [str(ENVIRONMENT / "bin/python"), "-c", SERVE, *folders, prompts],
+        env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    found = [json.loads(line[6:]) for line in result.stdout.splitlines() if line.startswith("DRAWN ")]
+    assert len(found) == 2, result.stdout[-2000:] + result.stderr[-3000:]
+    greedy = SamplingParams(max_new_tokens=8, temperature=0.0)
+    for drawn, (graph, weights) in zip(found, ((graphdef, plain), (adapted_graphdef, params))):
+        engine = JaxEngine(graph, weights, slots=8, max_length=64)
+        for (ours,), (tokens, logprobs) in zip(generate(engine, PROMPTS, greedy), drawn):
+            assert ours.tokens.tolist() == tokens
+            np.testing.assert_allclose(ours.logprobs, logprobs, atol=1e-3)
+    assert found[0] != found[1]
