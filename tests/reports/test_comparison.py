@@ -200,7 +200,7 @@ def test_other_questions_are_noted(tmp_path):
     one = training_run(tmp_path / "one", "sft", scored(0.1), scored(0.2), task__name="contest")
     two = evaluation_run(tmp_path / "two", scored(0.2), model__path=str(one), evaluation__task__name="humaneval")
     runs = [read_run(one), read_run(two)]
-    assert "task.name: they may not have been asked the same questions" in " ".join(notes(make_rows(runs), runs))
+    assert "task.name: they may not have had the same questions" in " ".join(notes(make_rows(runs), runs))
     again = evaluation_run(
         tmp_path / "again", scored(0.2) | {"held_out/n": 7}, model__path=str(one), task__name="contest"
     )

@@ -211,9 +211,6 @@ def test_nothing_that_a_program_leaves_survives(look):
         assert seen["left"] == []
     else:  # an ordinary user's machine with neither mount namespaces nor Landlock
         assert seen["layers"]["mount"] != "on" != seen["layers"]["landlock"]
-        for path in seen["left"]:
-            os.chmod(f"{path}/closed", 0o700)
-            shutil.rmtree(path)
     assert seen["folders"] == [] and seen["processes"] == 0
 
 
