@@ -5,7 +5,6 @@ Each machine is asked once, by one script (`LOOK`), for all that the tests here 
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
