@@ -25,7 +25,7 @@ from typing import NamedTuple
 from jaxrl.config.command_line import at_least, read_config
 from jaxrl.errors import command
 from jaxrl.files import read_metrics
-from jaxrl.reports.run_folder import EVALUATION
+from jaxrl.reports.run_folder import EVALUATION, stage_settings
 from rollouts.vllm.supervisor import die_with_parent
 
 
@@ -86,7 +86,7 @@ def complete(folder: Path) -> bool:
     if not (folder / "report.html").is_file():  # written at the end, and for who looks at a run on its way
         return False
     config = json.loads((folder / "config.json").read_text())
-    last = sum(stage["steps"] for stage in config.values() if isinstance(stage, dict) and "steps" in stage)
+    last = sum(stage["steps"] for stage in stage_settings(config).values())
     return any(r["stage"] == EVALUATION and r["step"] == last for r in read_metrics(folder / "metrics.jsonl"))
 
 

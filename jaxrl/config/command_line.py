@@ -6,9 +6,11 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import io
 import re
 import sys
 import textwrap
+import tokenize
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -256,11 +258,29 @@ def _with_home(config: Any) -> None:
 
 
 def _comments(kind: type) -> dict[str, str]:
-    """What stands beside each field of a settings class and its base classes."""
+    """What stands beside each field of a settings class and its base classes, or in the lines above it."""
     comments: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
             source = textwrap.dedent(inspect.getsource(base))
-            for match in re.finditer(r"^ {4}(\w+): [^#\n]*?(?:  # (.*))?$", source, re.MULTILINE):
-                comments[match[1]] = match[2] or ""
+            notes = _notes(source)
+            [definition] = ast.parse(source).body
+            for node in definition.body if isinstance(definition, ast.ClassDef) else ():
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    beside = [notes[n][1] for n in range(node.lineno, (node.end_lineno or 0) + 1) if n in notes]
+                    above = node.lineno - 1
+                    while not beside and notes.get(above, (False,))[0]:
+                        above -= 1
+                    text = beside or [notes[n][1] for n in range(above + 1, node.lineno)]
+                    comments[node.target.id] = " ".join(text)
     return comments
+
+
+def _notes(source: str) -> dict[int, tuple[bool, str]]:
+    """By line: whether a comment is all that it holds, and the comment."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {
+        token.start[0]: (token.line.lstrip().startswith("#"), token.string.lstrip("# "))
+        for token in tokens
+        if token.type == tokenize.COMMENT and not token.string.startswith(("# fmt:", "# noqa", "# type:", "# pyright:"))
+    }

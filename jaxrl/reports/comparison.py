@@ -22,6 +22,7 @@ from jaxrl.reports.run_folder import (
     metric,
     score_name,
     slice_scores,
+    stage_settings,
     training_cost,
 )
 
@@ -367,10 +368,8 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _of_training(name: str, run: Run) -> bool:
-    """Whether a setting says how a model is trained; the settings of a stage are those with a number of steps."""
-    section = name.split(".")[0]
-    held = run.config.get(section)
-    return section in TRAINING or (isinstance(held, Mapping) and "steps" in held)
+    """Whether a setting says how a model is trained."""
+    return name.split(".")[0] in (*TRAINING, *stage_settings(run.config))
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -69,6 +69,12 @@ def samples(record: Record) -> bool:
     return "reward/mean" in record
 
 
+def stage_settings(config: Record) -> dict[str, Record]:
+    """The sections of a run's config that are stages: those with a number of steps, plug-ins' own settings aside."""
+    sections = {name: held for name, held in config.items() if isinstance(held, dict)}
+    return {name: held for name, held in sections.items() if "steps" in held and "name" not in held}
+
+
 def stage_title(stage: str) -> str:
     """The name of a stage, for people."""
     return stage.replace("_", " ").upper()
