@@ -25,11 +25,13 @@ from jaxrl.runs.engines import make_engine, make_openai_engine
 from jaxrl.runs.environments import make_environment, make_services
 from jaxrl.runs.folder import open_run
 from jaxrl.runs.host import prepare_process
-from jaxrl.runs.log import write_samples
+from jaxrl.runs.journal import Journal
+from jaxrl.runs.log import Progress, write_samples
 from jaxrl.runs.policy import make_policy, make_tokenizer
 from jaxrl.runs.prompts import check_problems, evaluation_task, without_long_prompts
 from jaxrl.tasks import load_task
 from jaxrl.training.watch import why_unjudged
+from models.stored import fingerprint
 
 
 def evaluate_config(config: Config, processes: Processes = Processes()) -> dict[str, float]:
@@ -54,6 +56,7 @@ def _evaluate_in(folder: Path, config: Config, processes: Processes) -> dict[str
         test = without_long_prompts(test, tokenizer, config.rollout)
     check_problems(config, None, test)
     params = policy.initial() if policy is not None else None
+    weights = fingerprint(params) if policy is not None else ""
     make = make_openai_engine(config, tokenizer) if policy is None else make_engine(config, policy, folder, processes)
     with make_services(config, test) as services, closing(make) as engine:
         if policy is not None:
@@ -62,9 +65,19 @@ def _evaluate_in(folder: Path, config: Config, processes: Processes) -> dict[str
         environment = make_environment(config, test, tokenizer, services, config.evaluation.temperature)
         seed = (config.seed, EVALUATION)
         model, programs = policy.config if policy else None, config.rollout.programs
-        metrics, groups = evaluate(
-            engine, environment, test, config.evaluation, seed, services.pool, model, processes, programs
-        )
+        total = len(test.held_out) * config.evaluation.samples // processes.count
+        with (
+            Progress(quiet=not processes.first) as progress,
+            Journal(folder, "evaluation", weights, total, progress, processes.index) as journal,
+        ):
+            try:
+                metrics, groups = evaluate(
+                    engine, environment, test, config.evaluation, seed, services.pool, model, processes, programs,
+                    journal,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                progress.print(f"{journal.so_far()}; the same command carries on from here")
+                raise
     if processes.first:
         write_samples(folder / "samples" / "evaluation.jsonl", groups, 0, "evaluate")
     if reason := why_unjudged(groups):
@@ -72,6 +85,7 @@ def _evaluate_in(folder: Path, config: Config, processes: Processes) -> dict[str
     if processes.first:
         write_harness_files(folder / "samples", test, groups)
         write_beside(folder / "evaluation.json", json.dumps({"headline": test.headline} | metrics, indent=2) + "\n")
+        journal.remove()
     return metrics
 
 

@@ -25,10 +25,13 @@ from jaxrl.runs.engines import make_engine
 from jaxrl.runs.environments import make_environment, make_services
 from jaxrl.runs.folder import open_run
 from jaxrl.runs.host import prepare_process
+from jaxrl.runs.journal import Journal
+from jaxrl.runs.log import Progress
 from jaxrl.runs.policy import make_policy
 from jaxrl.runs.prompts import instructed, instruction, without_long_prompts
 from jaxrl.tasks import load_task
 from jaxrl.training.watch import why_unjudged
+from models.stored import fingerprint
 from rollouts.chat import Message
 from rollouts.collect import collect
 from rollouts.episode import Episode, Group, Problem
@@ -103,10 +106,15 @@ def _build_in(folder: Path, config: Config) -> tuple[Path, dict[str, int]]:
         make_services(config, task) as services,
         closing(make_engine(config, policy, folder)) as engine,
     ):
-        engine.load_weights(policy.initial(), 0)
+        params = policy.initial()
+        weights = fingerprint(params)
+        engine.load_weights(params, 0)
+        del params  # the engine has its own
         temperature = config.rollout.temperature
         environment = make_environment(config, task, policy.tokenizer, services, temperature)
-        groups = collect(engine, environment, chosen, config.traces.samples, (config.seed, TRACES))
+        samples, seed = config.traces.samples, (config.seed, TRACES)
+        with Progress() as progress, Journal(folder, "traces", weights, size * samples, progress) as journal:
+            groups = collect(engine, environment, chosen, samples, seed, journal)
     if reason := why_unjudged(groups):
         raise TrainingError(f"no traces: {reason}")
     episodes, counts = select(groups, config.traces.keep)
@@ -118,6 +126,7 @@ def _build_in(folder: Path, config: Config) -> tuple[Path, dict[str, int]]:
     write_traces(path, episodes, config, origin)
     counts["written"] = len(episodes)
     write_beside(folder / "traces.json", json.dumps(origin | {"counts": counts}, indent=2) + "\n")
+    journal.remove()
     return path, counts
 
 

@@ -21,8 +21,24 @@ class Environment(Protocol):
     async def play(self, problem: Problem, engine: Engine, seed: int) -> Episode: ...
 
 
+class Keeper(Protocol):
+    """Sees every episode as soon as it is finished, and may know some from an earlier try.
+
+    An episode is the one of the same (seed, number), see `collect_episodes`.
+    """
+
+    def known(self, seed: Sequence[int], number: int, problem: Problem) -> Episode | None: ...
+
+    def finished(self, seed: Sequence[int], number: int, episode: Episode) -> None: ...
+
+
 def collect(
-    engine: Engine, environment: Environment, problems: Sequence[Problem], group_size: int, seed: Sequence[int]
+    engine: Engine,
+    environment: Environment,
+    problems: Sequence[Problem],
+    group_size: int,
+    seed: Sequence[int],
+    keeper: Keeper | None = None,
 ) -> list[Group]:
     """`group_size` episodes of each problem, played all at once.
 
@@ -30,7 +46,7 @@ def collect(
     problem and its place in the group, so that the result does not depend on timing.
     """
     numbers = range(len(problems) * group_size)
-    episodes = collect_episodes(engine, environment, problems, group_size, seed, numbers)
+    episodes = collect_episodes(engine, environment, problems, group_size, seed, numbers, keeper)
     return [Group(p, episodes[i * group_size : (i + 1) * group_size]) for i, p in enumerate(problems)]
 
 
@@ -41,13 +57,21 @@ def collect_episodes(
     group_size: int,
     seed: Sequence[int],
     numbers: Sequence[int],
+    keeper: Keeper | None = None,
 ) -> list[Episode]:
     """Some of the episodes of `collect`: number p * group_size + g is the g-th of the p-th problem."""
 
+    async def play(number: int) -> Episode:
+        p, g = divmod(number, group_size)
+        if keeper and (known := keeper.known(seed, number, problems[p])):
+            return known
+        episode = await environment.play(problems[p], engine, episode_seed(seed, p, g))
+        if keeper:
+            keeper.finished(seed, number, episode)
+        return episode
+
     async def play_all() -> list[Episode]:
-        places = [divmod(number, group_size) for number in numbers]
-        plays = (environment.play(problems[p], engine, episode_seed(seed, p, g)) for p, g in places)
-        return list(await asyncio.gather(*plays))
+        return list(await asyncio.gather(*map(play, numbers)))
 
     return _run(play_all())
 

@@ -31,7 +31,7 @@ from jaxrl.config import ProcessesConfig
 from jaxrl.distributed.channel import Channel, relay
 from jaxrl.errors import UserError, for_user, one_line
 from models.sharding import param_shardings
-from rollouts.collect import Environment, collect_episodes
+from rollouts.collect import Environment, Keeper, collect_episodes
 from rollouts.engine import Engine
 from rollouts.episode import Episode, Group, Problem
 
@@ -92,11 +92,12 @@ class Processes:
         problems: Sequence[Problem],
         group_size: int,
         seed: Sequence[int],
+        keeper: Keeper | None = None,
     ) -> list[Group]:
-        """rollouts.collect.collect with the episodes divided over the processes."""
+        """rollouts.collect.collect with the episodes divided over the processes; the keeper sees this one's."""
 
         def play(numbers: Sequence[int]) -> list[Episode]:
-            episodes = collect_episodes(engine, environment, problems, group_size, seed, numbers)
+            episodes = collect_episodes(engine, environment, problems, group_size, seed, numbers, keeper)
             if self.channel is not None:
                 for episode in episodes:  # every process has the problems
                     episode.problem = None  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,7 +14,7 @@ from jaxrl.evaluation.metrics import scores, summary
 from jaxrl.evaluation.selection import sample_scores
 from jaxrl.tasks import Task
 from models.config import ModelConfig
-from rollouts.collect import Environment
+from rollouts.collect import Environment, Keeper
 from rollouts.engine import Engine
 from rollouts.episode import Episode, Group
 from rollouts.services import JudgePool
@@ -38,6 +38,7 @@ def evaluate(
     model: ModelConfig | None = None,
     processes: Processes = Processes(),
     programs: int | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[dict[str, float], list[Group]]:
     """Scores on the task's held-out problems (see `scores`, `summary`), what an answer cost, and the episodes.
 
@@ -49,8 +50,9 @@ def evaluate(
         model: whose operations are counted; None: they are not.
         processes: that share the episodes; each returns the same.
         programs: that an episode may submit, in an environment that scores each turn's; None: its end is scored.
+        keeper: sees every episode as soon as it is finished, and may know some from an earlier try.
     """
-    groups, drawn = collect_well_formed(engine, environment, task, settings, seed, processes)
+    groups, drawn = collect_well_formed(engine, environment, task, settings, seed, processes, keeper)
     ranking = sample_scores(groups, task, settings.best_of, pool, processes)
     table = scores(groups, task, settings, ranking, programs)
     metrics = summary(table, settings.bootstrap, slices=f"{task.headline}/")
@@ -72,13 +74,14 @@ def collect_well_formed(
     settings: EvaluationConfig,
     seed: Sequence[int],
     processes: Processes = Processes(),
+    keeper: Keeper | None = None,
 ) -> tuple[list[Group], list[Episode]]:
     """`samples` episodes of each held-out problem, and all that were drawn for them.
 
     Those whose submission is not well formed are drawn anew, with other seeds, at most `regenerate` times; the last
     is kept.
     """
-    collect = partial(processes.collect, "evaluate", engine, environment)
+    collect = partial(processes.collect, "evaluate", engine, environment, keeper=keeper)
     groups = collect(task.held_out, settings.samples, seed)
     drawn = [e for g in groups for e in g.episodes]
     for again in range(1, settings.regenerate + 1):
