@@ -345,7 +345,7 @@ def test_the_first_process_killed_while_the_others_sample(jobs, tmp_path):
 def test_a_mistake_ends_all_processes(jobs, tmp_path):
     codes, said = jobs(2, *train_command(tmp_path, "--config.task.name=scrambel")).end()
     assert codes == [1, 1]
-    assert all("did you mean 'scramble'" in text.strip().splitlines()[-1] for text in said)
+    assert all("did you mean scramble?" in text.strip().splitlines()[-1] for text in said)
 
 
 @pytest.mark.slow

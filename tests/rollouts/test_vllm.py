@@ -255,7 +255,7 @@ FEW = ["--dtypes", "float32", "--prompts", "8", "--prompt-length", "12", "--new-
 
 def test_crosscheck_notices_an_output_head_that_kept_its_old_weights(model, capsys, monkeypatch):
     """vLLM's CPU kernels with the repacking taken out (see vllm_extension.repack_linear_layers)."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support"))
     broken = ["--vllm-argument=--worker-extension-cls", "--vllm-argument=vllm_without_repacking.WorkerExtension"]
     assert crosscheck(["--model", str(model), "--environment", str(ENVIRONMENT), *FEW, *broken]) == 1
     out = capsys.readouterr().out
