@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -48,7 +49,12 @@ def main(arguments: list[str]) -> int:
     config.rollout.check_training()
     if options.json and not options.json.parent.is_dir():  # before the compilation, not after it
         raise UserError(f"--json {options.json}: the folder {options.json.parent} does not exist")
-    result = compile_config(config, find_topology(options.topology), options.stage, options.hlo)
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {text}", file=sys.stderr)
+
+    result = compile_config(config, find_topology(options.topology), options.stage, options.hlo, say)
     show(result, Console(width=None if sys.stdout.isatty() else 140))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

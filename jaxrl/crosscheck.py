@@ -178,18 +178,24 @@ def transformers_forward(folder: Path, dtype: str) -> Forward:
 
 
 def compare_all(
-    engines: dict[str, Any], forwards: dict[str, Forward], prompts: Sequence[np.ndarray], new_tokens: int, limit: float
+    engines: dict[str, Any],
+    forwards: dict[str, Forward],
+    prompts: Sequence[np.ndarray],
+    new_tokens: int,
+    limit: float,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Pair]:
-    """Every pair of implementations; `limit` is the tolerance in nats."""
-    sampled, greedy = (
-        {name: _completions(e, prompts, new_tokens, temperature) for name, e in engines.items()}
-        for temperature in (1.0, 0.0)
-    )
-    passes = {
-        (f, e): [forward(p, c.tokens) for p, c in zip(prompts, sampled[e])]
-        for f, forward in forwards.items()
-        for e in engines
-    }
+    """Every pair of implementations; `limit` is the tolerance in nats. Says what is under way."""
+    sampled: dict[str, list[Completion]] = {}
+    greedy: dict[str, list[Completion]] = {}
+    for name, engine in engines.items():
+        say(f"{name} samples {len(prompts)} completions twice")
+        sampled[name], greedy[name] = (_completions(engine, prompts, new_tokens, t) for t in (1.0, 0.0))
+    passes: dict[tuple[str, str], list[Passed]] = {}
+    for f, forward in forwards.items():
+        for e in engines:
+            say(f"{f} computes the logprobs of {e}'s tokens")
+            passes[f, e] = [forward(p, c.tokens) for p, c in zip(prompts, sampled[e])]
     pairs = []
     for e in engines:
         for f, forward in forwards.items():
@@ -291,7 +297,7 @@ def crosscheck(folder: Path, dtype: str, options: argparse.Namespace, console: C
             engines["vllm"] = vllm
             if vllm.sync.dtype != dtype:
                 raise SidecarError(f"{options.sidecar} runs in {vllm.sync.dtype}; give --dtypes {vllm.sync.dtype}")
-        pairs = compare_all(engines, forwards, prompts, options.new_tokens, limit)
+        pairs = compare_all(engines, forwards, prompts, options.new_tokens, limit, console.print)
     _show(console, f"{options.names.get(folder, folder.name)}, {dtype}", pairs, limit)
     return all(pair.first is None for pair in pairs)
 

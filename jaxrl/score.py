@@ -19,6 +19,7 @@ from jaxrl.config.command_line import at_least
 from jaxrl.errors import command
 from jaxrl.evaluation.harnesses import TASKS, read_examples, read_samples, score_samples, summary
 from jaxrl.files import write_beside
+from jaxrl.runs.log import Progress
 from jaxrl.tasks.rows import DataError
 from sandbox.pool import Pool
 
@@ -35,8 +36,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=at_least(0), default=0, help="programs at a time; 0: one per core")
     options = parser.parse_args(arguments)
     examples, samples = read_examples(options.task, options.path, options.split), read_samples(options.samples)
-    with Pool(options.workers) as pool:
-        scored = score_samples(examples, samples, pool)
+    with Pool(options.workers) as pool, Progress() as progress:
+        scored = score_samples(examples, samples, pool, progress)
     if not scored:
         raise DataError(f"{options.samples}: no sample is of a problem of {options.path}")
     if options.results:

@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -128,16 +129,20 @@ def main(arguments: Sequence[str]) -> int:
     if wrong:
         parser.error(f"unexpected argument {wrong[0]!r}; overrides look like --config.grpo.steps=50")
     check_settings_of(commands(options.folder, 0, options.model, overrides))
+    began, done, total = time.monotonic(), 0, options.seeds * len(RUNS)
     for seed in range(options.seeds):
-        for run, line in zip(RUNS, commands(options.folder, seed, options.model, overrides)):
+        for i, (run, line) in enumerate(zip(RUNS, commands(options.folder, seed, options.model, overrides))):
             place = options.folder / f"seed_{seed}" / run.name
             if complete(place):
                 print(f"{place} is complete")
                 continue
-            print(f"--- {place}", flush=True)
+            number, minutes = seed * len(RUNS) + i + 1, (time.monotonic() - began) / 60
+            left = f", about {minutes / done * (total - number + 1):.0f} minutes left" if done else ""
+            print(f"--- {place} ({number} of {total}{left})", flush=True)
             status = run_command(line)
             if status:
                 return status
+            done += 1
     runs = [str(options.folder / f"seed_{seed}" / run.name) for seed in range(options.seeds) for run in RUNS]
     return subprocess.run([sys.executable, "-m", "jaxrl.report", *runs, "--output", str(options.folder)]).returncode
 

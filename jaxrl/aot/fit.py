@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,14 @@ from models.sharding import MESH_AXES
 RESERVED = 0.02  # share of a chip's HBM that its runtime keeps (v5e: executables get 15.75 of 16 GiB)
 
 
-def compile_config(config: Config, topology: Topology, only: str = "", hlo: Path | None = None) -> dict[str, Any]:
-    """Compiles every stage of the config (or `only` one) for the topology. Raises UserError."""
+def compile_config(
+    config: Config,
+    topology: Topology,
+    only: str = "",
+    hlo: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Compiles every stage of the config (or `only` one) for the topology, and says how far it is. Raises UserError."""
     model = model_of(config)
     if topology.platform == "cuda" and config.model.compute_dtype == "auto":
         config.model.compute_dtype = "bfloat16"  # CPU devices stand for the GPUs
@@ -38,7 +45,7 @@ def compile_config(config: Config, topology: Topology, only: str = "", hlo: Path
     for stage in stages(config, model, topology.mesh(sizes)):
         if only in ("", stage.name):
             tpu = topology.platform == "tpu"
-            compiled.append(compile_stage(stage, topology, hlo) if tpu else lower_stage(stage, topology))
+            compiled.append(compile_stage(stage, topology, hlo, say) if tpu else lower_stage(stage, topology))
     if not compiled:
         raise UserError(f"the config has no {only} stage: {only}.steps is 0")
     return {
@@ -56,9 +63,14 @@ def compile_config(config: Config, topology: Topology, only: str = "", hlo: Path
     }
 
 
-def compile_stage(stage: Stage, topology: Topology, hlo: Path | None = None) -> dict[str, Any]:
+def compile_stage(
+    stage: Stage, topology: Topology, hlo: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """All programs of a stage compiled; its memory, the time of a step and the MFU of its updates."""
-    programs = [compile_program(p, topology, hlo and hlo / stage.name) for p in stage.programs]
+    programs = []
+    for number, program in enumerate(stage.programs, 1):
+        say(f"{stage.name}: compiling {program.name} ({number} of {len(stage.programs)})")
+        programs.append(compile_program(program, topology, hlo and hlo / stage.name))
     resident = {name: bytes_per_device(tree) for name, tree in stage.resident.items()}
     compiled = [p for p in programs if "error" not in p]
     phases = phases_of(stage, sum(resident.values()), compiled)

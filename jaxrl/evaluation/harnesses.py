@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxrl.evaluation.estimators import bootstrap_interval, pass_at_k
 from jaxrl.files import write_beside
+from jaxrl.runs.log import Progress
 from jaxrl.tasks import Task, mbpp
 from jaxrl.tasks.evalplus import PLUS_LIMITS, evalplus_tests, is_evalplus
 from jaxrl.tasks.evalplus_hub import hub_test, is_hub
@@ -111,8 +112,11 @@ def _program(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: byte {error.start} is not UTF-8") from None
 
 
-def score_samples(examples: dict[str, Example], samples: Sequence[Row], pool: Pool) -> list[Scored]:
+def score_samples(
+    examples: dict[str, Example], samples: Sequence[Row], pool: Pool, progress: Progress | None = None
+) -> list[Scored]:
     """The outcome of each sample whose problem is among the examples, in their order."""
+    progress = progress or Progress(quiet=True)
     known = [row for row in samples if harness_id(row.name("task_id")) in examples]
     waiting = []
     for row in known:
@@ -121,7 +125,8 @@ def score_samples(examples: dict[str, Example], samples: Sequence[Row], pool: Po
         code = row.text("solution") if whole else example.prompt + row.text("completion")
         programs = {name: Program(code, tests, example.limits) for name, tests in example.suites.items()}
         waiting.append({name: pool.submit(program) for name, program in programs.items()})
-    scored, seen = [], Counter()
+    scored, seen, solved = [], Counter(), 0
+    progress.stage("score", len(known))
     for row, futures in zip(known, waiting):
         task_id = harness_id(row.name("task_id"))
         verdicts = {name: future.result() for name, future in futures.items()}
@@ -130,6 +135,8 @@ def score_samples(examples: dict[str, Example], samples: Sequence[Row], pool: Po
         passed = {name: v.passed for name, v in verdicts.items()}
         scored.append(Scored(task_id, seen[task_id], passed, failed.status if failed else "passed", message))
         seen[task_id] += 1
+        solved += scored[-1].solved
+        progress.update(len(scored), pass_rate=solved / len(scored))
     return scored
 
 
