@@ -61,6 +61,19 @@ HUMANEVAL_RULES = {  # HumanEval/32: any x where the polynomial vanishes
 }
 
 
+BEGUN = "```python\n"  # what an answer to `messages` begins with before the model's own text
+_ASKS = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
+_ANSWERS = (
+    "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
+)
+
+
+def messages(prompt: str) -> tuple[dict[str, str], ...]:
+    """EvalPlus' own chat (evalplus 0.3.1, codegen): it asks for a script, and begins the answer up to its code."""
+    asked = f"{_ASKS}\n```\n{prompt.strip()}\n```\n"
+    return {"role": "user", "content": asked}, {"role": "assistant", "content": f"{_ANSWERS}\n{BEGUN}"}
+
+
 def is_evalplus(row: Row) -> bool:
     """Whether the row has EvalPlus' fields instead of a test."""
     return "plus_input" in row.fields

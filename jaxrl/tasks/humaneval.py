@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 from jaxrl.config.task import DataSettings
-from jaxrl.tasks import Task
+from jaxrl.tasks import Task, evalplus
 from jaxrl.tasks.evalplus import PLUS_LIMITS, evalplus_tests, is_evalplus
 from jaxrl.tasks.evalplus_hub import hub_test, is_hub
 from jaxrl.tasks.extract import ExtractionConfig, function_program, parses
@@ -30,7 +30,8 @@ INSTRUCTION = "Complete the following Python function. Answer with the whole fun
 class Settings(DataSettings):
     """HumanEval or HumanEval+."""
 
-    prompt_style: Literal["chat", "completion"] = "chat"  # for base models completion, with rollout.stop_strings
+    # completion is for base models, with rollout.stop_strings; evalplus is EvalPlus' chat, with an answer begun
+    prompt_style: Literal["chat", "completion", "evalplus"] = "chat"
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
 
 
@@ -51,7 +52,7 @@ def make_task(settings: Settings, seed: int) -> Task:
 
 
 def make_problem(row: Row, style: str) -> Problem:
-    """A chat problem, or a plain completion (style "completion")."""
+    """A chat problem, a plain completion (style "completion"), or EvalPlus' chat (style "evalplus")."""
     header, entry_point = row.text("prompt"), row.identifier("entry_point")
     before = helpers(row)
     tests: tuple[Test, ...]
@@ -61,14 +62,16 @@ def make_problem(row: Row, style: str) -> Problem:
     else:
         tests = (CheckTest(f"{before}\n\n{row.text('test')}", entry_point),)
     content = f"{INSTRUCTION}\n\n```python\n{header}```"
+    chats = {"chat": ({"role": "user", "content": content},), "evalplus": evalplus.messages(header)}
+    meta = {"entry_point": entry_point, "header": header, "limits": PLUS_LIMITS if plus else Limits()}
     return Problem(
         id=row.name("task_id"),
-        messages=({"role": "user", "content": content},) if style == "chat" else (),
+        messages=chats.get(style, ()),
         prompt=header if style == "completion" else None,
         tests=tests,
         public_tests=examples(row),
         demonstration=f"```python\n{header}{row.text('canonical_solution')}```" if style == "chat" else None,
-        meta={"entry_point": entry_point, "header": header, "limits": PLUS_LIMITS if plus else Limits()},
+        meta=meta | ({"begun": evalplus.BEGUN} if style == "evalplus" else {}),
     )
 
 
@@ -118,6 +121,7 @@ def _compares(source: str) -> bool:
 
 def extract(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:
     """The program that is judged."""
+    text = problem.meta.get("begun", "") + text
     return function_program(text, problem.meta["entry_point"], problem.meta["header"], extraction)
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from jaxrl.config.task import DataSettings
-from jaxrl.tasks import Task
+from jaxrl.tasks import Task, evalplus
 from jaxrl.tasks.evalplus import PLUS_LIMITS, evalplus_tests, is_evalplus
 from jaxrl.tasks.evalplus_hub import hub_test, is_hub
 from jaxrl.tasks.extract import ExtractionConfig, block_program
@@ -34,6 +34,7 @@ PARTIAL_CREDIT = 0.2  # for passing some tests, times their share
 class Settings(DataSettings):
     """MBPP, sanitized MBPP or MBPP+."""
 
+    prompt_style: Literal["chat", "evalplus"] = "chat"  # evalplus: EvalPlus' chat, with an answer begun
     held_out_part: Literal["test", "all"] = "test"  # ids 11 to 510, or as EvalPlus counts (then train on none)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
 
@@ -43,9 +44,10 @@ def make_task(settings: Settings, seed: int) -> Task:
     if not settings.path:
         raise DataError("task mbpp needs task.path, mbpp.jsonl or a hub name such as google-research-datasets/mbpp")
     rows = read_rows(settings.path, settings.split)
-    train = [make_problem(r) for r in rows if number(r) in TRAIN_IDS]
+    style = settings.prompt_style
+    train = [make_problem(r, style) for r in rows if number(r) in TRAIN_IDS]
     other = read_rows(settings.held_out_path, settings.split) if settings.held_out_path else rows
-    held_out = [make_problem(r) for r in other if number(r) in TEST_IDS or settings.held_out_part == "all"]
+    held_out = [make_problem(r, style) for r in other if number(r) in TEST_IDS or settings.held_out_part == "all"]
     for name, problems, ids in (("training", train, TRAIN_IDS), ("held-out", held_out, TEST_IDS)):
         if not problems:
             raise DataError(f"{settings.path} has no {name} problems (task_id {ids.start} to {ids.stop - 1})")
@@ -68,7 +70,7 @@ def number(row: Row) -> int:
     return int(digits)
 
 
-def make_problem(row: Row) -> Problem:
+def make_problem(row: Row, style: str = "chat") -> Problem:
     """One row of any of the three formats. Raises DataError for a problem without tests."""
     meta: dict[str, Any] = {"limits": PLUS_LIMITS if is_evalplus(row) or is_hub(row) else Limits()}
     setup = ""
@@ -89,12 +91,16 @@ def make_problem(row: Row) -> Problem:
         asserts, public = "\n".join(listed), tests
         if is_hub(row):
             tests = (hub_test(row),)
+    content = f"{statement.strip()} {INSTRUCTION}\n{asserts}"
+    if style == "evalplus":
+        content = f'"""\n{statement.strip()}\n{asserts}\n"""'
+        meta["begun"] = evalplus.BEGUN
     return Problem(
         id=f"mbpp/{number(row)}",
-        messages=({"role": "user", "content": f"{statement.strip()} {INSTRUCTION}\n{asserts}"},),
+        messages=({"role": "user", "content": content},) if style == "chat" else evalplus.messages(content),
         tests=tests,
         public_tests=public,  # those of the prompt
-        demonstration=f"```python\n{code.strip()}\n```",
+        demonstration=f"```python\n{code.strip()}\n```" if style == "chat" else None,
         meta=meta | {"names": called(asserts, setup)},
     )
 
@@ -115,6 +121,7 @@ def called(asserts: str, setup: str = "") -> list[str]:
 
 def extract(problem: Problem, text: str, extraction: ExtractionConfig | None = None) -> str:
     """The program that is judged."""
+    text = problem.meta.get("begun", "") + text
     return block_program(text, extraction, problem.meta["names"])
 
 

@@ -36,6 +36,33 @@ def test_humaneval_completion_style(data):
     assert task.held_out[0].prompt.startswith("from typing import List") and not task.held_out[0].messages
 
 
+def test_evalplus_chats_begin_the_answer(data, pool):
+    """As evalplus 0.3.1's codegen renders them for a chat model."""
+    humaneval = load("humaneval", data / "evalplus" / "v0.1.10-HumanEvalPlus-Mini.jsonl.gz", prompt_style="evalplus")
+    mbpp = load("mbpp", data / "evalplus" / "MbppPlus-v0.1.0.jsonl.gz", prompt_style="evalplus")
+    for task, first in ((humaneval, "from typing import List\n"), (mbpp, '"""\nWrite a python function to remove')):
+        asked, begun = (m["content"] for m in task.held_out[0].messages)
+        assert asked.startswith(
+            "Please provide a self-contained Python script that solves the following problem in a markdown code "
+            f"block:\n```\n{first}"
+        )
+        assert asked.endswith('"""\n```\n')
+        assert begun == (
+            "Below is a Python script with a self-contained function that solves the problem and passes corresponding "
+            "tests:\n```python\n"
+        )
+        assert task.held_out[0].demonstration is None
+        chat = load(task.name, data / "evalplus" / FILES[task.name])
+        problems = chat.held_out[:20]
+        answers = [p.demonstration.removeprefix("```python\n") for p in problems]  # what comes after the beginning
+        assert all(r.solved for r in judge_all(task, task.held_out[:20], answers, pool))
+        tailed = [a.removesuffix("```").rstrip() + "\n```\nIt returns `x = (`.\n```python\n1 +\n```" for a in answers]
+        assert all(r.solved for r in judge_all(task, task.held_out[:20], tailed, pool))
+
+
+FILES = {"humaneval": "v0.1.10-HumanEvalPlus-Mini.jsonl.gz", "mbpp": "MbppPlus-v0.1.0.jsonl.gz"}
+
+
 def test_mbpp_references_solve(data, pool):
     for name, train, held_out in (("mbpp.jsonl", 464, 500), ("sanitized-mbpp.json", 163, 257)):
         task = load("mbpp", data / "mbpp" / name)
