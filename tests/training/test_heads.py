@@ -207,6 +207,7 @@ print("the same on eight devices")
 """
 
 
+@pytest.mark.slow
 def test_heads_train_under_a_mesh():
     assert "the same on eight devices" in on_eight_devices(ON_EIGHT_DEVICES)
 

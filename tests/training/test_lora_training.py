@@ -109,6 +109,7 @@ print("same on all meshes")
 """
 
 
+@pytest.mark.slow
 def test_every_mesh_of_eight_devices_gives_the_same_update():
     assert "same on all meshes" in on_eight_devices(MESHES)
 

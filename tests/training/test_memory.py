@@ -247,6 +247,7 @@ def test_two_threads_share_several_devices():
     assert "both threads have ended" in on_four_devices(ROOT / "tests" / "support" / "two_threads.py", "turns", "40")
 
 
+@pytest.mark.slow
 def test_a_run_that_samples_ahead_on_several_devices(tmp_path):
     """Twice, to the same numbers: whose turn it is depends on timing, what comes out does not."""
     settings = ["--config.sft.steps=1", "--config.grpo.steps=4", "--config.evaluation.every=2"]

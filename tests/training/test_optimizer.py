@@ -267,6 +267,7 @@ def agrees(found, expected, settings):
     assert q.exponents.sharding.spec == p.sharding.spec and not q.exponents.sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_eight_bits_on_meshes_of_eight_devices():
     assert "same on all meshes" in on_eight_devices(MESHES)
 
