@@ -16,8 +16,9 @@ train: $(VENV)/.installed
 study: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.study --seeds $(SEEDS) $(ARGS)
 
-# A file's tests stay in one of the two processes, the longest files first (tests/seconds.json).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# A file's tests stay in one of the three processes, the longest files first (tests/seconds.json). Processes often wait
+# for what they have started, so that three keep two cores busy.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test $(VENV)/.installed-aot
 	$(PYTEST) -m "not slow"

@@ -130,7 +130,14 @@ def test_fresh_and_after_sft(tmp_path, monkeypatch):
     assert not settled({})
 
 
-@pytest.mark.parametrize("sft, grpo", [(0, 4), (4, 0), (2, 3)])
+@pytest.mark.parametrize(
+    "sft, grpo",
+    [
+        (2, 3),
+        pytest.param(0, 4, marks=pytest.mark.slow),
+        pytest.param(4, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed(tmp_path, monkeypatch, sft, grpo):
     """In the middle of a stage: parameters and moments are read into place, nothing is initialised for them."""
     steps = [f"--config.sft.steps={sft}", f"--config.grpo.steps={grpo}"]

@@ -208,6 +208,7 @@ def test_a_folder_of_other_settings_is_refused(whole):
     assert "config.seed was 0, is 3" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_mesh(whole, tmp_path):
     """Begun on one device, ended on two."""
     assert run(tmp_path, "--config.grpo.steps=0").returncode == 0
