@@ -27,7 +27,7 @@ from flax import nnx
 
 from models.config import UnsupportedModelError, read_description
 from models.decoder import Compute, Decoder
-from models.files import ConversionError, is_gguf, read_json, written_beside
+from models.files import ConversionError, is_gguf, read_json, reason_of, written_beside
 from models.hf import describe_hf, load_hf, save_hf, tensor_dtypes
 from models.hf_names import hf_tensors
 from models.loading import find_model, find_params, is_run, load_model
@@ -100,7 +100,12 @@ def check_model(folder: Path, reference: Path, tokens: int = 64) -> float:
     where = {"gguf_file": reference.name} if is_gguf(reference) else {}
     with torch.no_grad():
         place = reference.parent if where else reference
-        torch_model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **where)
+        try:
+            torch_model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **where)
+        except Exception as error:  # of many types, where its reader lacks what this one has
+            if not where:
+                raise
+            raise ConversionError(f"transformers does not read {reference}: {reason_of(error)}") from error
         if config.tied_embeddings and where:
             _tie(torch_model, np.asarray(model.embed[...]))
         theirs = torch_model(torch.tensor(ids)).logits.numpy()

@@ -86,7 +86,7 @@ def read_gguf(path: Path) -> GgufFile:
             )
         if int(found[2]) != 1:
             raise ConversionError(
-                f"{path} is part {found[2]} of {parts}: give the first, {found[1]}-00001-of-{found[3]}.gguf"
+                f"{path} is part {int(found[2])} of {parts}: give the first, {found[1]}-00001-of-{found[3]}.gguf"
             )
         for number in range(2, parts + 1):
             other = path.with_name(f"{found[1]}-{number:05}-of-{found[3]}.gguf")

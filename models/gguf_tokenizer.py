@@ -74,11 +74,6 @@ def write_tokenizer(path: Path, folder: Path) -> None:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception for merges that do not fit
         raise ConversionError(f"{path}: its tokenizer is broken: {reason_of(error)}") from None
-    wrong = next((i for i, token in enumerate(tokens) if tokenizer.token_to_id(token) != i), None)
-    if wrong is not None:
-        raise ConversionError(
-            f"{path}: token {tokens[wrong]!r} has the ids {wrong} and {tokenizer.token_to_id(tokens[wrong])}"
-        )
     roles = {role: given.get(f"{name}_token_id") for role, name in _ROLES.items()}
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings |= {role: tokens[i] for role, i in roles.items() if i is not None}
@@ -105,6 +100,10 @@ def _vocabulary(file: GgufFile, given: dict[str, Any]) -> tuple[list[str], list[
     for key, value in given.items():
         if key.endswith("_token_id") and not 0 <= value < used:
             raise ConversionError(f"{file.path}: tokenizer.ggml.{key} is {value}, but there are {used} tokens")
+    ids: dict[str, int] = {}
+    for i, token in enumerate(tokens[:used]):
+        if ids.setdefault(token, i) != i:
+            raise ConversionError(f"{file.path}: token {token!r} has the ids {ids[token]} and {i}")
     return tokens[:used], kinds[:used]
 
 
