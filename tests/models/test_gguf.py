@@ -447,7 +447,7 @@ def test_qwens_second_copy_is_recognized(name, kept):
 @pytest.mark.parametrize("name", ["smollm2-135m.gguf", "qwen2.5-coder-0.5b.gguf"])
 def test_transformers_reads_the_same_from_real_files(name, capsys):
     assert main(["check", str(real(name))]) == 0
-    assert float(capsys.readouterr().out.split(":")[-1]) <= 2e-3  # of logits around 20
+    assert float(capsys.readouterr().out.split(":")[-1]) <= 5e-4  # of logits around 20
 
 
 @pytest.mark.slow
