@@ -31,6 +31,11 @@ PLAIN = {
 CHUNK = 1 << 18  # values that are decoded at once, so that they stay in the processor's cache
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_TYPES: dict[str, tuple[type, str]] = {  # of metadata; those that end with _token_id are whole numbers too
+    **dict.fromkeys(("general.alignment", "split.count", "split.no"), (int, "a whole number")),
+    **dict.fromkeys(("general.architecture", "tokenizer.chat_template"), (str, "a text")),
+    **dict.fromkeys((f"tokenizer.ggml.{n}" for n in ("tokens", "scores", "token_type", "merges")), (list, "a list")),
+}
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -157,10 +162,13 @@ def _parse(header: _Header) -> tuple[dict[str, Any], dict[str, Stored]]:
     for _ in range(fields):
         name = header.text()
         metadata[name] = header.value()
+        wanted, words = _TYPES.get(name, (int, "a whole number") if name.endswith("_token_id") else (object, ""))
+        if not isinstance(metadata[name], wanted):
+            raise ConversionError(f"{path}: {name} must be {words}, is {metadata[name]!r:.40}")
     places = [_tensor(header) for _ in range(count)]
     alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or alignment <= 0:
-        raise ConversionError(f"{path}: general.alignment must be a whole number > 0, is {alignment!r}")
+    if alignment <= 0:
+        raise ConversionError(f"{path}: general.alignment must be more than 0, is {alignment}")
     data = -(-header.place // alignment) * alignment
     tensors: dict[str, Stored] = {}
     for name, shape, kind, offset in places:

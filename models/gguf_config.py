@@ -86,7 +86,10 @@ def _fields(file: GgufFile) -> dict[str, Any]:
         require(known, f"{name}.{key} {value!r:.40} is not supported")
     for key in (*_COUNTS, "attention.layer_norm_rms_epsilon"):
         require(key in given, f"{name}.{key} is missing")
+    for key in sorted(given.keys() & {*_COUNTS, *_READ_APART} - {"attention.head_count_kv"}):
         require(type(given[key]) in (int, float), f"{name}.{key} must be a number, is {given[key]!r:.40}")
+    theta = _exact(given.get("rope.freq_base", 10_000.0))
+    require(theta > 0, f"{name}.rope.freq_base must be more than 0, is {theta}")
     require(EMBEDDING in file.tensors, f"tensor {EMBEDDING} is missing")
     heads = given["attention.head_count"]
     head_dim = given.get("attention.key_length", given["embedding_length"] // max(1, heads))
@@ -104,14 +107,14 @@ def _fields(file: GgufFile) -> dict[str, Any]:
         "head_dim": head_dim,
         "vocab_size": file.tensors[EMBEDDING].shape[0],
         "rms_norm_eps": _exact(given["attention.layer_norm_rms_epsilon"]),
-        "rope_theta": _exact(given.get("rope.freq_base", 10_000.0)),
+        "rope_theta": theta,
         "hidden_act": "silu",
     }
     if kind in ("llama", "qwen3"):
         fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     if kind == "mistral":
         fields["sliding_window"] = window or None
-    scaling = _scaling(file, head_dim, fields["rope_theta"], given.get("rope.scaling.original_context_length"))
+    scaling = _scaling(file, head_dim, theta, given.get("rope.scaling.original_context_length"))
     fields |= {"rope_scaling": scaling} if scaling else {}
     return fields | _special_tokens(file)
 

@@ -89,7 +89,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 def _vocabulary(file: GgufFile, given: dict[str, Any]) -> tuple[list[str], list[int]]:
     """The tokens by id, and the kind of each."""
     tokens = given.get("tokens")
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+    if not tokens or not isinstance(tokens[0], str):
         raise ConversionError(f"{file.path}: tokenizer.ggml.tokens must be a list of texts")
     kinds = given.get("token_type") or [NORMAL] * len(tokens)
     if len(kinds) != len(tokens):
@@ -158,7 +158,7 @@ def _sentencepiece(
         if given.get(key):
             raise UnsupportedModelError(f"{file.path}: tokenizer.ggml.{key} is not supported")
     scores = given.get("scores")
-    if not isinstance(scores, list) or len(scores) != len(given["tokens"]):
+    if scores is None or len(scores) != len(given["tokens"]):
         raise ConversionError(f"{file.path}: tokenizer.ggml.scores must hold a score for each of its tokens")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     unknown = tokens[given.get("unknown_token_id", 0)]

@@ -321,7 +321,7 @@ BROKEN: list[tuple[Any, list[str]]] = [
     (putting(qwen2__attention__sliding_window=32), ["qwen2.attention.sliding_window 32 is not supported"]),
     (putting(qwen2__rope__dimension_count=8), ["qwen2.rope.dimension_count 8 differs from the size of a head, 16"]),
     (putting(qwen2__logit_scale=0.5), ["qwen2.logit_scale 0.5 is not supported"]),
-    (putting(general__alignment=0), ["general.alignment must be a whole number > 0, is 0"]),
+    (putting(general__alignment=0), ["general.alignment must be more than 0, is 0"]),
     (
         putting(tokenizer__ggml__pre="viking"),
         ["pre-tokenizer (tokenizer.ggml.pre) 'viking' is not supported", "smollm"],
@@ -332,6 +332,10 @@ BROKEN: list[tuple[Any, list[str]]] = [
     (putting(tokenizer__ggml__eos_token_id=310), ["tokenizer.ggml.eos_token_id is 310, but there are 300 tokens"]),
     (putting(tokenizer__ggml__token_type=[1, 1]), ["320 tokens, but 2 entries in tokenizer.ggml.token_type"]),
     (putting(tokenizer__ggml__tokens=["a"] * 320), ["token 'a' has the ids 0 and 1"]),
+    (putting(tokenizer__ggml__token_type="x"), ["tokenizer.ggml.token_type must be a list, is 'x'"]),
+    (putting(tokenizer__ggml__bos_token_id=0.5), ["tokenizer.ggml.bos_token_id must be a whole number, is 0.5"]),
+    (putting(tokenizer__ggml__tokens=[1, 2]), ["tokenizer.ggml.tokens must be a list of texts"]),
+    (putting(qwen2__rope__freq_base=0.0), ["qwen2.rope.freq_base must be more than 0, is 0.0"]),
     (putting(tokenizer__ggml__merges=["q zzzz"]), ["its tokenizer is broken", "zzzz"]),
 ]
 
