@@ -4,9 +4,12 @@
     python -m models.convert export RUN_OR_DIR HF_DIR   a run's newest checkpoint, or OUT -> a folder for transformers
     python -m models.convert check HF_DIR               logits here against transformers'
 
-Each tensor keeps its dtype; a run is exported in the dtype of its parameters. `export --dtype` casts all tensors.
+Each tensor keeps its dtype; a run is exported in the dtype of its parameters. `--dtype` casts all tensors.
 `--check` with import and export also compares the result. Adapters of a run are merged; `export --adapter` writes them
 as a PEFT folder instead.
+
+A GGUF file may stand for HF_DIR or RUN_OR_DIR where they are read. Its block formats become float32. A head that is a
+second quantization of the embedding is left out, unless `import --untie` keeps it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +27,7 @@ from flax import nnx
 
 from models.config import UnsupportedModelError, read_description
 from models.decoder import Compute, Decoder
-from models.files import ConversionError, read_json, written_beside
+from models.files import ConversionError, is_gguf, read_json, reason_of, written_beside
 from models.hf import describe_hf, load_hf, save_hf, tensor_dtypes
 from models.hf_names import hf_tensors
 from models.loading import find_model, find_params, is_run, load_model
@@ -40,10 +44,13 @@ __all__ = [
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def import_model(source: Path, out: Path, dtype: Any = None) -> None:
-    """A Hugging Face folder -> a folder with params/, model.json, hf_config.json and tokenizer/."""
+def import_model(source: Path, out: Path, dtype: Any = None, untie: bool = False) -> None:
+    """A Hugging Face folder or GGUF file -> a folder with params/, model.json, hf_config.json and tokenizer/.
+
+    `dtype` None gives each tensor its own; for `untie` see `models.gguf_config.open_gguf`.
+    """
     check_folder_name(out)
-    config, _, params = load_hf(source, dtype=dtype)
+    config, _, params = load_hf(source, dtype=dtype, untie=untie)
     dtypes = {} if dtype else tensor_dtypes(source, params, config)
     with written_beside(out) as folder:
         describe_model(config, folder, source, tensor_dtypes=dtypes)
@@ -51,10 +58,16 @@ def import_model(source: Path, out: Path, dtype: Any = None) -> None:
 
 
 def export_model(source: Path, out: Path, dtype: Any = None) -> None:
-    """An imported folder or a run -> a Hugging Face folder.
+    """An imported folder, a run or a GGUF file -> a Hugging Face folder.
 
     `dtype` None gives each tensor the dtype that it had when it was imported, or the run's.
     """
+    if is_gguf(source):
+        with TemporaryDirectory() as folder:
+            config, _, params = load_hf(source, dtype=dtype)
+            describe_model(config, Path(folder), source)
+            save_hf(params, config, out, Path(folder), {} if dtype else tensor_dtypes(source, params, config))
+        return
     if not source.is_dir():
         raise FileNotFoundError(f"{source} does not exist")
     description, stored = find_params(source)
@@ -71,7 +84,8 @@ def export_model(source: Path, out: Path, dtype: Any = None) -> None:
 def check_model(folder: Path, reference: Path, tokens: int = 64) -> float:
     """The largest |logit difference| in f32 between this model and transformers' on random tokens.
 
-    `folder` is anything `load_model` reads, `reference` a Hugging Face folder. Raises ConversionError without torch.
+    `folder` is anything `load_model` reads, `reference` a Hugging Face folder or a GGUF file that transformers knows.
+    Raises ConversionError without torch.
     """
     try:
         import torch
@@ -83,10 +97,27 @@ def check_model(folder: Path, reference: Path, tokens: int = 64) -> float:
     model: Decoder = nnx.merge(graphdef, params)
     positions = np.arange(tokens)[None]
     ours = np.asarray(model(jnp.asarray(ids), jnp.asarray(positions), compute=Compute()) @ model.unembedding().T)
+    where = {"gguf_file": reference.name} if is_gguf(reference) else {}
     with torch.no_grad():
-        torch_model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+        place = reference.parent if where else reference
+        try:
+            torch_model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **where)
+        except Exception as error:  # of many types, where its reader lacks what this one has
+            if not where:
+                raise
+            raise ConversionError(f"transformers does not read {reference}: {reason_of(error)}") from error
+        if config.tied_embeddings and where:
+            _tie(torch_model, np.asarray(model.embed[...]))
         theirs = torch_model(torch.tensor(ids)).logits.numpy()
     return float(np.abs(ours - theirs).max())
+
+
+def _tie(torch_model: Any, embedding: np.ndarray) -> None:
+    """Ties a model in place whose file holds two quantizations of one matrix, by the one that is the embedding here."""
+    weights = [part.weight for part in (torch_model.get_input_embeddings(), torch_model.get_output_embeddings())]
+    nearest = min(weights, key=lambda weight: np.abs(weight.numpy() - embedding).max())
+    for weight in weights:
+        weight.copy_(nearest)
 
 
 def main(arguments: list[str]) -> int:
@@ -99,14 +130,16 @@ def main(arguments: list[str]) -> int:
             command.add_argument(place, type=Path)
         if name != "check":
             command.add_argument("--check", action="store_true", help="compare logits with transformers'")
+            command.add_argument("--dtype", choices=DTYPES, help="of all tensors; without it they keep their own")
+        if name == "import":
+            command.add_argument("--untie", action="store_true", help="keep the head that a tied model's GGUF file has")
         if name == "export":
             command.add_argument("--adapter", action="store_true", help="a run's adapters, as a folder for PEFT")
-            command.add_argument("--dtype", choices=DTYPES, help="of all tensors; without it they keep their own")
     options = vars(parser.parse_args(arguments))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs a traceback for each error that it also raises
     try:
         if options["command"] == "import":
-            import_model(options["HF_DIR"], options["OUT"])
+            import_model(options["HF_DIR"], options["OUT"], options["dtype"], options["untie"])
             pair = (options["OUT"], options["HF_DIR"])
         elif options.get("adapter"):
             from models.adapters import export_adapter

@@ -50,6 +50,11 @@ def expanded(path: str | Path) -> Path:
         raise ConversionError(f"{path}: the user's folder is not known; set HOME, or give the whole path") from None
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path is read as a GGUF file: one that is named so, or any file."""
+    return not path.is_dir() and (path.suffix == ".gguf" or path.is_file())
+
+
 def check_room(folder: Path, size: int) -> None:
     """Raises OSError where orbax cannot write `size` bytes: the disk is full, or the limit on file sizes is too low.
 

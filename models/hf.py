@@ -1,4 +1,4 @@
-"""Hugging Face folders to parameters and back, bit for bit, each tensor in its own dtype."""
+"""Hugging Face folders to parameters and back, bit for bit, each tensor in its own dtype; GGUF files to parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +17,44 @@ from jax.sharding import Mesh, NamedSharding
 
 from models.config import ModelConfig, read_config, to_hf
 from models.decoder import Decoder
-from models.files import ConversionError, read_json, written_beside
+from models.files import ConversionError, is_gguf, read_json, written_beside
 from models.hf_names import hf_tensors
 from models.lora import merged_parameters
 from models.safetensors_folder import SafetensorsFolder, save_tensors
 from models.sharding import make_mesh, param_shardings
 from models.tokenizer_files import copy_tokenizer
 
+if TYPE_CHECKING:
+    from models.gguf import GgufTensors
+
 LARGE = 32 << 20  # bytes of a parameter above which a garbage collection, up to a second, is worthwhile
 
 
-def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
-    """A Hugging Face folder as (config, graphdef, params), tensor by tensor straight into the sharded arrays.
+def open_model(path: Path, untie: bool = False) -> tuple[ModelConfig, SafetensorsFolder | GgufTensors]:
+    """The configuration and the tensors of a Hugging Face folder or a GGUF file; for `untie` see `open_gguf`."""
+    if is_gguf(path):
+        from models.gguf_config import open_gguf
+
+        return open_gguf(path, untie)[1:]
+    config, tensors = read_config(path), SafetensorsFolder(path)
+    if not tensors.names():
+        raise ConversionError(f"{path} holds no tensors")
+    return config, tensors
+
+
+def load_hf(
+    folder: str | Path, mesh: Mesh | None = None, dtype: Any = None, untie: bool = False
+) -> tuple[ModelConfig, nnx.GraphDef, Any]:
+    """A Hugging Face folder or a GGUF file as (config, graphdef, params), tensor by tensor into the sharded arrays.
 
     Host memory holds only one parameter at a time (stacked over the layers) beside the arrays, so that the peak is the
     parameters or twice the largest. Each of several processes reads the shards of its own devices. `dtype` None keeps
     each parameter's own; where that differs between layers, it is f32, which holds them all exactly.
 
     Raises ConversionError naming the missing, extra or mis-shaped tensor, or the broken file; UnsupportedModelError and
-    FileNotFoundError as `read_config` does.
+    FileNotFoundError as `read_config` and `open_gguf` do.
     """
-    folder = Path(folder)
-    config, tensors = read_config(folder), SafetensorsFolder(folder)
-    if not tensors.names():
-        raise ConversionError(f"{folder} holds no tensors")
+    config, tensors = open_model(Path(folder), untie)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     shardings = dict(nnx.to_flat_state(param_shardings(abstract, mesh)))
@@ -60,11 +74,11 @@ def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> 
 
 
 def tensor_dtypes(folder: Path, params: Any, config: ModelConfig) -> dict[str, str]:
-    """The tensors of a Hugging Face folder whose dtype differs from that of their (stacked) parameter.
+    """The tensors of a Hugging Face folder or GGUF file whose dtype differs from that of their (stacked) parameter.
 
     `save_hf` needs them to restore each tensor's own dtype.
     """
-    tensors = SafetensorsFolder(folder)
+    tensors = open_model(folder, untie=not config.tied_embeddings)[1]
     return {
         name: str(tensors.dtype(name))
         for path, variable in nnx.to_flat_state(params)
@@ -74,7 +88,7 @@ def tensor_dtypes(folder: Path, params: Any, config: ModelConfig) -> dict[str, s
 
 
 def _load_parameter(
-    tensors: SafetensorsFolder,
+    tensors: SafetensorsFolder | GgufTensors,
     wanted: jax.ShapeDtypeStruct,
     sharding: NamedSharding,
     names: list[str],
@@ -86,20 +100,20 @@ def _load_parameter(
     expected = shape[::-1] if transposed else shape
     for name in names:
         if tensors.shape(name) != expected:
-            raise ConversionError(
-                f"{tensors.folder}: tensor {name} has shape {tensors.shape(name)}, should be {expected}"
-            )
+            own, found = tensors.own_name(name), tensors.shape(name)
+            raise ConversionError(f"{tensors.folder}: tensor {own} has shape {found}, should be {expected}")
 
     def read(name: str, part: tuple[slice, ...]) -> np.ndarray:
-        return tensors.read(name, part[::-1]).T if transposed else tensors.read(name, part)
+        own = part[::-1] if transposed else part
+        return tensors.read(name, own, wanted.dtype).T if transposed else tensors.read(name, own, wanted.dtype)
 
     def shard(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
         part = tuple(slice(*b) for b in bounds)
         if not stacked:
-            return read(names[0], part).astype(wanted.dtype, copy=False)
+            return read(names[0], part)
         host = np.empty([end - start for start, end in bounds], wanted.dtype)
         for l, name in enumerate(names[part[0]]):
-            host[l] = read(name, part[1:])  # rounded, where necessary, by numpy
+            host[l] = read(name, part[1:])
         return host
 
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = defaultdict(list)
@@ -112,7 +126,7 @@ def _load_parameter(
     return jax.make_array_from_single_device_arrays(wanted.shape, sharding, pieces)
 
 
-def _check_names(config: ModelConfig, tensors: SafetensorsFolder, paths: list[Any]) -> None:
+def _check_names(config: ModelConfig, tensors: SafetensorsFolder | GgufTensors, paths: list[Any]) -> None:
     expected = {name for path in paths for name in hf_tensors(path, config.num_layers)[0]}
     missing, extra = sorted(expected - tensors.names()), sorted(tensors.names() - expected)
     if config.tied_embeddings and "lm_head.weight" in extra:
@@ -125,9 +139,11 @@ def _check_names(config: ModelConfig, tensors: SafetensorsFolder, paths: list[An
         extra.remove("lm_head.weight")
     extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]  # a buffer, computed from the config
     if missing:
-        raise ConversionError(f"{tensors.folder}: tensor {missing[0]} is missing ({len(missing)} in all)")
+        raise ConversionError(
+            f"{tensors.folder}: tensor {tensors.own_name(missing[0])} is missing ({len(missing)} in all)"
+        )
     if extra:
-        raise ConversionError(f"{tensors.folder}: unexpected tensor {extra[0]} ({len(extra)} in all)")
+        raise ConversionError(f"{tensors.folder}: unexpected tensor {tensors.own_name(extra[0])} ({len(extra)} in all)")
 
 
 def save_hf(

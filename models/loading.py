@@ -1,4 +1,4 @@
-"""Loads models from Hugging Face folders, hub names, imported folders and runs."""
+"""Loads models from Hugging Face folders, hub names, GGUF files, imported folders and runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from models.config import ModelConfig, read_config, read_description
-from models.files import ConversionError, expanded, reason_of
-from models.hf import load_hf
+from models.files import ConversionError, expanded, is_gguf, reason_of
+from models.hf import load_hf, open_model
 from models.lora import merge_values
 from models.stored import base_of, check_base, fingerprint, load_params, run_dtype
 
 
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
-    """(config, graphdef, params) of a Hugging Face folder, an imported folder, a run's folder or a hub name.
+    """(config, graphdef, params) of a Hugging Face folder, a hub name, a GGUF file, an imported folder or a run.
 
     `dtype` None keeps the dtype of each parameter; a run with adapters, which are merged, keeps the run's.
 
@@ -54,8 +54,13 @@ def load_base(description: Path, mesh: Mesh | None, dtype: Any) -> tuple[nnx.Gra
 
 
 def find_model(path: str | Path) -> tuple[Path, ModelConfig]:
-    """The model's folder, fetched where `path` is a hub name, and its architecture. Raises as `load_model` does."""
+    """The model's folder, fetched where `path` is a hub name, or its GGUF file, and its architecture.
+
+    Raises as `load_model` does.
+    """
     folder = expanded(path)
+    if is_gguf(folder):
+        return folder, open_model(folder)[0]
     if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~", "/")):
         folder = _fetched(str(path))
     if not folder.is_dir():

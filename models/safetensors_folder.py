@@ -66,6 +66,10 @@ class SafetensorsFolder:
     def names(self) -> set[str]:
         return set(self._where)
 
+    def own_name(self, name: str) -> str:
+        """What the folder calls the tensor."""
+        return name
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._where[name][1]
 
@@ -81,11 +85,12 @@ class SafetensorsFolder:
         kinds = {self.dtype(name) for name in names}
         return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
 
-    def read(self, name: str, part: tuple[slice, ...] = ()) -> np.ndarray:
-        """The tensor, or a part of it; the rest is not read."""
+    def read(self, name: str, part: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        """The tensor, or a part of it, rounded by numpy to `dtype` (None: its own); the rest is not read."""
         with self._open(self._where[name][0]) as file:
             whole = all(s == slice(0, n) for s, n in zip(part, self.shape(name)))
-            return file.get_tensor(name) if whole else file.get_slice(name)[part]
+            tensor = file.get_tensor(name) if whole else file.get_slice(name)[part]
+            return tensor if dtype is None else tensor.astype(dtype, copy=False)
 
 
 def _read_index(path: Path) -> dict[str, str]:

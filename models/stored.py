@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from models.checksums import find_damage, write_checksums
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.files import ConversionError, check_room, read_json, reason_of
+from models.files import ConversionError, check_room, is_gguf, read_json, reason_of
 from models.lora import split_params
 from models.sharding import make_mesh, param_shardings
 from models.tokenizer_files import copy_tokenizer, has_tokenizer
@@ -28,14 +28,17 @@ from models.tokenizer_files import copy_tokenizer, has_tokenizer
 def describe_model(config: ModelConfig, folder: Path, source: Path | None, **more: Any) -> None:
     """Writes model.json (ModelConfig, source, `more`) into `folder`, and the source's hf_config.json and tokenizer/.
 
-    `source` is a Hugging Face folder, an already described folder, a run, or a hub name, which has no files yet; None
-    writes only model.json.
+    `source` is a Hugging Face folder, a GGUF file (from whose metadata they are made), an already described folder, a
+    run, or a hub name, which has no files yet; None writes only model.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    where = str(source.resolve() if source and source.is_dir() else source or "")
+    where = str(source.resolve() if source and source.exists() else source or "")
     described = {**dataclasses.asdict(config), "source": where, **more}
     (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
     if source is None:
+        return
+    if is_gguf(source):
+        _describe_gguf(config, folder, source)
         return
     described = next((f for f in (source, source / "model") if (f / "model.json").is_file()), None)
     original = described / "hf_config.json" if described else source / "config.json"
@@ -45,6 +48,16 @@ def describe_model(config: ModelConfig, folder: Path, source: Path | None, **mor
     kept = folder / "tokenizer"
     if (original.is_file() or described) and not has_tokenizer(kept):  # one that was chosen explicitly stays
         copy_tokenizer(tokenizer, kept)
+
+
+def _describe_gguf(config: ModelConfig, folder: Path, source: Path) -> None:
+    from models.gguf_config import open_gguf
+    from models.gguf_tokenizer import write_tokenizer
+
+    fields = open_gguf(source, untie=not config.tied_embeddings)[0]
+    (folder / "hf_config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    if not has_tokenizer(folder / "tokenizer"):
+        write_tokenizer(source, folder / "tokenizer")
 
 
 def base_of(description: Path) -> Path | str:

@@ -47,7 +47,8 @@ def test_paths_that_pages_name_exist(page):
 
 
 def test_pages_that_the_code_names_exist():
-    named = {path: source for source in SOURCES for path in re.findall(r"\bdocs/[\w/.-]+\.\w+", source.read_text())}
+    paths = re.compile(r"(?<![/\w])docs/[\w/.-]+\.\w+")
+    named = {path: source for source in SOURCES for path in paths.findall(source.read_text())}
     assert named
     for path, source in named.items():
         assert (ROOT / path).exists(), f"{shown(source)}: {path}"

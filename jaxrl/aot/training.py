@@ -25,7 +25,8 @@ from jaxrl.training.optimizer import make_optimizer
 from jaxrl.training.reinforce import objective_of
 from models.config import ModelConfig, read_config
 from models.decoder import Compute, abstract_decoder
-from models.files import expanded
+from models.files import expanded, is_gguf
+from models.loading import find_model
 from models.lora import split_params
 from models.shapes import known_shape, nearest_shape
 from models.sharding import batch_sharding, param_shardings, sharded
@@ -43,6 +44,8 @@ def _base_model(model: PolicyConfig) -> ModelConfig:
     if not model.path:
         return shape_of(model, model.tokenizer_size)
     path = expanded(model.path)
+    if is_gguf(path):
+        return find_model(path)[1]
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return read_config(folder)

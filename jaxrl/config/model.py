@@ -58,12 +58,12 @@ class LoraConfig:
 class PolicyConfig:
     """Where the policy comes from and how it computes."""
 
-    path: str = ""  # Hugging Face folder or hub name, folder of `models.convert import` or of a run; "": random weights
+    path: str = ""  # Hugging Face folder, hub name, GGUF file, folder of `models.convert import` or a run; "": random
     shape: ShapeConfig = field(default_factory=ShapeConfig)  # used only without a path
     lora: LoraConfig = field(default_factory=LoraConfig)
     adapter: str = ""  # folder of a PEFT adapter or of a run with one, to start from; lora.rank 0: merged at the start
     pretraining_tokens: NonNegative = 0.0  # seen before, for the model's cost; 0: not known, not counted
-    tokenizer: str = ""  # folder or hub name; "": the model's own, or one trained on the task's own text
+    tokenizer: str = ""  # folder, hub name or GGUF file; "": the model's own, or one trained on the task's own text
     tokenizer_size: Positive = 576  # tokens of one trained on the task's own text
     tokenizer_digits: Positive = 1  # digits in a token of it, at most
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # see optimizer.stochastic_rounding

@@ -176,7 +176,7 @@ def _read_json(path: Path) -> Record:
 
 
 def find_parent(run: Run) -> tuple[str, Path | None]:
-    """What config.model.path is: ("random" | "model" | "run" | "gone", folder if there is one).
+    """What config.model.path is: ("random" | "model" | "run" | "gone", folder or file if there is one).
 
     A relative path is looked for in the working directory, then in the folders above the run's own. "gone" is a folder
     that does not exist any more; a name like Qwen/Qwen2.5-Coder-1.5B, without a folder Qwen, is a model of the hub.
@@ -186,7 +186,7 @@ def find_parent(run: Run) -> tuple[str, Path | None]:
         return "random", None
     path = Path(os.path.expanduser(name))  # pathlib's raises for a user without a home folder
     bases = [Path(), *run.folder.resolve().parents]
-    folder = next((base / path for base in bases if (base / path).is_dir()), None)
+    folder = next((base / path for base in bases if (base / path).exists()), None)
     if folder is not None:
         is_run = (folder / "metrics.jsonl").is_file() and (folder / "config.json").is_file()
         return ("run" if is_run else "model"), folder

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jaxrl.errors import UserError
 from jaxrl.files import write_beside
+from models.files import is_gguf
+from models.gguf_tokenizer import write_tokenizer
 from models.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, has_tokenizer
 from rollouts.chat import END_OF_TEXT, TURN_END, TURN_START
 
@@ -91,15 +95,19 @@ def hub_files(name: str) -> Path:
 
 
 def keep_tokenizer(name: str, model: str, kept: Path) -> None:
-    """Copies the tokenizer of a folder (of any kind that holds one) or a hub name to `kept`, its own files only.
+    """Copies the tokenizer of a folder (of any kind that holds one), a GGUF file or a hub name to `kept`.
 
-    Where neither says what ends an answer, the folder of the model it is used with does. Raises as load_tokenizer.
+    Its own files only. Where neither says what ends an answer, the model that it is used with does. Raises as
+    load_tokenizer, and ConversionError or UnsupportedModelError for the tokenizer of a GGUF file.
     """
-    source = _inside(Path(name).expanduser())
-    tokenizer: Any = load_tokenizer(str(source))
     partial = kept.with_name(f"{kept.name}.partial-{os.getpid()}")
-    copy_tokenizer(source if source.is_dir() else hub_files(name), partial)
-    ends = tokenizer.ends or (known_ends(tokenizer, _inside(Path(model).expanduser())) if model else ())
+    with _folder_of(name) as source:
+        tokenizer: Any = load_tokenizer(str(source))
+        copy_tokenizer(source if source.is_dir() else hub_files(name), partial)
+    ends = tokenizer.ends
+    if not ends and model:
+        with _folder_of(model) as source:
+            ends = known_ends(tokenizer, source)
     if set(ends) != set(known_ends(tokenizer, partial)):
         path = partial / "generation_config.json"
         settings = json.loads(path.read_text()) if path.is_file() else {}
@@ -107,9 +115,18 @@ def keep_tokenizer(name: str, model: str, kept: Path) -> None:
     os.replace(partial, kept)
 
 
-def _inside(folder: Path) -> Path:
-    """Where the tokenizer of an imported model or a run is; of other folders, themselves."""
-    return next((p for p in (folder / "tokenizer", folder / "model" / "tokenizer") if p.is_dir()), folder)
+@contextmanager
+def _folder_of(name: str) -> Iterator[Path]:
+    """Where the tokenizer of an imported model or a run is; of other folders, themselves; of a GGUF file, a new one."""
+    path = Path(name).expanduser()
+    if not is_gguf(path):
+        yield next((p for p in (path / "tokenizer", path / "model" / "tokenizer") if p.is_dir()), path)
+        return
+    with TemporaryDirectory() as folder:
+        write_tokenizer(path, Path(folder))
+        if not has_tokenizer(Path(folder)):
+            raise UserError(f"{name} holds no tokenizer; set config.model.tokenizer")
+        yield Path(folder)
 
 
 def template_time(run: Path) -> datetime:

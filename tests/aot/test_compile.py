@@ -323,3 +323,11 @@ def test_evaluations_of_sft_need_the_engine_for_a_while():
     (stage,) = stages(config, model_of(config), make_mesh(devices=jax.devices()[:1]))
     assert [(p.name, p.runs, p.resident) for p in stage.programs[2:]] == [("prefill", 0, ()), ("decode", 0, ())]
     assert phases(config, "sft") == {"accumulate": 110, "apply": 111, "prefill": 112, "decode": 113}
+
+
+def test_the_model_may_be_a_gguf_file(tmp_path):
+    from gguf_files import model_file
+
+    config = small()
+    config.model.path = str(model_file(tmp_path / "model.gguf")[0])
+    assert model_of(config).num_layers == 2 and model_of(config).tied_embeddings

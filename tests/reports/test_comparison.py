@@ -110,6 +110,9 @@ def test_parents_are_found_from_the_working_directory_and_above_the_run(tmp_path
     short = training_run(tmp_path / "runs" / "short", "grpo", scored(0.1), scored(0.2), model__path="runs/gone")
     assert find_parent(read_run(short)) == ("gone", None)
     assert find_parent(read_run(sft)) == ("random", None)
+    (tmp_path / "model.gguf").touch()
+    of_a_file = training_run(tmp_path / "runs" / "f", "grpo", scored(0.1), scored(0.2), model__path="model.gguf")
+    assert find_parent(read_run(of_a_file)) == ("model", Path("model.gguf"))
 
 
 def test_a_run_that_descends_from_itself_is_an_error(tmp_path, capsys):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxrl.config import TaskConfig
-from jaxrl.runs.tokenizer import load_tokenizer, train_tokenizer
+from jaxrl.runs.tokenizer import keep_tokenizer, load_tokenizer, train_tokenizer
 from jaxrl.tasks import load_task
 from rollouts.chat import answer_tokens, chat_prompt, stop_tokens
 from rollouts.episode import Problem
@@ -181,3 +181,21 @@ def test_folder_without_a_tokenizer_that_can_be_read(tmp_path: Path):
     with pytest.raises(ValueError, match=r"^no tokenizer could be loaded from .*") as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_the_tokenizer_of_a_gguf_file_is_kept_like_another(tmp_path):
+    from gguf_files import model_file
+
+    path, _ = model_file(tmp_path / "model.gguf")
+    keep_tokenizer(str(path), "", tmp_path / "kept")
+    tokenizer: Any = load_tokenizer(str(tmp_path / "kept"))
+    assert tokenizer.ends == (2,) and stop_tokens(tokenizer) == (2, 0)
+    assert tokenizer.decode(chat_prompt(tokenizer, message("hi"))).endswith("hi<|im_end|>\n<|im_start|>assistant\n")
+    assert list(chat_prompt(tokenizer, message("<|im_end|>"))).count(2) == 1  # the template's, not the text's
+    plain = tmp_path / "plain"  # which does not say what ends an answer; the file does
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(plain)
+    keep_tokenizer(str(plain), str(path), tmp_path / "again")
+    assert load_tokenizer(str(tmp_path / "again")).ends == (2,)
+    with pytest.raises(FileNotFoundError, match="none"):
+        keep_tokenizer("none.gguf", "", tmp_path / "none")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers import (
     LlamaConfig,
@@ -46,8 +48,13 @@ FAMILIES = {
 
 def reference(family: str, scale: float = 0.08) -> torch.nn.Module:
     """The family's model in f32, with weights large enough for attention to matter and norms that are not all ones."""
+    return randomized(FAMILIES[family], scale)
+
+
+def randomized(make: Callable[[], torch.nn.Module], scale: float = 0.08) -> torch.nn.Module:
+    """As `reference`, of the model that `make` makes."""
     torch.manual_seed(0)
-    model = FAMILIES[family]().float().eval()
+    model = make().float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(1 + 0.2 * torch.randn_like(p) if "norm" in name else scale * torch.randn_like(p))

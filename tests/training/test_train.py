@@ -174,12 +174,34 @@ def test_training_starts_from_a_hugging_face_folder(whole, tmp_path):
     assert start["held_out/pass@1"] == trained["held_out/pass@1"] and end["after"] == "grpo"
 
 
+def test_training_starts_from_a_gguf_file(tmp_path):
+    """With adapters, so that the file is read again for the export, which is a model for transformers."""
+    from gguf_files import model_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from models.convert import check_model, export_model
+
+    path, _ = model_file(tmp_path / "model.gguf", "llama")
+    result = run(
+        tmp_path, f"--config.model.path={path}", "--config.model.lora.rank=2", "--config.sft.steps=1",
+        "--config.grpo.steps=0", "--config.rollout.max_prompt_length=64",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (start, _) = [r for r in read_metrics(tmp_path / "scramble" / "metrics.jsonl") if r["stage"] == "evaluate"]
+    assert start["held_out/n"] == 16
+    export_model(tmp_path / "scramble", tmp_path / "hf")
+    assert check_model(tmp_path / "scramble", tmp_path / "hf") <= 1e-4
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").config.model_type == "llama"
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--config.optimizer.learnin_rate=1"], ["learnin_rate", "did you mean config.optimizer.learning_rate"]),
         (["--config.mesh.data=many"], ["config.mesh.data", "many"]),
         (["--config.model.path=/no/such/folder"], ["/no/such/folder", "does not exist"]),
+        (["--config.model.path=no/file.gguf"], ["model file 'no/file.gguf' does not exist"]),
         (["--config.task.name=scrambel"], ["scrambel", "did you mean scramble?"]),
         (["--config.grpo.loss.objective=clipp"], ["grpo.loss.objective", "clip, cispo"]),
         (["--config.rollout.max_prompt_length=5"], ["max_prompt_length", "problem scramble/"]),
