@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +23,15 @@ from rollouts.collect import collect
 from rollouts.engine import SamplingParams
 from rollouts.environments.dialogue import Budget
 from rollouts.environments.single_turn import SingleTurn
-from rollouts.episode import Problem, Reward
+from rollouts.episode import Problem, Reward, Submission
 from rollouts.jax.engine import JaxEngine
 
 
 class Numbers:
     """A tokenizer whose text is the token ids."""
 
-    def decode(self, tokens: np.ndarray, **_: object) -> str:
-        return " ".join(map(str, tokens.tolist()))
+    def decode(self, tokens: Sequence[int], **_: object) -> str:
+        return " ".join(map(str, tokens))
 
 
 # Rows of a microbatch; at the medium size 4, 8, 16 and 32 differ by less than the noise, 10%.
@@ -63,8 +64,8 @@ def main() -> None:
     )
     sampling, budget = SamplingParams(max_new_tokens=w.NEW_TOKENS), Budget(w.NEW_TOKENS)
 
-    async def score(problem: Problem, text: str) -> Reward:
-        return Reward(w.reward([int(token) for token in text.split()], options.shape), False)
+    async def score(problem: Problem, submission: Submission) -> Reward:
+        return Reward(w.reward([int(token) for token in submission.text.split()], options.shape), False)
 
     environment = SingleTurn(Numbers(), lambda p: np.asarray(p.answer, np.int32), score, sampling, budget)
     objective = make_objective(Settings(), max_new_tokens=w.NEW_TOKENS)

@@ -50,7 +50,7 @@ def _evaluate_in(folder: Path, config: Config, processes: Processes) -> dict[str
         with processes.after_first("tokenizer"):
             tokenizer = make_tokenizer(config.model, task, folder)
     else:
-        policy = make_policy(config, task, folder, processes)
+        policy = make_policy(config, task, folder, processes, sampling=True)
         tokenizer = policy.tokenizer
     if config.rollout.reject_long_prompts:
         test = without_long_prompts(test, tokenizer, config.rollout)

@@ -95,7 +95,7 @@ def build(config: Config) -> tuple[Path, dict[str, int]]:
 
 def _build_in(folder: Path, config: Config) -> tuple[Path, dict[str, int]]:
     task = load_task(config.task, config.seed)
-    policy = make_policy(config, task, folder)
+    policy = make_policy(config, task, folder, sampling=True)
     if config.rollout.reject_long_prompts:
         task = without_long_prompts(task, policy.tokenizer, config.rollout)
     if not len(task.train):

@@ -6,6 +6,7 @@ F MLP width, L layers, V vocabulary. Parameters are stacked over layers, [L, ...
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ REMAT = {
     "dots": checkpoint_policies.save_only_these_names("dots"),
     "full": checkpoint_policies.nothing_saveable,
 }
+
+SMALL = ("norm", "bias")  # how the names of small parameters end, which are used in f32
 
 
 class Compute(NamedTuple):
@@ -356,6 +359,20 @@ def initialize(model: Decoder, key: jax.Array, scale: float = 0.02) -> Decoder:
         else:
             values.append((path, variable.replace(scale * jax.random.normal(k, value.shape, value.dtype))))
     return nnx.merge(graphdef, nnx.from_flat_state(values))
+
+
+@dataclass(frozen=True)
+class ForSampling:
+    """In place of a dtype: matrices have `dtype`; norms and biases, which are small and used in f32, have f32."""
+
+    dtype: jnp.dtype
+
+
+def dtype_of(name: str, dtype: Any) -> Any:
+    """The dtype of the parameter with this name where `dtype` is a dtype, None, or ForSampling."""
+    if not isinstance(dtype, ForSampling):
+        return dtype
+    return jnp.dtype(jnp.float32) if name.endswith(SMALL) else dtype.dtype
 
 
 def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from models.config import ModelConfig, read_config, to_hf
-from models.decoder import Decoder
+from models.decoder import Decoder, dtype_of
 from models.files import ConversionError, is_gguf, read_json, written_beside
 from models.hf_names import hf_tensors
 from models.lora import merged_parameters
@@ -49,7 +49,8 @@ def load_hf(
 
     Host memory holds only one parameter at a time (stacked over the layers) beside the arrays, so that the peak is the
     parameters or twice the largest. Each of several processes reads the shards of its own devices. `dtype` None keeps
-    each parameter's own; where that differs between layers, it is f32, which holds them all exactly.
+    each parameter's own; where that differs between layers, it is f32, which holds them all exactly. It may be
+    ForSampling.
 
     Raises ConversionError naming the missing, extra or mis-shaped tensor, or the broken file; UnsupportedModelError and
     FileNotFoundError as `read_config` and `open_gguf` do.
@@ -65,7 +66,7 @@ def load_hf(
     for path, variable in sorted(flat, key=lambda item: -item[1].size):
         names, stacked, transposed = hf_tensors(path, config.num_layers)
         own = tensors.common_dtype(names)
-        wanted = jax.ShapeDtypeStruct(variable.shape, jnp.dtype(dtype or own))
+        wanted = jax.ShapeDtypeStruct(variable.shape, jnp.dtype(dtype_of(str(path[-1]), dtype) or own))
         array = _load_parameter(tensors, wanted, shardings[path].get_value(), names, stacked, transposed)
         values.append((path, variable.replace(array)))
         if array.nbytes >= LARGE:

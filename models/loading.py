@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from models.config import ModelConfig, read_config, read_description
+from models.decoder import ForSampling
 from models.files import ConversionError, expanded, is_gguf, reason_of
 from models.hf import load_hf, open_model
 from models.lora import merge_values
@@ -21,7 +22,8 @@ from models.stored import base_of, check_base, fingerprint, load_params, run_dty
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, nnx.GraphDef, Any]:
     """(config, graphdef, params) of a Hugging Face folder, a hub name, a GGUF file, an imported folder or a run.
 
-    `dtype` None keeps the dtype of each parameter; a run with adapters, which are merged, keeps the run's.
+    `dtype` None keeps the dtype of each parameter; it may be ForSampling. A run with adapters, which are merged, keeps
+    the run's, unless `dtype` is another dtype.
 
     Raises FileNotFoundError for a folder that does not exist or does not hold a model, ConversionError for a run whose
     frozen parameters are missing or differ from those that it was trained with, and what `load_hf` and `load_params`
@@ -38,7 +40,8 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None) ->
     graphdef, base = load_base(description, mesh, own)
     adapters = load_params(params, config, mesh, None)[1]["blocks"]
     values = {name: adapters[name][...] for name in adapters}
-    merged = merge_values(base, values, config.lora, jnp.dtype(dtype or own), str(path))
+    wanted = jnp.dtype(own if isinstance(dtype, ForSampling) else dtype or own)
+    merged = merge_values(base, values, config.lora, wanted, str(path))
     return plain, graphdef, merged
 
 

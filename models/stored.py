@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from models.checksums import find_damage, write_checksums
 from models.config import ModelConfig
-from models.decoder import Decoder
+from models.decoder import Decoder, dtype_of
 from models.files import ConversionError, check_room, is_gguf, read_json, reason_of
 from models.lora import split_params
 from models.sharding import make_mesh, param_shardings
@@ -146,7 +146,9 @@ def save_params(params: Any, folder: Path) -> None:
 
 
 def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None, dtype: Any) -> tuple[nnx.GraphDef, Any]:
-    """Parameters saved by orbax in `folder`, sharded over the mesh; `dtype` None keeps the saved ones.
+    """Parameters saved by orbax in `folder`, sharded over the mesh.
+
+    `dtype` None keeps the saved ones; it may be ForSampling.
 
     For a model with adapters, only the adapters, always in f32. Raises ConversionError for a folder that is damaged,
     cannot be read, or does not hold the parameters of `config`.
@@ -162,8 +164,10 @@ def load_params(folder: Path, config: ModelConfig, mesh: Mesh | None, dtype: Any
             metadata = checkpointer.metadata(folder.absolute()).item_metadata
             if metadata is None:
                 raise FileNotFoundError("it does not hold parameters")
-            target = jax.tree.map(
-                lambda x, s, saved: jax.ShapeDtypeStruct(x.shape, dtype or saved.dtype, sharding=s),
+            target = jax.tree_util.tree_map_with_path(
+                lambda path, x, s, saved: jax.ShapeDtypeStruct(
+                    x.shape, dtype_of(path[-1].key, dtype) or saved.dtype, sharding=s
+                ),
                 nnx.to_pure_dict(abstract),
                 nnx.to_pure_dict(shardings),
                 metadata.tree,

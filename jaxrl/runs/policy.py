@@ -28,7 +28,7 @@ from jaxrl.tasks import Task
 from models.adapters import start_adapters
 from models.config import ModelConfig, from_hf
 from models.convert import describe_model, find_model, is_run, load_model, save_params
-from models.decoder import Compute, Decoder, abstract_decoder, initialize
+from models.decoder import Compute, Decoder, ForSampling, abstract_decoder, initialize
 from models.lora import join_params, split_params
 from models.sharding import make_mesh, param_shardings
 from models.stored import check_base, fingerprint
@@ -61,8 +61,14 @@ class Policy:
         return join_params(self.shapes, self.frozen)
 
 
-def make_policy(config: Config, task: Task, folder: Path, processes: Processes = Processes()) -> Policy:
-    """The policy of config.model.path, or a random one of config.model.shape. Its frozen weights are read here."""
+def make_policy(
+    config: Config, task: Task, folder: Path, processes: Processes = Processes(), sampling: bool = False
+) -> Policy:
+    """The policy of config.model.path, or a random one of config.model.shape. Its frozen weights are read here.
+
+    With `sampling` it is not trained: the JAX engine's weights are read as it computes with them, so that they are in
+    memory once.
+    """
     model, devices = config.model, ordered_devices()
     dtype = jnp.dtype(model.param_dtype)
     kept = folder / "model" if (folder / "model" / "params").is_dir() else None  # by keep_base
@@ -85,7 +91,9 @@ def make_policy(config: Config, task: Task, folder: Path, processes: Processes =
         )
     if len(tokenizer) > model_config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size}")
-    read = partial(_plain_params, model_config, source, config.seed, mesh, dtype)
+    plain = model.lora.adapters() is None and not model.adapter and source is not None
+    kept_as = ForSampling(compute.dtype) if sampling and plain and config.rollout.engine == "jax" else dtype
+    read = partial(_plain_params, model_config, source, config.seed, mesh, kept_as)
     model_config = dataclasses.replace(model_config, lora=model.lora.adapters())
     graphdef, abstract = abstract_decoder(model_config, mesh, dtype)
     shapes, frozen = split_params(abstract)

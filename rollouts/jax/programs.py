@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.cache import Cache, cache_parts, insert, make_cache, partition
 from models.config import ModelConfig
-from models.decoder import Block, Compute, Decoder
+from models.decoder import SMALL, Block, Compute, Decoder
 from models.sharding import MESH_AXES, SERVING, constrain, param_shardings, partition_spec, platform, serving_mesh
 from rollouts.jax.sampling import sample_tokens
 
@@ -191,7 +191,7 @@ class Serving:
         layers = set(jax.tree.leaves(self._indices["blocks"])) if compute.unroll else set()
         self._split = [i in layers for i in range(len(leaves))]
         # Norms and biases stay unchanged: they are small, and used in f32.
-        dtypes = [a.dtype if name.endswith(("norm", "bias")) else compute.dtype for name, a in zip(names, leaves)]
+        dtypes = [a.dtype if name.endswith(SMALL) else compute.dtype for name, a in zip(names, leaves)]
         shardings: list[Any] = [None] * len(leaves)
         if compute.mesh is not None:
             shardings = jax.tree.leaves(param_shardings(abstract, compute.mesh, SERVING))
