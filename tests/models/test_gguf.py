@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from conftest import on_eight_devices
 from families import randomized
 from flax import nnx
 from gguf import GGMLQuantizationType as Kind
@@ -99,6 +100,23 @@ def test_transformers_reads_the_same(family, kind, tmp_path):
 def test_a_file_without_a_name_that_says_so_and_a_mesh_give_the_same(tmp_path):
     path, model = model_file(tmp_path / "sha256-1234", "llama", Kind.Q5_0)
     assert close(logits(path, mesh=make_mesh(1, 1)), reference_logits(model))
+
+
+SHARDED = """
+import jax, numpy as np
+from models.convert import load_hf
+from models.sharding import make_mesh
+whole = load_hf(PATH)[2]
+for sizes in ((1, 8, 1, 1), (1, 2, 1, 4)):
+    parts = load_hf(PATH, make_mesh(*sizes))[2]
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)))
+"""
+
+
+def test_shards_hold_their_part_of_the_tensors(tmp_path):
+    """Also where heads of a Llama model, whose rows are in another order, and blocks are cut."""
+    path, _ = model_file(tmp_path / "model.gguf", "llama_bias", Kind.Q4_1)
+    on_eight_devices(SHARDED.replace("PATH", repr(str(path))))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
