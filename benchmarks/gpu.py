@@ -163,7 +163,7 @@ def show(lines: list[dict[str, Any]]) -> None:
     device = next((line["device"] for line in lines if "device" in line), "no device")
     print(f"\n{device}; a matmul reaches {rate or 0:.4g} TFLOP/s in bf16")
     header = ("part", "setting", "TFLOP/s", "of matmul", "tokens/s", "step ms", "peak GiB", "compile s", "")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for line in lines:
         share = line["tflops"] / rate if rate and "tflops" in line else None
         values = (

@@ -140,7 +140,10 @@ def slope(points: list[dict[str, Any]], cost: str) -> float | None:
     """Of log cost over log size, by least squares over the larger half of the points (two at least)."""
     known = [(p["size"], p[cost]) for p in points if p.get(cost)]
     known = known[min(len(known) // 2, len(known) - 2) :] if len(known) > 1 else []
-    return float(np.polyfit(*np.log(np.array(known, float)).T, 1)[0]) if known else None
+    if not known:
+        return None
+    size, spent = np.log(np.array(known, float)).T
+    return float(np.polyfit(size, spent, 1)[0])
 
 
 def report(points: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 REQUESTS, PROMPT_LENGTHS, NEW_TOKENS = 64, (16, 64), (64, 256)
 WARM_UP = 2  # turns that compile
@@ -113,7 +114,7 @@ def transformers(size: str, folder: Path, dtype: str, turns: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=getattr(torch, dtype)).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=getattr(torch, dtype)).eval()
     model.generation_config.eos_token_id = None
 
     def sample(batch):
@@ -132,7 +133,7 @@ def transformers(size: str, folder: Path, dtype: str, turns: int) -> None:
 
 
 def vllm(size: str, folder: Path, dtype: str, turns: int) -> None:
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
     model = LLM(
         str(folder / "model"), dtype=dtype, skip_tokenizer_init=True, max_model_len=2 * MAX_LENGTH,

@@ -71,7 +71,7 @@ def compile_cell(cell: Cell, limit_s: float) -> dict[str, Any]:
         try:
             done = subprocess.run([*command, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
             error = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
-            result = json.loads(out.read_text()) if out.exists() else {"error": error[0][:300]}
+            result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"error": error[0][:300]}
         except subprocess.TimeoutExpired:
             result = {"error": f"not compiled in {limit_s:.0f} s"}
     for stage in result.get("stages", ()):
@@ -158,7 +158,7 @@ def write_page() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", default="", help="parts of their names, with commas")
     parser.add_argument("--slices", default="", help="beginnings, such as v5e,v6e:4x4")
     parser.add_argument("--stages", default="", help="sft, grpo, grpo+jax")

@@ -65,7 +65,7 @@ def seconds_of(f: Callable[[], Any]) -> float:
 def phases(learner: Learner, state: Any, batch: Any, rounds: int) -> Pieces:
     """Seconds of the update's programs, each alone: the best of `rounds`."""
     microbatches = list(learner.microbatches(batch))
-    best = dict.fromkeys(("zeros", "forward", "gradient", "apply"), float("inf"))
+    best: Pieces = dict.fromkeys(("zeros", "forward", "gradient", "apply"), float("inf"))
     for _ in range(rounds):
         spent, start = {}, time.perf_counter()
         gradient = jax.block_until_ready(learner._zeros(state.params))
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
     options = parser.parse_args()
     prepare_process()
-    layouts = [tuple(map(int, text.split("x"))) for text in options.layout or ()] or LAYOUTS
+    layouts = [(int(rows), int(length)) for rows, length in (t.split("x") for t in options.layout or ())] or LAYOUTS
     table = Table("size", "dtype", "microbatch", "update s", "GFLOP/s", "matmul", "share", "phases, s")
     lines = []
     for size in options.size or ("medium", "large"):

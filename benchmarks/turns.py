@@ -22,9 +22,10 @@ from models.decoder import Decoder, initialize
 from rollouts.collect import collect
 from rollouts.engine import SamplingParams
 from rollouts.environments.dialogue import Budget, Dialogue
-from rollouts.environments.interpreter import Interpreter
-from rollouts.episode import Problem, Reward
+from rollouts.environments.interpreter import Interpreter, Settings
+from rollouts.episode import Problem, Reward, Submission
 from rollouts.jax.engine import JaxEngine
+from rollouts.services import Services
 from sandbox.session import Sessions
 
 MODEL = ModelConfig("qwen2", 512, 128, 352, 2, 4, 2, 32, 1024, qkv_bias=True, tied_embeddings=True)
@@ -52,7 +53,7 @@ class Sleeps(Interpreter):
         return self.code
 
 
-async def score(problem: Problem, text: str) -> Reward:
+async def score(problem: Problem, submission: Submission) -> Reward:
     return Reward(0.0, False)
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     with Sessions(concurrency=options.episodes) as sessions:
         environment = Sleeps(
             Numbers(), lambda problem: prompt, score, SamplingParams(), budget,
-            open_session=sessions.open, max_calls=TURNS - 1,
+            services=Services(open_session=sessions.open), settings=Settings(max_calls=TURNS - 1),
         )  # fmt: skip
         for count in (options.episodes, 1, options.episodes):  # the first compiles
             start = time.perf_counter()

@@ -32,6 +32,15 @@ def test_the_benchmark_of_a_gpu_measures_every_part(tmp_path):
     assert "of matmul" in out
 
 
+def test_a_step_is_the_one_that_every_peer_takes():
+    line = json.loads(run("jaxrl_step.py", "--size", "small", "--steps", "1").splitlines()[-1])
+    assert line["work"]["tokens"] == line["expected"]["tokens"] and line["work"]["moved"] > 0
+
+
+def test_episodes_of_several_turns_wait_side_by_side():
+    assert "3 episodes of 4 turns" in run("turns.py", "--episodes", "3", "--call", "0.01")
+
+
 def test_parts_for_which_no_time_is_left_are_said_to_be_skipped():
     assert run("gpu.py", "--shape", "tiny", "--seconds", "1").count("skipped") >= 5
 
