@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES, reference
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,6 +31,8 @@ from models.convert import (
     main,
     read_description,
 )
+from models.decoder import Compute, ForSampling
+from rollouts.jax.programs import Sizes, make_programs
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -205,3 +210,18 @@ def test_peak_memory_of_loading(tmp_path):
     Qwen2ForCausalLM(config).save_pretrained(tmp_path, max_shard_size="100MB")
     out = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
     assert float(out.stdout.split()[-1]) <= 1.2
+
+
+@pytest.mark.parametrize("source", ["hf", "imported"])
+def test_weights_for_sampling_are_read_as_the_engine_has_them(folder, tmp_path, source):
+    """Matrices in the engine's dtype, norms and biases in f32, to the bits that the engine makes of f32 parameters."""
+    path = folder
+    if source == "imported":
+        path = tmp_path / "imported"
+        import_model(folder, path)
+    _, graphdef, params = load_model(path, dtype=jnp.float32)
+    programs = make_programs(graphdef, params, Compute(jnp.dtype(jnp.bfloat16)), Sizes(2, 32, 16))
+    narrow = load_model(path, dtype=ForSampling(jnp.dtype(jnp.bfloat16)))[2]
+    chex.assert_trees_all_equal(programs.load(narrow), programs.load(params))
+    kinds = {(str(name[-1]).endswith(("norm", "bias")), str(v.dtype)) for name, v in nnx.to_flat_state(narrow)}
+    assert kinds == {(True, "float32"), (False, "bfloat16")}
