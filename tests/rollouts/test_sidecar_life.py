@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from fake_vllm import FakeServer, fake_environment
+from processes import command_line, command_lines
 from test_train import TINY
 from vllm_clients import (
     CONFIG,
@@ -190,14 +191,7 @@ def test_a_server_that_never_completes_anything_is_given_up(faulty, monkeypatch,
 
 def marked(mark: str) -> list[int]:
     """Processes, of any session and parent, with this word in their command lines."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if mark.encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
+    return [pid for pid, words in command_lines().items() if mark.encode() in words and pid != os.getpid()]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
@@ -262,7 +256,7 @@ def test_every_way_to_end_a_server_ends_its_family(model, tmp_path, monkeypatch,
         pids = sidecar.pids(0)
         held = sidecar.supervisors[0]
         assert held is not None and len(pids) == 3
-        assert b"fake_vllm" not in Path(f"/proc/{held.pid}/cmdline").read_bytes()  # out of the way of a pkill -f
+        assert b"fake_vllm" not in command_line(held.pid)  # out of the way of a pkill -f
         if end == "the server dies":
             os.kill(pids[0], signal.SIGKILL)
             wait_for(lambda: not sidecar.alive(0), 20, "its end was not noticed")

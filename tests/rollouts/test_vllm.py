@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from processes import command_lines
 from test_sidecar_training import episodes
 from test_train import TINY, run, without_times
 
@@ -223,10 +224,9 @@ def test_killed_in_the_middle_of_sampling(tmp_path):
         log = tmp_path / "scramble" / "samples"
         while not stop.is_set() and not list(log.glob("0*8.jsonl")):
             time.sleep(0.05)
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            words = path.read_bytes().split(b"\0") if path.exists() else []
-            if b"vllm.entrypoints.openai.api_server" in words and str(tmp_path).encode() in b" ".join(words):
-                os.kill(int(path.parent.name), signal.SIGKILL)
+        for pid, line in command_lines().items():
+            if b"vllm.entrypoints.openai.api_server" in line.split(b"\0") and str(tmp_path).encode() in line:
+                os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()

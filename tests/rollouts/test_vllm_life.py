@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from processes import command_line
 from test_sidecar_life import wait_for
 from test_train import TINY
 from test_vllm import ENVIRONMENT, PROMPTS, VLLM, model, pytestmark  # noqa: F401
@@ -25,7 +25,7 @@ from rollouts.vllm.supervisor import descendants, processes
 
 def named(pids: list[int], name: str) -> list[int]:
     """Those whose command line, which vLLM sets to VLLM::EngineCore and the like, holds the name."""
-    return [pid for pid in pids if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if name.encode() in command_line(pid)]
 
 
 def test_a_stopped_engine_is_noticed_and_replaced(model, tmp_path, monkeypatch):  # noqa: F811

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from processes import descendants
 
 from sandbox.pool import Pool
 from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program, StdioTest
@@ -225,7 +226,7 @@ def test_a_killed_worker_is_replaced():
         assert verdict(pool, "x = 1", AssertTest("assert x")).passed
         os.kill(pool._judges[0].pid, signal.SIGKILL)
         assert verdict(pool, "x = 1", AssertTest("assert x")).passed
-        for worker in worker_pids(pool._judges[0].pid):
+        for worker in descendants(pool._judges[0].pid):
             with contextlib.suppress(ProcessLookupError):  # one of the kills before may have ended it
                 os.kill(worker, signal.SIGKILL)
             assert verdict(pool, "x = 1", AssertTest("assert x")).passed
@@ -248,16 +249,6 @@ def test_a_judge_that_cannot_be_restarted_is_tried_again_with_each_program(monke
         monkeypatch.setattr(module._JudgeProcess, "_start", start)
         assert verdict(pool, "x = 1", AssertTest("assert x")).passed
         assert pool.sandbox_errors == 3
-
-
-def worker_pids(judge: int) -> list[int]:
-    """All processes below a judge."""
-    found = []
-    for task in os.listdir(f"/proc/{judge}/task"):
-        with open(f"/proc/{judge}/task/{task}/children") as f:
-            for child in map(int, f.read().split()):
-                found += [child, *worker_pids(child)] if os.path.exists(f"/proc/{child}") else []
-    return found
 
 
 def test_workers_end_with_their_parent():

@@ -8,6 +8,7 @@ import re
 import time
 
 import pytest
+from processes import descendants
 
 from sandbox.isolation import PROGRAM
 from sandbox.session import Sessions
@@ -155,15 +156,6 @@ def private_megabytes() -> float:
     return total / 1024
 
 
-def descendants(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/children") as file:
-            found += [p for child in file.read().split() for p in descendants(int(child))]
-    return found
-
-
 @pytest.mark.parametrize("which", ["first", "all"])
 def test_a_template_that_died_is_started_again(which):
     """Its sessions die with it and are lost with their variables, but no later call is."""
@@ -171,7 +163,7 @@ def test_a_template_that_died_is_started_again(which):
         session = sessions.open()
         assert session.run("x = 1").status == "passed"
         assert sessions._template.process is not None
-        pids = descendants(sessions._template.process.pid)
+        pids = [sessions._template.process.pid, *descendants(sessions._template.process.pid)]
         for pid in pids[:1] if which == "first" else reversed(pids):
             os.kill(pid, 9)
         time.sleep(0.5)
