@@ -27,7 +27,7 @@ def engine_programs(
     longest = rollout.max_prompt_length + rollout.max_new_tokens
     made = make_programs(graphdef, params, compute, Sizes(rollout.slots, longest, rollout.max_new_tokens))
     arguments = made.abstract_arguments(rollout.max_prompt_length)
-    slots, prefill_rows = made.sizes.slots, made.sizes.prefill_rows
+    slots, prefill_rows = made.sizes.slots, made.prefill_rows(made.bucket(rollout.max_prompt_length))
     rounds = math.ceil(grpo.problems_per_step * grpo.group_size / slots)
     prompt, new = rollout.max_prompt_length, rollout.max_new_tokens
     prefill = forward_flops(model, prefill_rows * prompt, prompt / 2)

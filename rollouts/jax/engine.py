@@ -87,10 +87,10 @@ class JaxEngine:
         self.tokenizer = tokenizer
         sizes = Sizes(slots, max_length, self.max_new_tokens, prefill_rows)
         self.programs = make_programs(graphdef, params, Compute(dtype, unroll=unroll, mesh=mesh), sizes)
-        self.slots, self.prefill_rows = self.programs.sizes.slots, self.programs.sizes.prefill_rows
+        self.slots = self.programs.sizes.slots
         self.vocab_size = self.programs.config.vocab_size
         self._weights: Any = ()
-        self._state: Any = None  # allocated with the first weights
+        self._state: Any = None  # allocated for the first request, when the caller may have dropped the parameters
         self.version = version
         self._waiting: deque[_Request] = deque()
         self._running: dict[int, _Request] = {}  # by slot
@@ -107,8 +107,6 @@ class JaxEngine:
         self._weights = ()  # so that old and new weights are not in memory together
         with self._turns:
             self._weights, self.version = jax.block_until_ready(self.programs.load(params)), version
-            if self._state is None:
-                self._state = self.programs.empty_state()
         self._kept.clear()  # their keys and values belong to the old weights
 
     def unload(self) -> None:
@@ -142,7 +140,7 @@ class JaxEngine:
         return list(await asyncio.gather(*(r.done for r in requests)))
 
     def _check(self, prompt: np.ndarray, params: SamplingParams) -> None:
-        if self._state is None:
+        if not self._weights:
             raise RuntimeError("the engine has no weights; call load_weights before sample")
         check_prompt(prompt, params, self.vocab_size, self.max_length)
         if params.max_new_tokens > self.max_new_tokens:
@@ -184,6 +182,8 @@ class JaxEngine:
 
     def _advance(self) -> None:
         """Fills the free slots, then decodes until enough rows have finished."""
+        if self._state is None:
+            self._state = self.programs.empty_state()
         self._admit()
         if not self._running:
             return  # the waiting requests were cancelled
@@ -237,8 +237,9 @@ class JaxEngine:
             by_bucket[self.programs.bucket(len(request.prompt))][request.prompt.tobytes()].append(request)
         for bucket, by_prompt in by_bucket.items():
             same = list(by_prompt.values())
-            for first in range(0, len(same), self.prefill_rows):
-                part = enumerate(same[first : first + self.prefill_rows])
+            together = self.programs.prefill_rows(bucket)
+            for first in range(0, len(same), together):
+                part = enumerate(same[first : first + together])
                 taken = [(free.pop(0), prompt, request) for prompt, some in part for request in some]
                 self._state = self.programs.prefill(self._weights, self._state, *self._prefill_inputs(bucket, taken))
                 self._running.update({slot: request for slot, _, request in taken})
@@ -249,14 +250,16 @@ class JaxEngine:
         for request, kept in requests:
             by_bucket[self.programs.bucket(len(request.prompt) - len(kept.known))].append((request, kept))
         for bucket, same in by_bucket.items():
-            for first in range(0, len(same), self.prefill_rows):
-                inputs = self._extend_inputs(bucket, same[first : first + self.prefill_rows])
+            together = self.programs.prefill_rows(bucket)
+            for first in range(0, len(same), together):
+                inputs = self._extend_inputs(bucket, same[first : first + together])
                 self._state = self.programs.extend(self._weights, self._state, *inputs)
 
     def _extend_inputs(self, length: int, part: list[tuple[_Request, _Kept]]) -> tuple[Any, ...]:
-        tokens = np.zeros((self.prefill_rows, length), np.int32)
-        positions = np.full((self.prefill_rows, length), self.max_length, np.int32)  # padding is not written
-        slots = np.zeros(self.prefill_rows, np.int32)
+        together = self.programs.prefill_rows(length)
+        tokens = np.zeros((together, length), np.int32)
+        positions = np.full((together, length), self.max_length, np.int32)  # padding is not written
+        slots = np.zeros(together, np.int32)
         rows, fresh = self._no_rows()
         for i, (request, (slot, known)) in enumerate(part):
             n = len(request.prompt) - len(known)
@@ -272,8 +275,9 @@ class JaxEngine:
         return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._state.rows), np.zeros(self.slots, bool)
 
     def _prefill_inputs(self, length: int, taken: list[tuple[int, int, _Request]]) -> tuple[Any, ...]:
-        tokens = np.zeros((self.prefill_rows, length), np.int32)
-        lengths = np.zeros(self.prefill_rows, np.int32)
+        together = self.programs.prefill_rows(length)
+        tokens = np.zeros((together, length), np.int32)
+        lengths = np.zeros(together, np.int32)
         source = np.zeros(self.slots, np.int32)
         rows, fresh = self._no_rows()
         for slot, prompt, request in taken:

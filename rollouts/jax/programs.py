@@ -28,6 +28,9 @@ from rollouts.jax.sampling import sample_tokens
 MAX_STOP_TOKENS = 8
 SHORTEST_BUCKET = 16  # the fewest tokens that a prefill is padded to
 NARROWEST = 8  # the fewest rows that are decoded together
+# On one CPU, where padding costs as much as tokens do: lengths of a prefill are multiples of FINEST, or of an eighth of
+# the next power of two, and about PREFILL_TOKENS are computed together. Which rows share a call changes none of them.
+FINEST, PREFILL_TOKENS = 32, 512
 # The decoder's parameters in the form for sampling, in the order of their leaves: in the compute dtype, sharded over
 # the tensor axis only, and with one array per layer where the layers are unrolled.
 Weights = tuple[Any, ...]
@@ -39,7 +42,7 @@ class Sizes(NamedTuple):
     slots: int  # rows decoded together, B
     max_length: int  # tokens of a prompt and its completion together, at most
     max_new_tokens: int  # N
-    prefill_rows: int = 8  # P
+    prefill_rows: int = 8  # P, at most
 
 
 class Rows(NamedTuple):
@@ -80,6 +83,7 @@ class Programs:
     config: ModelConfig
     lengths: list[int]  # tokens of a row that 1, 2, .. parts of the cache hold
     widths: list[int]  # numbers of rows that can be decoded, ascending; the last is all slots
+    on_one_cpu: bool
     serving: Serving
     empty_state: Callable[[], State]
     prefill: Any
@@ -91,8 +95,17 @@ class Programs:
         return self.serving.load(params)
 
     def bucket(self, tokens: int) -> int:
-        """Padded length for `tokens` tokens: the next power of two, from SHORTEST_BUCKET up to max_length."""
-        return min(max(SHORTEST_BUCKET, 1 << (tokens - 1).bit_length()), self.sizes.max_length)
+        """Padded length for `tokens` tokens, from SHORTEST_BUCKET up to max_length: the next power of two, or less."""
+        length = max(SHORTEST_BUCKET, 1 << (tokens - 1).bit_length())
+        if self.on_one_cpu and length > FINEST:
+            step = max(FINEST, length // 8)
+            length = -(-tokens // step) * step
+        return min(length, self.sizes.max_length)
+
+    def prefill_rows(self, length: int) -> int:
+        """How many prompts of this padded length are computed together, P."""
+        most = self.sizes.prefill_rows
+        return min(most, max(1, PREFILL_TOKENS // length)) if self.on_one_cpu else most
 
     def compiled(self) -> int:
         """How many programs have been compiled so far."""
@@ -111,7 +124,7 @@ class Programs:
         """
         sizes, T = self.sizes, self.bucket(prompt_length)
         weights, state = self.serving.abstract(), jax.eval_shape(self.empty_state)
-        B, P = sizes.slots, sizes.prefill_rows
+        B, P = sizes.slots, self.prefill_rows(T)
 
         def integers(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -135,7 +148,8 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
         rounded = {name: -(-getattr(sizes, name) // over) * over for name in ("slots", "prefill_rows")}
         sizes = sizes._replace(**rounded)
     serving = Serving(graphdef, params, compute)
-    config = serving.config
+    config, mesh = serving.config, compute.mesh
+    on_one_cpu = platform(mesh) == "cpu" and (mesh is None or mesh.size == 1)
     empty = partial(_empty_state, config, sizes, compute)
     shardings = _state_shardings(jax.eval_shape(empty), config, compute.mesh)
     program = partial(jax.jit, donate_argnums=1, out_shardings=shardings)
@@ -143,7 +157,8 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
         sizes=sizes,
         config=config,
         lengths=list(accumulate(cache_parts(sizes.max_length))),
-        widths=_widths(sizes.slots, compute.mesh),
+        widths=_widths(sizes.slots, on_one_cpu),
+        on_one_cpu=on_one_cpu,
         serving=serving,
         empty_state=jax.jit(empty, out_shardings=shardings),
         prefill=program(partial(_prefill, serving, compute)),
@@ -152,15 +167,14 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
     )
 
 
-def _widths(slots: int, mesh: Mesh | None) -> list[int]:
+def _widths(slots: int, on_one_cpu: bool) -> list[int]:
     """Halves of the slots, down to NARROWEST, on one CPU; elsewhere only all slots.
 
     Rows that are sharded over devices stay where they are. On an accelerator a step with fewer rows is hardly faster,
     and the copy of their cache would take scarce memory.
     """
     widths = [slots]
-    alone = platform(mesh) == "cpu" and (mesh is None or mesh.size == 1)
-    while alone and widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
+    while on_one_cpu and widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
         widths.insert(0, widths[0] // 2)
     return widths
 
