@@ -29,6 +29,7 @@ def programs(count: int, sleep_s: float) -> list[Program]:
     return [Program(code, (CallTest("f", (i,), i),), Limits(wall_s=10)) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_a_lost_node_loses_and_doubles_no_verdict(cluster):
     from sandbox.ray_pool import RayPool
 

@@ -150,6 +150,7 @@ def test_resumed(tmp_path, monkeypatch, sft, grpo):
     assert watch.around == [STATE] * 4
 
 
+@pytest.mark.slow
 def test_resumed_between_stages(tmp_path, monkeypatch):
     steps = ["--config.sft.steps=2", "--config.grpo.steps=2"]
     with monkeypatch.context() as patch:
@@ -160,7 +161,7 @@ def test_resumed_between_stages(tmp_path, monkeypatch):
     assert watch.around == [STATE] * 4
 
 
-@pytest.mark.parametrize("sft", [0, 1])
+@pytest.mark.parametrize("sft", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_reference_policy_is_one_more(tmp_path, monkeypatch, sft):
     settings = [f"--config.sft.steps={sft}", "--config.grpo.steps=4", "--config.grpo.loss.kl_coefficient=0.01"]
     with monkeypatch.context() as patch:
@@ -246,6 +247,7 @@ def test_an_engine_without_weights_says_so():
     assert again.tokens.tolist() == first.tokens.tolist() and (first.weight_version, again.weight_version) == (1, 2)
 
 
+@pytest.mark.slow
 def test_two_threads_share_several_devices():
     """Collectives of the trainer and of the sampler, started at the same time on four devices, do not lock up.
 

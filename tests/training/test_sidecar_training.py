@@ -135,6 +135,7 @@ def test_staleness_one_is_repeatable_and_resumes_exactly(tmp_path):
         np.testing.assert_array_equal(value, second[name])
 
 
+@pytest.mark.slow
 def test_staleness_with_servers(tmp_path, served):
     arguments, faults = served
     faults.write_text("\n" * 40 + "500\n\ngarbage\n\n\ndie\n")
