@@ -150,7 +150,7 @@ def _byte_level(file: GgufFile, given: dict[str, Any], tokens: list[str], kinds:
 def _sentencepiece(
     file: GgufFile, given: dict[str, Any], tokens: list[str], kinds: list[int]
 ) -> tuple[Tokenizer, bool]:
-    """BPE over characters with a score for each token, and bytes for characters that are no token; begins with bos.
+    """BPE over characters with a score for each token, and bytes for characters without a token; begins with bos.
 
     A blank is put before a text, and before what follows a special token, as llama.cpp does.
     """

@@ -83,7 +83,7 @@ def conversation(
 
     Where the template takes something out of earlier answers (reasoning), they are as an environment would have made
     them: whole. Learned are the model's own messages with the tokens that end them, except those of weight 0. A message
-    of role "output" is what a tool put into the answer before it, which then goes on in the next message. A plain
+    of role "output" is what a tool put into the answer before it, which then continues in the next message. A plain
     `prompt` may stand before the messages. Raises ValueError for a conversation in which the model says nothing, and
     TemplateError as `chat_prompt` does, and for fields of a message that would be ignored.
     """

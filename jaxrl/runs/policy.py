@@ -142,7 +142,7 @@ def keep_base(config: Config, policy: Policy, folder: Path) -> None:
     """Saves the frozen parameters of a model with adapters in FOLDER/model/params, once; checkpoints leave them out.
 
     Not those of a Hugging Face or imported model, which model.json names and which serves all its adapters. Random ones
-    may differ on another platform, and another run may go on and change.
+    may differ on another platform, and another run may continue and change.
     """
     path, kept = config.model.path, folder / "model" / "params"
     if policy.config.lora is not None and not kept.exists() and (not path or is_run(Path(path))):
