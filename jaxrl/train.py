@@ -190,12 +190,12 @@ def run_stage(t: Trainer, stage: Stage, done: int, params: Any) -> Any:
                 place = {"stage": stage.name, "stage_step": stage_step, **stage_run.save(step)}
                 t.checkpoints.save(step, state, {"lines": t.log.lines, **place})
             if t.stop.agreed:
-                t.progress.print(f"stopped after step {step}; the same command goes on from there")
+                t.progress.print(f"stopped after step {step}; the same command continues from there")
             if reason or t.stop.agreed:
                 break
     t.checkpoints.wait()
     if reason:
-        raise TrainingError(f"step {step}: {reason}. It is saved: the same command goes on after this step")
+        raise TrainingError(f"step {step}: {reason}. It is saved; the same command continues from there")
     return state.params
 
 

@@ -264,7 +264,7 @@ class GgufTensors:
     Args:
         heads: the numbers of heads of q and k where their rows are interleaved, as in files of Llama models; () if not.
         embedding: the tensor that is the embedding; where it is "output.weight", that is not a head of its own.
-        tied: whether there is no head of its own.
+        tied: whether the embedding is also the head.
     """
 
     def __init__(self, file: GgufFile, heads: tuple[int, ...], embedding: str, tied: bool):

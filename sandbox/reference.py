@@ -33,7 +33,7 @@ class Expected(NamedTuple):
 
 
 def cache_folder() -> str:
-    """Where right values are kept; "" where there is no home to keep them in."""
+    """Where right values are kept; "" for a user without a home folder."""
     with contextlib.suppress(RuntimeError):
         return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxrl" / "references")
     return ""

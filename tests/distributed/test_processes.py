@@ -310,7 +310,7 @@ def test_four_processes_agree_on_a_stop_and_one_goes_on(jobs, tmp_path):
     job.started[3].send_signal(signal.SIGTERM)
     codes, said = job.end()
     assert codes == [130] * 4, said
-    assert "the same command goes on" in said[0]
+    assert "the same command continues" in said[0]
     stopped = lines(tmp_path / "four")
     assert 16 <= stopped < len(records(expected))
     same_numbers(alone(tmp_path / "four", *AHEAD), expected)

@@ -103,7 +103,7 @@ def qwen(folder: Path) -> Any:
 
 
 def mistral(folder: Path) -> Any:
-    """Converted from SentencePiece: a blank before every text, bytes for what is no piece."""
+    """Converted from SentencePiece: a blank before every text, bytes for what has no piece."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
     specials, bytes_ = ["<unk>", "<s>", "</s>"], [f"<0x{i:02X}>" for i in range(256)]

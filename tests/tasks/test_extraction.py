@@ -99,7 +99,7 @@ def test_the_defaults_are_all_switches_but_the_stop_strings():
 
 
 def test_the_table(data, tmp_path, capsys):
-    """HumanEval/0: has_close_elements, a chat answer without its import, a body, and a base model that goes on."""
+    """HumanEval/0: has_close_elements, a chat answer without its import, a body, and a base model that runs on."""
     body = "    return any(abs(a - b) < threshold for i, a in enumerate(numbers) for b in numbers[:i])\n"
     definition = "def has_close_elements(numbers: List[float], threshold: float):\n"
     texts = [f"```python\n{definition}{body}```", body, f"{body}\n\ndef other():\n    return ("]

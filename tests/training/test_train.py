@@ -143,7 +143,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(whole, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command goes on" in out
+    assert process.returncode == 130 and "the same command continues" in out
     result = run(tmp_path)
     assert result.returncode == 0 and "resuming" in result.stdout
     same_run(whole, tmp_path)
