@@ -16,8 +16,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from jax.sharding import Mesh, NamedSharding
 
-from models.attention import attention, decode_attention, extended_attention, kernel_of
-from models.cache import Cache, over_rows_and_heads, write
+from models.attention import attention, decode_attention, decode_attention_by_rows, extended_attention, kernel_of
+from models.cache import BITS, Cache, over_rows_and_heads, read, write
 from models.config import Llama3RopeScaling, ModelConfig
 from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters, join_params, split_params
 from models.matmul import WeightSharding, project
@@ -42,6 +42,7 @@ class Compute(NamedTuple):
     unroll: bool = False  # unroll the scan over layers
     mesh: Mesh | None = None  # of the parameters and rows
     attention: str = "auto"  # a kernel, see models/attention.py
+    transposed: bool = False  # the matrices of the layers are stored as [out, in]; for sampling only
 
     def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """x, sharded by these logical axes."""
@@ -53,7 +54,7 @@ class Compute(NamedTuple):
         self, x: jax.Array, weight: nnx.Variable, bias: nnx.Variable | None = None, adapter: Adapter | None = None
     ) -> jax.Array:
         """x [..., I] @ weight [I, O] + bias [O], plus an adapter's part, in x's dtype, accumulated in f32."""
-        y = project(x, weight[...], self._sharding(weight))
+        y = project(x, weight[...], self._sharding(weight), self.transposed)
         if adapter is not None:
             narrow = adapter.scale * project(x, adapter.a[...], self._sharding(adapter.a))
             y = y + project(narrow.astype(x.dtype), adapter.b[...], self._sharding(adapter.b))
@@ -223,17 +224,22 @@ class Decoder(nnx.Module):
         layers: list[Block] | None = None,  # from `unstack`: unrolled; None: scanned
         compute: Compute = Compute(),
         parts: int | None = None,  # of the cache that are read and written; None: all
+        rows: jax.Array | None = None,  # i32[B], of the cache, where it is stored as bits; None: the first B
     ) -> tuple[jax.Array, Cache]:  # hidden [B, D] after the final norm
         """One step of decoding: the new tokens' keys and values go into the cache at their positions.
 
-        A row whose position lies after the first `parts` gets a meaningless result, and its keys are not written.
+        A row whose position is negative or lies after the first `parts` gets a meaningless result, and its keys are not
+        written.
         """
 
         def attend(q, k, v, positions, window, used, l):
             # Otherwise XLA recomputes k for each part, with a rounding that depends on the number of parts.
             q, k, v = jax.lax.optimization_barrier((q, k, v))
-            used = write(used, jnp.arange(q.shape[0]), positions, k, v, l)
+            own = jnp.arange(q.shape[0]) if rows is None else rows
+            used = write(used, own, positions, k, v, l)
             seen = used if l is None else tuple((k[l], v[l]) for k, v in used)
+            if seen[0][0].dtype == BITS:
+                return decode_attention_by_rows(q, *seen[0], own, positions, window), used
             return decode_attention(q, seen, positions, window), used
 
         def layer(q, k, v, window, layer_parts, l):
@@ -260,8 +266,8 @@ class Decoder(nnx.Module):
         def layer(q, k, v, window, layer_parts, l):
             layer_parts = write(layer_parts, rows[:, None], positions, k, v, l)
             index = rows if l is None else (l, rows)
-            keys = jnp.concatenate([k[index].transpose(0, 3, 1, 2) for k, _ in layer_parts], axis=1)
-            values = jnp.concatenate([v[index].transpose(0, 2, 1, 3) for _, v in layer_parts], axis=1)
+            keys = jnp.concatenate([read(k[index]).transpose(0, 3, 1, 2) for k, _ in layer_parts], axis=1)
+            values = jnp.concatenate([read(v[index]).transpose(0, 2, 1, 3) for _, v in layer_parts], axis=1)
             return extended_attention(q, keys, values, positions, window), layer_parts
 
         return self._with_cache(tokens, positions, layer, cache, layers, compute)

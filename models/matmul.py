@@ -43,12 +43,15 @@ def _matmul_backward(operands: Operands, gradient: jax.Array) -> Operands:
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def project(x: jax.Array, w: jax.Array, sharding: WeightSharding | None = None) -> jax.Array:
-    """x [..., K] @ w [K, N] -> f32[..., N], with w taken in x's dtype.
+def project(x: jax.Array, w: jax.Array, sharding: WeightSharding | None = None, transposed: bool = False) -> jax.Array:
+    """x [..., K] @ w [K, N] -> f32[..., N], with w taken in x's dtype; `transposed`: w is stored as [N, K].
 
     A sharded w is cast first, then gathered; one reduce-scatter returns its gradient to the shards, unrounded where w
     is f32 (the master weights).
     """
+    if transposed:  # of flat rows: with more axes, XLA on CPU would transpose w in memory
+        flat = jnp.einsum("mk,nk->mn", x.reshape(-1, x.shape[-1]), w.astype(x.dtype), preferred_element_type=jnp.float32)
+        return flat.reshape(*x.shape[:-1], -1)
     return cast(jax.Array, _projected(sharding, x, w))
 
 

@@ -65,7 +65,8 @@ def embed(
 ) -> jax.Array:  # [B, T, D] in dtype
     """The rows of the table for the tokens."""
     if mesh is None or mesh.size == 1:
-        return table[tokens].astype(dtype)
+        by_bits = platform(mesh) == "cpu" and table.dtype == jnp.bfloat16
+        return (_rows_by_bits(table, tokens) if by_bits else table[tokens]).astype(dtype)
 
     def local(parts: _Parts, table: jax.Array, tokens: jax.Array) -> jax.Array:
         rows, D = table.shape
@@ -79,6 +80,25 @@ def embed(
         return _in_chunks(lookup, (tokens.reshape(-1),), chunk).reshape(*tokens.shape, D)
 
     return _over_parts(local, mesh, table, tokens)
+
+
+@jax.custom_vjp
+def _rows_by_bits(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """table[tokens] of a bf16 table. From its numbers, XLA on CPU would first convert the whole table to f32."""
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens], table.dtype)
+
+
+def _rows_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rows_by_bits(table, tokens), (table, tokens)
+
+
+def _rows_backward(inputs: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    table, tokens = inputs
+    summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+    return summed.astype(table.dtype), None
+
+
+_rows_by_bits.defvjp(_rows_forward, _rows_backward)
 
 
 def token_logprobs(

@@ -28,6 +28,7 @@ from models.decoder import Compute
 from rollouts.engine import Completion, SamplingParams, UnsupportedError, check_prompt
 from rollouts.jax.programs import MAX_STOP_TOKENS, Rows, Sizes, make_programs
 
+REFILL = 8  # waiting requests get their slots when this fraction (1 in REFILL) is free
 LOOK_STEPS = 8  # decoding steps between checks by the host for stop strings and finished turns
 
 
@@ -191,10 +192,11 @@ class JaxEngine:
         params = [r.params for r in running]
         look = any(p.stop_strings or p.sequence for p in params)
         steps = LOOK_STEPS if look else self.max_new_tokens
-        # While requests wait, a quarter of the slots is worth a refill; otherwise decode until half the rows suffice.
-        widths = [0, self.slots] if self._waiting or look else [0, *self.programs.widths]
+        # While requests wait, some free slots are worth a refill; otherwise decode until fewer rows suffice.
+        copies = (self._waiting or look) and not self.programs.by_rows  # of the cache, for fewer rows
+        widths = [0, self.slots] if copies else [0, *self.programs.widths]
         width = bisect_left(widths, len(running))
-        spare = max(0, len(running) - max(1, self.slots // 4)) if self._waiting else widths[width - 1]
+        spare = max(0, len(running) - max(1, self.slots // REFILL)) if self._waiting else widths[width - 1]
         filtered = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
         # Reads only the part of the cache in use: decoding stops where the longest row reaches its end.
         longest = max(len(r.prompt) + r.count for r in running)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from models.cache import Cache, cache_parts, insert, make_cache, partition
-from models.config import ModelConfig
+from models.cache import BITS, Cache, insert, make_cache, partition
+from models.config import LORA_TARGETS, ModelConfig
 from models.decoder import SMALL, Block, Compute, Decoder
 from models.sharding import MESH_AXES, SERVING, constrain, param_shardings, partition_spec, platform, serving_mesh
 from rollouts.jax.sampling import sample_tokens
@@ -81,9 +81,10 @@ class Programs:
 
     sizes: Sizes
     config: ModelConfig
-    lengths: list[int]  # tokens of a row that 1, 2, .. parts of the cache hold
+    lengths: list[int]  # tokens of a row that 1, 2, .. parts of the cache hold, up to max_length
     widths: list[int]  # numbers of rows that can be decoded, ascending; the last is all slots
     on_one_cpu: bool
+    by_rows: bool  # the cache is read row by row, so that decoding fewer rows copies nothing
     serving: Serving
     empty_state: Callable[[], State]
     prefill: Any
@@ -147,17 +148,23 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
         compute, over = compute._replace(mesh=mesh), mesh.shape["data"] * mesh.shape["fsdp"]
         rounded = {name: -(-getattr(sizes, name) // over) * over for name in ("slots", "prefill_rows")}
         sizes = sizes._replace(**rounded)
-    serving = Serving(graphdef, params, compute)
-    config, mesh = serving.config, compute.mesh
+    mesh = compute.mesh
     on_one_cpu = platform(mesh) == "cpu" and (mesh is None or mesh.size == 1)
+    # XLA on CPU multiplies few rows of bf16 two to three times as fast by [out, in] as by [in, out].
+    compute = compute._replace(transposed=on_one_cpu and compute.unroll and compute.dtype == jnp.bfloat16)
+    serving = Serving(graphdef, params, compute)
+    config = serving.config
     empty = partial(_empty_state, config, sizes, compute)
-    shardings = _state_shardings(jax.eval_shape(empty), config, compute.mesh)
+    state = jax.eval_shape(empty)
+    by_rows = state.cache[0][0][0].dtype == BITS
+    shardings = _state_shardings(state, config, compute.mesh)
     program = partial(jax.jit, donate_argnums=1, out_shardings=shardings)
     return Programs(
         sizes=sizes,
         config=config,
-        lengths=list(accumulate(cache_parts(sizes.max_length))),
-        widths=_widths(sizes.slots, on_one_cpu),
+        lengths=list(accumulate(values.shape[-2] for _, values in state.cache[0])),
+        widths=_widths(sizes.slots, on_one_cpu, by_rows),
+        by_rows=by_rows,
         on_one_cpu=on_one_cpu,
         serving=serving,
         empty_state=jax.jit(empty, out_shardings=shardings),
@@ -167,15 +174,19 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
     )
 
 
-def _widths(slots: int, on_one_cpu: bool) -> list[int]:
-    """Halves of the slots, down to NARROWEST, on one CPU; elsewhere only all slots.
+def _widths(slots: int, on_one_cpu: bool, by_rows: bool) -> list[int]:
+    """Halves of the slots, down to NARROWEST, on one CPU, and three quarters `by_rows`; elsewhere only all slots.
 
     Rows that are sharded over devices stay where they are. On an accelerator a step with fewer rows is hardly faster,
     and the copy of their cache would take scarce memory.
     """
     widths = [slots]
     while on_one_cpu and widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
-        widths.insert(0, widths[0] // 2)
+        if by_rows and widths[0] % 4 == 0 and widths[0] // 4 * 3 >= 2 * NARROWEST:
+            widths.insert(0, widths[0] // 4 * 3)
+            widths.insert(0, widths[1] // 2)
+        else:
+            widths.insert(0, widths[0] // 2)
     return widths
 
 
@@ -197,13 +208,14 @@ class Serving:
 
     def __init__(self, graphdef: nnx.GraphDef, params: Any, compute: Compute):
         abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-        self.graphdef, self.unroll = graphdef, compute.unroll
+        self.graphdef, self.unroll, self.transposed = graphdef, compute.unroll, compute.transposed
         leaves, self._tree = jax.tree.flatten(abstract)
         self._indices = jax.tree.unflatten(self._tree, range(len(leaves)))
         self.config: ModelConfig = jax.eval_shape(partial(nnx.merge, graphdef), abstract).config
         names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(abstract)[0]]
         layers = set(jax.tree.leaves(self._indices["blocks"])) if compute.unroll else set()
         self._split = [i in layers for i in range(len(leaves))]
+        self._turned = [compute.transposed and name in LORA_TARGETS for name in names]
         # Norms and biases stay unchanged: they are small, and used in f32.
         dtypes = [a.dtype if name.endswith(SMALL) else compute.dtype for name, a in zip(names, leaves)]
         shardings: list[Any] = [None] * len(leaves)
@@ -225,13 +237,15 @@ class Serving:
 
     def abstract(self) -> Weights:
         """ShapeDtypeStructs of what `load` returns."""
-        return tuple(_layers(wanted) if split else wanted for wanted, split in zip(self._wanted, self._split))
+        pairs = zip(self._wanted, self._split, self._turned)
+        return tuple(_layers(wanted, turned) if split else wanted for wanted, split, turned in pairs)
 
     def _converter(self, changed: tuple[int, ...]) -> Any:
         """The program that converts the weights with these indices."""
 
         def convert(leaves: list[jax.Array]) -> list[Any]:
             cast = [leaf.astype(self._wanted[i].dtype) for i, leaf in zip(changed, leaves)]
+            cast = [leaf.swapaxes(1, 2) if self._turned[i] else leaf for i, leaf in zip(changed, cast)]
             return [tuple(leaf) if self._split[i] else leaf for i, leaf in zip(changed, cast)]
 
         abstract = self.abstract()
@@ -258,12 +272,13 @@ def _is(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> bool:
     return leaf.dtype == wanted.dtype and placed
 
 
-def _layers(stacked: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The shapes of the L layers' slices."""
-    sharding = stacked.sharding
+def _layers(stacked: jax.ShapeDtypeStruct, turned: bool) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The shapes of the L layers' slices; `turned`: of their transposes, on one device."""
+    shape, sharding = stacked.shape[1:], stacked.sharding
     if sharding is not None:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    return (jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype, sharding=sharding),) * stacked.shape[0]
+    layer = jax.ShapeDtypeStruct(shape[::-1] if turned else shape, stacked.dtype, sharding=sharding)
+    return (layer,) * stacked.shape[0]
 
 
 def _empty_state(config: ModelConfig, sizes: Sizes, compute: Compute) -> State:
@@ -278,8 +293,10 @@ def _empty_state(config: ModelConfig, sizes: Sizes, compute: Compute) -> State:
         key=jnp.zeros((slots, 2), jnp.uint32), temperature=full(1, jnp.float32), top_p=full(1, jnp.float32),
         top_k=full(0, jnp.int32), min_p=full(0, jnp.float32),
     )  # fmt: skip
+    on_cpu, several = platform(compute.mesh) == "cpu", compute.mesh is not None and compute.mesh.size > 1
     # XLA on CPU converts a whole bf16 cache to f32 and back to write one token.
-    cache_dtype = jnp.dtype(jnp.float32) if platform(compute.mesh) == "cpu" else compute.dtype
+    cpu_dtype = BITS if compute.dtype == jnp.bfloat16 and not several else jnp.dtype(jnp.float32)
+    cache_dtype = cpu_dtype if on_cpu else compute.dtype
     cache = make_cache(config, slots, sizes.max_length, cache_dtype, compute.unroll)
     shape = (slots, sizes.max_new_tokens)
     return State(rows, cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
@@ -340,15 +357,17 @@ def _decode(
     parts: int,  # parts of the cache that are read; every active row must stay within them
 ) -> State:
     """Decodes rows together, on the device, until `steps` are done or only `spare` rows are active."""
-    whole = state
+    whole, bits = state, state.cache[0][0][0].dtype == BITS
     if chosen is not None:
         state = _take(whole, chosen, parts)
+    in_cache = chosen if bits else None
     model, layers = serving.model(weights)
     unembedding, index = model.unembedding(), jnp.arange(state.tokens.shape[0])
 
     def step(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         done, (rows, cache, tokens, logprobs) = carry
-        hidden, cache = model.decode(rows.token, rows.position, cache, layers, compute, parts)
+        position = jnp.where(rows.active, rows.position, -1) if bits else rows.position  # nothing is read for -1
+        hidden, cache = model.decode(rows.token, position, cache, layers, compute, parts, in_cache)
         logits = _logits(hidden, unembedding, compute)
         keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key), rows.count)
         token, logprob = sample_tokens(
@@ -377,9 +396,12 @@ def _decode(
 
 
 def _take(state: State, slots: jax.Array, parts: int) -> State:
-    """The state of some slots, with the first `parts` of the cache."""
+    """The state of some slots, with the first `parts` of the cache; all of one that is read row by row."""
+    some = jax.tree.map(lambda x: jnp.take(x, slots, axis=0), state._replace(cache=()))
+    if state.cache[0][0][0].dtype == BITS:
+        return some._replace(cache=state.cache)
     cache = tuple(layer[:parts] for layer in state.cache)
-    return jax.tree.map(lambda x: jnp.take(x, slots, axis=_row_axis(x)), state._replace(cache=cache))
+    return some._replace(cache=jax.tree.map(lambda x: jnp.take(x, slots, axis=_row_axis(x)), cache))
 
 
 def _put(state: State, slots: jax.Array, some: State) -> State:
@@ -388,6 +410,9 @@ def _put(state: State, slots: jax.Array, some: State) -> State:
     def put(x: jax.Array, new: jax.Array) -> jax.Array:
         return x.at[(slice(None),) * _row_axis(x) + (slots,)].set(new)
 
+    if state.cache[0][0][0].dtype == BITS:
+        written = jax.tree.map(put, state._replace(cache=()), some._replace(cache=()))
+        return written._replace(cache=some.cache)
     used = tuple(layer[: len(new)] for layer, new in zip(state.cache, some.cache))
     written = jax.tree.map(put, state._replace(cache=used), some)
     rest = [layer[len(new) :] for layer, new in zip(state.cache, some.cache)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,35 +22,61 @@ def sample_tokens(
     The logprob is that of softmax(logits / temperature), before the filters (temperature 0: of softmax(logits)).
     """
     greedy = temperature == 0
-    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
-    allowed = scaled if filters is None else jnp.where(filter_mask(scaled, *filters), scaled, -jnp.inf)
-    highest = jnp.max(scaled, axis=-1, keepdims=True)
+    divisor = jnp.where(greedy, 1.0, temperature)[:, None]
+    blocks = _in_blocks(logits)
+    tops = jnp.max(blocks, axis=-1) / divisor
+    highest = jnp.max(tops, axis=-1, keepdims=True)
+
+    def weights(logits: jax.Array) -> jax.Array:  # f32[B, BLOCK] of one block each
+        return jnp.exp(logits / divisor - highest)
+
+    # Only sums over blocks are made of whole rows; scaled logits are not written to memory. The barrier keeps XLA from
+    # computing the sums again wherever they are used.
+    sums = jax.lax.optimization_barrier(jnp.sum(jax.vmap(weights, 1, 1)(blocks), axis=-1))
+    allowed, allowed_sums = blocks, sums
+    if filters is not None:
+        allowed = _in_blocks(jnp.where(filter_mask(logits / divisor, *filters), logits, -jnp.inf))
+        allowed_sums = jnp.sum(jax.vmap(weights, 1, 1)(allowed), axis=-1)
     uniforms = jax.vmap(partial(jax.random.uniform, shape=()))(keys)
-    drawn = draw(jnp.exp(allowed - highest), uniforms)
-    tokens = jnp.where(greedy, _first(scaled == highest), drawn).astype(jnp.int32)
-    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(scaled, axis=-1)
+    drawn = _draw(lambda block: weights(_block(allowed, block)), allowed_sums, uniforms)
+    top = _first(tops == highest)
+    likeliest = top * BLOCK + _first(_block(blocks, top) / divisor == highest)
+    tokens = jnp.where(greedy, likeliest, drawn).astype(jnp.int32)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1) / divisor
+    return tokens, (chosen - highest)[:, 0] - jnp.log(jnp.sum(sums, axis=-1))
 
 
 def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """i32[B]: for each row of f32[B, V] the first index where the cumulative weight exceeds uniform * total.
 
-    Index i has probability weights[i] / total, for uniforms in [0, 1); an index of weight 0 is never drawn. Sums are
-    taken over blocks of BLOCK first, then within the block that is hit. The Gumbel trick would need V random numbers
-    per row instead of one.
+    Index i has probability weights[i] / total, for uniforms in [0, 1); an index of weight 0 is never drawn. The Gumbel
+    trick would need V random numbers per row instead of one.
     """
-    B, V = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    sums = jnp.sum(blocks, axis=-1)
+    blocks = _in_blocks(weights, 0.0)
+    return _draw(partial(_block, blocks), jnp.sum(blocks, axis=-1), uniforms)
+
+
+def _draw(weights_of: Callable[[jax.Array], jax.Array], sums: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """`draw` from the sums f32[B, n] of blocks; weights_of(block i32[B]) gives the weights f32[B, BLOCK] in one."""
     before = jnp.cumsum(sums, axis=-1)
     threshold = uniforms * _total(before, sums)
     # By rounding, a parallel sum may rise where the weight is 0: hence the second conditions and the bounds of `rest`.
     block = _first((before > threshold[:, None]) & (sums > 0))
     rest = threshold - jnp.where(block > 0, jnp.take_along_axis(before, block[:, None] - 1, axis=-1)[:, 0], 0.0)
-    hit = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    hit = weights_of(block)
     within = jnp.cumsum(hit, axis=-1)
     rest = jnp.clip(rest, 0.0, jnp.nextafter(_total(within, hit), jnp.float32(0)))
     return block * BLOCK + _first((within > rest[:, None]) & (hit > 0))
+
+
+def _in_blocks(x: jax.Array, padding: float = -jnp.inf) -> jax.Array:
+    """f32[B, V] -> f32[B, n, BLOCK]. Whole passes over V end in a number a block; what follows looks at one block."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % BLOCK)), constant_values=padding).reshape(len(x), -1, BLOCK)
+
+
+def _block(blocks: jax.Array, index: jax.Array) -> jax.Array:
+    """f32[B, BLOCK]: the block i32[B] of each row."""
+    return jnp.take_along_axis(blocks, index[:, None, None], axis=1)[:, 0]
 
 
 def _first(condition: jax.Array) -> jax.Array:
