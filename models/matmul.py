@@ -50,7 +50,9 @@ def project(x: jax.Array, w: jax.Array, sharding: WeightSharding | None = None, 
     is f32 (the master weights).
     """
     if transposed:  # of flat rows: with more axes, XLA on CPU would transpose w in memory
-        flat = jnp.einsum("mk,nk->mn", x.reshape(-1, x.shape[-1]), w.astype(x.dtype), preferred_element_type=jnp.float32)
+        flat = jnp.einsum(
+            "mk,nk->mn", x.reshape(-1, x.shape[-1]), w.astype(x.dtype), preferred_element_type=jnp.float32
+        )
         return flat.reshape(*x.shape[:-1], -1)
     return cast(jax.Array, _projected(sharding, x, w))
 

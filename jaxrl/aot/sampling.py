@@ -12,7 +12,7 @@ from jaxrl.config import Config
 from jaxrl.costs.flops import forward_flops
 from models.config import ModelConfig
 from models.decoder import Compute
-from rollouts.jax.programs import Sizes, make_programs
+from rollouts.jax.programs import Sizes, make_programs, sampling_compute
 
 
 def engine_programs(
@@ -25,7 +25,8 @@ def engine_programs(
     """
     rollout, grpo = config.rollout, config.grpo
     longest = rollout.max_prompt_length + rollout.max_new_tokens
-    made = make_programs(graphdef, params, compute, Sizes(rollout.slots, longest, rollout.max_new_tokens))
+    sizes = Sizes(rollout.slots, longest, rollout.max_new_tokens)
+    made = make_programs(graphdef, params, sampling_compute(compute), sizes)
     arguments = made.abstract_arguments(rollout.max_prompt_length)
     slots, prefill_rows = made.sizes.slots, made.prefill_rows(made.bucket(rollout.max_prompt_length))
     rounds = math.ceil(grpo.problems_per_step * grpo.group_size / slots)

@@ -16,6 +16,7 @@ from jaxrl.runs.policy import Policy
 from models.convert import describe_hf
 from rollouts.engine import Engine
 from rollouts.jax.engine import JaxEngine
+from rollouts.jax.programs import sampling_compute
 from rollouts.openai import OpenAIEngine
 from rollouts.vllm.engine import ClientSettings, VllmEngine
 from rollouts.vllm.extension import KEY_VARIABLE
@@ -47,7 +48,7 @@ def make_engine(
         max_length=max_length,
         max_new_tokens=rollout.max_new_tokens,
         dtype=policy.compute.dtype,
-        unroll=policy.compute.unroll,
+        unroll=sampling_compute(policy.compute).unroll,
         mesh=policy.mesh if processes.count == 1 else local_mesh(policy.mesh),
         tokenizer=policy.tokenizer,
         turns=policy.turns,

@@ -138,6 +138,16 @@ class Programs:
         }
 
 
+def on_one_cpu(mesh: Mesh | None) -> bool:
+    """Whether everything is on a single CPU device, where padding and copies cost as much as arithmetic does."""
+    return platform(mesh) == "cpu" and (mesh is None or mesh.size == 1)
+
+
+def sampling_compute(compute: Compute) -> Compute:
+    """How a policy that trains by `compute` samples: on one CPU unrolled, since scanned layers are copied each step."""
+    return compute._replace(unroll=compute.unroll or on_one_cpu(compute.mesh))
+
+
 def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: Sizes) -> Programs:
     """The programs for a Decoder (`nnx.split(decoder)`), whose parameters may be ShapeDtypeStructs.
 
@@ -149,9 +159,9 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
         rounded = {name: -(-getattr(sizes, name) // over) * over for name in ("slots", "prefill_rows")}
         sizes = sizes._replace(**rounded)
     mesh = compute.mesh
-    on_one_cpu = platform(mesh) == "cpu" and (mesh is None or mesh.size == 1)
+    one_cpu = on_one_cpu(mesh)
     # XLA on CPU multiplies few rows of bf16 two to three times as fast by [out, in] as by [in, out].
-    compute = compute._replace(transposed=on_one_cpu and compute.unroll and compute.dtype == jnp.bfloat16)
+    compute = compute._replace(transposed=one_cpu and compute.unroll and compute.dtype == jnp.bfloat16)
     serving = Serving(graphdef, params, compute)
     config = serving.config
     empty = partial(_empty_state, config, sizes, compute)
@@ -163,9 +173,9 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
         sizes=sizes,
         config=config,
         lengths=list(accumulate(values.shape[-2] for _, values in state.cache[0])),
-        widths=_widths(sizes.slots, on_one_cpu, by_rows),
+        widths=_widths(sizes.slots, one_cpu, by_rows),
         by_rows=by_rows,
-        on_one_cpu=on_one_cpu,
+        on_one_cpu=one_cpu,
         serving=serving,
         empty_state=jax.jit(empty, out_shardings=shardings),
         prefill=program(partial(_prefill, serving, compute)),
@@ -293,10 +303,9 @@ def _empty_state(config: ModelConfig, sizes: Sizes, compute: Compute) -> State:
         key=jnp.zeros((slots, 2), jnp.uint32), temperature=full(1, jnp.float32), top_p=full(1, jnp.float32),
         top_k=full(0, jnp.int32), min_p=full(0, jnp.float32),
     )  # fmt: skip
-    on_cpu, several = platform(compute.mesh) == "cpu", compute.mesh is not None and compute.mesh.size > 1
     # XLA on CPU converts a whole bf16 cache to f32 and back to write one token.
-    cpu_dtype = BITS if compute.dtype == jnp.bfloat16 and not several else jnp.dtype(jnp.float32)
-    cache_dtype = cpu_dtype if on_cpu else compute.dtype
+    cpu_dtype = BITS if compute.dtype == jnp.bfloat16 and on_one_cpu(compute.mesh) else jnp.dtype(jnp.float32)
+    cache_dtype = cpu_dtype if platform(compute.mesh) == "cpu" else compute.dtype
     cache = make_cache(config, slots, sizes.max_length, cache_dtype, compute.unroll)
     shape = (slots, sizes.max_new_tokens)
     return State(rows, cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
