@@ -20,7 +20,6 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from models.cache import CHUNK, read
 from models.matmul import matmul
 from models.sharding import mesh_size, partition_spec, platform
 
@@ -307,48 +306,6 @@ def cudnn_attention(
         mask_type=cudnn.MaskType.PADDING_CAUSAL, sliding_window_length=window or None,
     )  # fmt: skip
     return jnp.where((segment_ids > 0)[:, :, None, None], mixed, 0)  # its results for padding are undefined
-
-
-def decode_attention_by_rows(
-    q: jax.Array,  # [B, H, Dh], one query per row
-    k: jax.Array,  # [rows, K, Dh, S], a cache of one part, S a multiple of CHUNK
-    v: jax.Array,  # [rows, K, S, Dh]
-    rows: jax.Array,  # i32[B], of the cache
-    positions: jax.Array,  # i32[B], of the queries
-    window: jax.Array | int,  # scalar; 0: no limit
-) -> jax.Array:  # [B, H, Dh]
-    """`decode_attention` for one CPU: row by row, CHUNK keys at a time, up to the row's own position and no further.
-
-    So a long row costs the others nothing, and one executable serves all lengths. In f32. A negative position: 0.
-    """
-    (B, H, Dh), K = q.shape, k.shape[1]
-    queries = (q.astype(jnp.float32) * Dh**-0.5).reshape(B, K, H // K, Dh)
-
-    def some(cache: jax.Array, row: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-        begin = jnp.stack([row, 0, *((start, 0) if axis == 1 else (0, start))])
-        size = (1, K, CHUNK, Dh) if axis == 1 else (1, K, Dh, CHUNK)
-        return read(jax.lax.dynamic_slice(cache, begin, size))[0].astype(jnp.float32)
-
-    def one_row(i: jax.Array, mixed: jax.Array) -> jax.Array:
-        row, position, query = rows[i], positions[i], queries[i]
-
-        def add_chunk(c: jax.Array, sums: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-            highest, total, mixture = sums
-            distance = position - (c * CHUNK + jnp.arange(CHUNK))
-            mask = (distance >= 0) & ((window == 0) | (distance < window))
-            scores = jnp.where(mask, jnp.einsum("kgd,kds->kgs", query, some(k, row, c * CHUNK, 2)), _MASKED)
-            top = jnp.maximum(highest, jnp.max(scores, axis=-1, keepdims=True))
-            weights, share = jnp.exp(scores - top), jnp.exp(highest - top)
-            mixture = mixture * share + jnp.einsum("kgs,ksd->kgd", weights, some(v, row, c * CHUNK, 1))
-            return top, total * share + jnp.sum(weights, axis=-1, keepdims=True), mixture
-
-        first = jnp.where(window > 0, jnp.maximum(position - window + 1, 0) // CHUNK, 0)
-        nothing = jnp.full((K, H // K, 1), _MASKED), jnp.zeros((K, H // K, 1)), jnp.zeros((K, H // K, Dh))
-        _, total, mixture = jax.lax.fori_loop(first, position // CHUNK + 1, add_chunk, nothing)
-        return jax.lax.dynamic_update_index_in_dim(mixed, mixture / jnp.maximum(total, 1), i, 0)
-
-    mixed = jax.lax.fori_loop(0, B, one_row, jnp.zeros_like(queries))
-    return mixed.astype(q.dtype).reshape(B, H, Dh)
 
 
 def decode_attention(

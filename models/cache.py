@@ -18,15 +18,9 @@ from models.config import ModelConfig
 # Keys [B, K, Dh, s] and values [B, K, s, Dh] of the tokens so far, split into `cache_parts`: cache[l][i] is part i
 # of layer l where layers are unrolled; cache[0][i], with a leading [L], is that of all layers where they are scanned.
 # Parts are separate buffers, so that unused ones are not read and used ones are read without a copy.
-#
-# bf16 on CPU is stored as its bits, u16: XLA there converts a whole bf16 array to f32 and back to write one token. Such
-# a cache is one part, of whole chunks, which each row reads up to its own position, see
-# `attention.decode_attention_by_rows`.
 Part = tuple[jax.Array, jax.Array]
 Cache = tuple[tuple[Part, ...], ...]
 FIRST_PART = 128
-CHUNK = 128
-BITS = jnp.dtype(jnp.uint16)
 
 
 def cache_parts(length: int) -> list[int]:
@@ -37,26 +31,15 @@ def cache_parts(length: int) -> list[int]:
     return parts
 
 
-def stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x as a cache of this dtype stores it."""
-    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), BITS) if dtype == BITS else x.astype(dtype)
-
-
-def read(x: jax.Array) -> jax.Array:
-    """The inverse of `stored`."""
-    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == BITS else x
-
-
 def make_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype, unrolled: bool) -> Cache:
-    """An empty cache for `rows` rows of at most `length` tokens; bf16 is stored as it is, or as BITS."""
+    """An empty cache for `rows` rows of at most `length` tokens."""
     K, Dh = config.num_kv_heads, config.head_dim
     layers, lead = (config.num_layers, ()) if unrolled else (1, (config.num_layers,))
 
     def part(s: int) -> Part:
         return jnp.zeros((*lead, rows, K, Dh, s), dtype), jnp.zeros((*lead, rows, K, s, Dh), dtype)
 
-    parts = [-(-length // CHUNK) * CHUNK] if dtype == BITS else cache_parts(length)
-    return tuple(tuple(part(s) for s in parts) for _ in range(layers))
+    return tuple(tuple(part(s) for s in cache_parts(length)) for _ in range(layers))
 
 
 def write(
@@ -72,8 +55,8 @@ def write(
     for k_part, v_part in parts:
         s = k_part.shape[-1]
         column = jnp.where((positions >= start) & (positions < start + s), positions - start, s)
-        k_part = k_part.at[*lead, rows, :, :, column].set(stored(k, k_part.dtype), mode="drop")
-        v_part = v_part.at[*lead, rows, :, column].set(stored(v, v_part.dtype), mode="drop")
+        k_part = k_part.at[*lead, rows, :, :, column].set(k.astype(k_part.dtype), mode="drop")
+        v_part = v_part.at[*lead, rows, :, column].set(v.astype(v_part.dtype), mode="drop")
         written.append((k_part, v_part))
         start += s
     return tuple(written)
@@ -115,8 +98,8 @@ def _map_first(cache: Cache, put: Callable[..., jax.Array], k: jax.Array, v: jax
         for k_part, v_part in parts:
             end = min(start + k_part.shape[-1], T)
             if end > start:
-                k_part = put(k_part, stored(k_new[..., start:end], k_part.dtype))
-                v_part = put(v_part, stored(v_new[..., start:end, :], v_part.dtype))
+                k_part = put(k_part, k_new[..., start:end].astype(k_part.dtype))
+                v_part = put(v_part, v_new[..., start:end, :].astype(v_part.dtype))
             written.append((k_part, v_part))
             start += k_part.shape[-1]
         layers.append(tuple(written))

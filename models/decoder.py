@@ -16,11 +16,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from jax.sharding import Mesh, NamedSharding
 
-from models.attention import attention, decode_attention, decode_attention_by_rows, extended_attention, kernel_of
-from models.cache import BITS, Cache, over_rows_and_heads, read, write
+from models import row_cache
+from models.attention import attention, decode_attention, extended_attention, kernel_of
+from models.cache import Cache, over_rows_and_heads, write
 from models.config import Llama3RopeScaling, ModelConfig
 from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters, join_params, split_params
 from models.matmul import WeightSharding, project
+from models.row_cache import Chunks, decode_attention_by_rows
 from models.sharding import LOGICAL_TO_MESH, SERVING, constrain, param_shardings, partition_spec, sharded
 from models.vocabulary import embed
 
@@ -220,12 +222,12 @@ class Decoder(nnx.Module):
         self,
         tokens: jax.Array,  # i32[B], one new token per row
         positions: jax.Array,  # i32[B], its place in its row
-        cache: Cache,
+        cache: Cache | tuple[Chunks, ...],
         layers: list[Block] | None = None,  # from `unstack`: unrolled; None: scanned
         compute: Compute = Compute(),
         parts: int | None = None,  # of the cache that are read and written; None: all
-        rows: jax.Array | None = None,  # i32[B], of the cache, where it is stored as bits; None: the first B
-    ) -> tuple[jax.Array, Cache]:  # hidden [B, D] after the final norm
+        rows: jax.Array | None = None,  # i32[B], of a cache in Chunks; None: the first B
+    ) -> tuple[jax.Array, Any]:  # hidden [B, D] after the final norm
         """One step of decoding: the new tokens' keys and values go into the cache at their positions.
 
         A row whose position is negative or lies after the first `parts` gets a meaningless result, and its keys are not
@@ -235,14 +237,15 @@ class Decoder(nnx.Module):
         def attend(q, k, v, positions, window, used, l):
             # Otherwise XLA recomputes k for each part, with a rounding that depends on the number of parts.
             q, k, v = jax.lax.optimization_barrier((q, k, v))
-            own = jnp.arange(q.shape[0]) if rows is None else rows
-            used = write(used, own, positions, k, v, l)
+            used = write(used, jnp.arange(q.shape[0]), positions, k, v, l)
             seen = used if l is None else tuple((k[l], v[l]) for k, v in used)
-            if seen[0][0].dtype == BITS:
-                return decode_attention_by_rows(q, *seen[0], own, positions, window), used
             return decode_attention(q, seen, positions, window), used
 
         def layer(q, k, v, window, layer_parts, l):
+            if isinstance(layer_parts, Chunks):
+                own = jnp.arange(q.shape[0]) if rows is None else rows
+                kept = row_cache.write(layer_parts, own, positions, k[:, 0], v[:, 0])
+                return decode_attention_by_rows(q[:, 0], kept, own, positions, window)[:, None], kept
             used, rest = layer_parts[:parts], layer_parts[parts:] if parts else ()
             mixed, used = over_rows_and_heads(
                 attend, compute.mesh, q[:, 0], k[:, 0], v[:, 0], positions, window, used, l
@@ -257,22 +260,25 @@ class Decoder(nnx.Module):
         tokens: jax.Array,  # i32[b, T], new tokens
         positions: jax.Array,  # i32[b, T], their places in their rows; S for padding
         rows: jax.Array,  # i32[b], of the cache
-        cache: Cache,
+        cache: Cache | tuple[Chunks, ...],
         layers: list[Block] | None = None,
         compute: Compute = Compute(),
-    ) -> tuple[jax.Array, Cache]:  # hidden [b, T, D] after the final norm
+    ) -> tuple[jax.Array, Any]:  # hidden [b, T, D] after the final norm
         """Many new tokens of some rows at once, following their tokens in the cache."""
 
         def layer(q, k, v, window, layer_parts, l):
+            if isinstance(layer_parts, Chunks):
+                kept = row_cache.write(layer_parts, rows[:, None], positions, k, v)
+                return extended_attention(q, *row_cache.of_rows(kept, rows), positions, window), kept
             layer_parts = write(layer_parts, rows[:, None], positions, k, v, l)
             index = rows if l is None else (l, rows)
-            keys = jnp.concatenate([read(k[index]).transpose(0, 3, 1, 2) for k, _ in layer_parts], axis=1)
-            values = jnp.concatenate([read(v[index]).transpose(0, 2, 1, 3) for _, v in layer_parts], axis=1)
+            keys = jnp.concatenate([k[index].transpose(0, 3, 1, 2) for k, _ in layer_parts], axis=1)
+            values = jnp.concatenate([v[index].transpose(0, 2, 1, 3) for _, v in layer_parts], axis=1)
             return extended_attention(q, keys, values, positions, window), layer_parts
 
         return self._with_cache(tokens, positions, layer, cache, layers, compute)
 
-    def _with_cache(self, tokens, positions, attend, cache, layers, compute) -> tuple[jax.Array, Cache]:
+    def _with_cache(self, tokens, positions, attend, cache, layers, compute) -> tuple[jax.Array, Any]:
         """The forward pass with `attend(q, k, v, window, parts of the cache, layer in them) -> mixed, parts`."""
         config, rotation = self.config, rotary(positions, self.config)
         windows = config.windows or (0,) * config.num_layers

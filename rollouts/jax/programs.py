@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from models.cache import BITS, Cache, insert, make_cache, partition
+from models import row_cache
+from models.cache import Cache, insert, make_cache, partition
 from models.config import LORA_TARGETS, ModelConfig
 from models.decoder import SMALL, Block, Compute, Decoder
+from models.row_cache import Chunks, make_chunks
 from models.sharding import MESH_AXES, SERVING, constrain, param_shardings, partition_spec, platform, serving_mesh
 from rollouts.jax.sampling import sample_tokens
 
@@ -65,7 +67,7 @@ class State(NamedTuple):
     """All that stays on the device between two calls. Every program takes it as a donated argument."""
 
     rows: Rows
-    cache: Cache
+    cache: Cache | tuple[Chunks, ...]
     tokens: jax.Array  # i32[B, N], sampled
     logprobs: jax.Array  # f32[B, N]
 
@@ -166,13 +168,14 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
     config = serving.config
     empty = partial(_empty_state, config, sizes, compute)
     state = jax.eval_shape(empty)
-    by_rows = state.cache[0][0][0].dtype == BITS
+    by_rows = isinstance(state.cache[0], Chunks)
+    lengths = [state.cache[0].length] if by_rows else accumulate(values.shape[-2] for _, values in state.cache[0])
     shardings = _state_shardings(state, config, compute.mesh)
     program = partial(jax.jit, donate_argnums=1, out_shardings=shardings)
     return Programs(
         sizes=sizes,
         config=config,
-        lengths=list(accumulate(values.shape[-2] for _, values in state.cache[0])),
+        lengths=list(lengths),
         widths=_widths(sizes.slots, one_cpu, by_rows),
         by_rows=by_rows,
         on_one_cpu=one_cpu,
@@ -202,7 +205,7 @@ def _widths(slots: int, on_one_cpu: bool, by_rows: bool) -> list[int]:
 
 def _state_shardings(state: State, config: ModelConfig, mesh: Mesh | None) -> Any:
     """Rows of everything over data and fsdp, kv heads over tensor; None without a mesh."""
-    if mesh is None:
+    if mesh is None or isinstance(state.cache[0], Chunks):
         return None
     rows, heads = partition(state.tokens.shape[0], config.num_kv_heads, mesh)
 
@@ -303,10 +306,11 @@ def _empty_state(config: ModelConfig, sizes: Sizes, compute: Compute) -> State:
         key=jnp.zeros((slots, 2), jnp.uint32), temperature=full(1, jnp.float32), top_p=full(1, jnp.float32),
         top_k=full(0, jnp.int32), min_p=full(0, jnp.float32),
     )  # fmt: skip
-    # XLA on CPU converts a whole bf16 cache to f32 and back to write one token.
-    cpu_dtype = BITS if compute.dtype == jnp.bfloat16 and on_one_cpu(compute.mesh) else jnp.dtype(jnp.float32)
-    cache_dtype = cpu_dtype if platform(compute.mesh) == "cpu" else compute.dtype
-    cache = make_cache(config, slots, sizes.max_length, cache_dtype, compute.unroll)
+    if compute.transposed:
+        cache: Any = make_chunks(config, slots, sizes.max_length)
+    else:  # XLA on CPU converts a whole bf16 cache to f32 and back to write one token
+        cache_dtype = jnp.dtype(jnp.float32) if platform(compute.mesh) == "cpu" else compute.dtype
+        cache = make_cache(config, slots, sizes.max_length, cache_dtype, compute.unroll)
     shape = (slots, sizes.max_new_tokens)
     return State(rows, cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
@@ -327,7 +331,10 @@ def _prefill(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segments = (positions < lengths[:, None]).astype(jnp.int32)
     _, k, v = model.prefill(tokens, positions, segments, compute)
-    cache = insert(state.cache, fresh, source, k, v, compute.mesh)
+    if isinstance(state.cache[0], Chunks):
+        cache: Any = row_cache.insert(state.cache, fresh, source, k, v)
+    else:
+        cache = insert(state.cache, fresh, source, k, v, compute.mesh)
     return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
 
 
@@ -366,16 +373,16 @@ def _decode(
     parts: int,  # parts of the cache that are read; every active row must stay within them
 ) -> State:
     """Decodes rows together, on the device, until `steps` are done or only `spare` rows are active."""
-    whole, bits = state, state.cache[0][0][0].dtype == BITS
+    whole, by_rows = state, isinstance(state.cache[0], Chunks)
     if chosen is not None:
         state = _take(whole, chosen, parts)
-    in_cache = chosen if bits else None
+    in_cache = chosen if by_rows else None
     model, layers = serving.model(weights)
     unembedding, index = model.unembedding(), jnp.arange(state.tokens.shape[0])
 
     def step(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         done, (rows, cache, tokens, logprobs) = carry
-        position = jnp.where(rows.active, rows.position, -1) if bits else rows.position  # nothing is read for -1
+        position = jnp.where(rows.active, rows.position, -1) if by_rows else rows.position  # nothing is read for -1
         hidden, cache = model.decode(rows.token, position, cache, layers, compute, parts, in_cache)
         logits = _logits(hidden, unembedding, compute)
         keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key), rows.count)
@@ -407,7 +414,7 @@ def _decode(
 def _take(state: State, slots: jax.Array, parts: int) -> State:
     """The state of some slots, with the first `parts` of the cache; all of one that is read row by row."""
     some = jax.tree.map(lambda x: jnp.take(x, slots, axis=0), state._replace(cache=()))
-    if state.cache[0][0][0].dtype == BITS:
+    if isinstance(state.cache[0], Chunks):
         return some._replace(cache=state.cache)
     cache = tuple(layer[:parts] for layer in state.cache)
     return some._replace(cache=jax.tree.map(lambda x: jnp.take(x, slots, axis=_row_axis(x)), cache))
@@ -419,7 +426,7 @@ def _put(state: State, slots: jax.Array, some: State) -> State:
     def put(x: jax.Array, new: jax.Array) -> jax.Array:
         return x.at[(slice(None),) * _row_axis(x) + (slots,)].set(new)
 
-    if state.cache[0][0][0].dtype == BITS:
+    if isinstance(state.cache[0], Chunks):
         written = jax.tree.map(put, state._replace(cache=()), some._replace(cache=()))
         return written._replace(cache=some.cache)
     used = tuple(layer[: len(new)] for layer, new in zip(state.cache, some.cache))

@@ -27,16 +27,17 @@ def sample_tokens(
     tops = jnp.max(blocks, axis=-1) / divisor
     highest = jnp.max(tops, axis=-1, keepdims=True)
 
-    def weights(logits: jax.Array) -> jax.Array:  # f32[B, BLOCK] of one block each
-        return jnp.exp(logits / divisor - highest)
+    def weights(x: jax.Array) -> jax.Array:  # logits of whole rows in blocks, or of one block each
+        last = (slice(None), *[None] * (x.ndim - 2))
+        return jnp.exp(x / divisor[last] - highest[last])
 
     # Only sums over blocks are made of whole rows; scaled logits are not written to memory. The barrier keeps XLA from
     # computing the sums again wherever they are used.
-    sums = jax.lax.optimization_barrier(jnp.sum(jax.vmap(weights, 1, 1)(blocks), axis=-1))
+    sums = jax.lax.optimization_barrier(jnp.sum(weights(blocks), axis=-1))
     allowed, allowed_sums = blocks, sums
     if filters is not None:
         allowed = _in_blocks(jnp.where(filter_mask(logits / divisor, *filters), logits, -jnp.inf))
-        allowed_sums = jnp.sum(jax.vmap(weights, 1, 1)(allowed), axis=-1)
+        allowed_sums = jnp.sum(weights(allowed), axis=-1)
     uniforms = jax.vmap(partial(jax.random.uniform, shape=()))(keys)
     drawn = _draw(lambda block: weights(_block(allowed, block)), allowed_sums, uniforms)
     top = _first(tops == highest)
