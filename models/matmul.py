@@ -43,6 +43,27 @@ def _matmul_backward(operands: Operands, gradient: jax.Array) -> Operands:
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@jax.custom_vjp
+def matmul_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [M, K] @ y [N, K]^T -> f32[M, N], as `matmul`; y^T is never made in memory."""
+    return jnp.einsum("mk,nk->mn", x, y.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _transposed_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, Operands]:
+    return matmul_transposed(x, y), (x, y)
+
+
+def _transposed_backward(operands: Operands, gradient: jax.Array) -> Operands:
+    x, y = operands
+    g = gradient.astype(x.dtype)
+    dx = jnp.einsum("mn,nk->mk", g, y.astype(x.dtype), preferred_element_type=jnp.float32)
+    dy = jnp.einsum("mn,mk->nk", g, x, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dy.astype(y.dtype)
+
+
+matmul_transposed.defvjp(_transposed_forward, _transposed_backward)
+
+
 def project(x: jax.Array, w: jax.Array, sharding: WeightSharding | None = None, transposed: bool = False) -> jax.Array:
     """x [..., K] @ w [K, N] -> f32[..., N], with w taken in x's dtype; `transposed`: w is stored as [N, K].
 
@@ -50,10 +71,7 @@ def project(x: jax.Array, w: jax.Array, sharding: WeightSharding | None = None, 
     is f32 (the master weights).
     """
     if transposed:  # of flat rows: with more axes, XLA on CPU would transpose w in memory
-        flat = jnp.einsum(
-            "mk,nk->mn", x.reshape(-1, x.shape[-1]), w.astype(x.dtype), preferred_element_type=jnp.float32
-        )
-        return flat.reshape(*x.shape[:-1], -1)
+        return cast(jax.Array, matmul_transposed(x.reshape(-1, x.shape[-1]), w)).reshape(*x.shape[:-1], -1)
     return cast(jax.Array, _projected(sharding, x, w))
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from models.matmul import matmul
+from models.matmul import matmul_transposed
 from models.sharding import mesh_size, partition_spec, platform
 
 # f32 logits in memory at once on a device. The table's gradient is read and written once per chunk, so larger chunks
@@ -108,20 +108,31 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_elements: int | None = None,  # None: the platform's
     mesh: Mesh | None = None,
+    frozen: bool = False,
+    wanted: jax.Array | None = None,  # bool[...], targets whose results are used; None: all
 ) -> tuple[jax.Array, jax.Array]:  # f32[...], f32[...]
     """log softmax(logits / temperature) at the targets, and the entropy of that distribution in nats.
 
     Logits are computed for one chunk of tokens at a time, and again in the backward pass. The entropy has no gradient.
+
+    Args:
+        frozen: the unembedding gets no gradient.
+        wanted: on one device the others are left out, chunk by chunk; their results are 0 or right.
     """
 
     elements = chunk_elements or CHUNK_ELEMENTS.get(platform(mesh), CHUNK_ELEMENTS["cpu"])
 
     def local(parts: _Parts, unembedding: jax.Array, hidden: jax.Array, targets: jax.Array):
-        unembedding = unembedding.astype(jnp.float32)  # so that its gradient is summed over chunks in f32
+        if not frozen:
+            unembedding = unembedding.astype(jnp.float32)  # so that its gradient is summed over chunks in f32
         flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         rows, D = unembedding.shape
         chunk = chunk_tokens(elements, rows, D, mesh_size(mesh, parts.tokens))
-        out = _in_chunks(partial(_logprobs, parts, unembedding, temperature), flat, chunk)
+        of_chunk = partial(_logprobs, parts, unembedding, temperature)
+        if wanted is not None and not parts.vocabulary and not parts.tokens:
+            out = _of_wanted(of_chunk, flat, chunk, wanted.reshape(-1))
+        else:
+            out = _in_chunks(of_chunk, flat, chunk)
         return jax.tree.map(lambda x: x.reshape(targets.shape), out)
 
     if mesh is None or mesh.size == 1:
@@ -143,7 +154,7 @@ def chunk_tokens(elements: int, rows: int, D: int, devices: int) -> int:
 def _logprobs(parts, unembedding, temperature, hidden, targets):
     """Logprobs and entropies of n tokens of this device: hidden [n, D], targets i32[n]."""
     n, rows = len(targets), len(unembedding)
-    logits = matmul(parts.gather(hidden), unembedding.T) / temperature  # [f * n, rows]
+    logits = matmul_transposed(parts.gather(hidden), unembedding) / temperature  # [f * n, rows]
     here = parts.gather(targets) - parts.first(rows)
     highest = parts.max(jax.lax.stop_gradient(logits).max(axis=-1))
     weights = jnp.exp(logits - highest[:, None])
@@ -154,6 +165,18 @@ def _logprobs(parts, unembedding, temperature, hidden, targets):
     mean = parts.sum(jax.lax.stop_gradient((weights * logits).sum(axis=-1))) / total
     entropy = jax.lax.stop_gradient(log_z - mean)
     return parts.own(chosen - log_z, n), parts.own(entropy, n)
+
+
+def _of_wanted(f: Callable, arrays: tuple[jax.Array, ...], size: int, wanted: jax.Array) -> Any:
+    """f over the rows of the arrays in chunks, the wanted rows first; chunks without any give 0."""
+    order = jnp.argsort(~wanted)
+
+    def some(wanted: jax.Array, *chunk: jax.Array) -> Any:
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(f, *chunk))
+        return jax.lax.cond(wanted.any(), f, lambda *_: nothing, *chunk)
+
+    out = _in_chunks(some, (wanted[order], *(x[order] for x in arrays)), size)
+    return jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x, unique_indices=True), out)
 
 
 def _in_chunks(f: Callable, arrays: tuple[jax.Array, ...], size: int):

@@ -297,7 +297,7 @@ def _forward(
 ) -> tuple[Outputs, jax.Array]:
     """The outputs f32[b, T], and the entropy f32[b, T] of the distribution that each token was drawn from.
 
-    Logprob and entropy are 0 for a row's first token.
+    Logprob and entropy are 0 for a row's first token, and may be 0 where loss_mask is.
     """
     params, state = without_heads(weights)
     model: Decoder = nnx.merge(graphdef, params)
@@ -305,6 +305,10 @@ def _forward(
     hidden = model(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
     # All of a row's tokens, the last one's successor too, so that rows are divided evenly over devices.
     following = jnp.roll(tokens, -1, axis=1)
-    of_following = token_logprobs(hidden, following, model.unembedding(), temperature, mesh=compute.mesh)
+    wanted = jnp.roll(jnp.asarray(batch.loss_mask), -1, axis=1) > 0
+    frozen = model.config.lora is not None
+    of_following = token_logprobs(
+        hidden, following, model.unembedding(), temperature, mesh=compute.mesh, frozen=frozen, wanted=wanted
+    )
     logprobs, entropy = (jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in of_following)
     return Outputs(logprobs, head_outputs(heads, state, hidden) if state is not None else {}), entropy
