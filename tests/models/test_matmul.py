@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.matmul import matmul, project
+from models.matmul import matmul, matmul_transposed, project
 
 
 def operands(*lead: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,3 +63,19 @@ def test_bf16_operands_f32_sums(shape, function):
     np.testing.assert_allclose(dy, exact(x).T @ exact(g), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dy_transposed, np.asarray(dy).T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.asarray(dx, np.float64), exact(g) @ exact(y).T, rtol=0.01, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_product_with_a_stored_transpose(dtype):
+    """Value and gradients are those of x @ y.T; in bf16, with operands and gradient rounded and sums in f32."""
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(6, 40)), dtype), jnp.asarray(rng.normal(size=(9, 40)), dtype)
+    g = jnp.asarray(rng.normal(size=(6, 9)), jnp.float32)
+    value, backward = jax.vjp(matmul_transposed, x, y)
+    dx, dy = backward(g)
+    wide = [np.asarray(a, np.float64) for a in (x, y, g.astype(dtype))]
+    assert value.dtype == jnp.float32 and dx.dtype == dy.dtype == dtype
+    rounding = 1e-5 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(value, wide[0] @ wide[1].T, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(dx, np.float64), wide[2] @ wide[1], atol=rounding, rtol=rounding)
+    np.testing.assert_allclose(np.asarray(dy, np.float64), wide[2].T @ wide[0], atol=rounding, rtol=rounding)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from conftest import on_eight_devices
 
-from models.vocabulary import token_logprobs
+from models.vocabulary import embed, token_logprobs
 
 rng = np.random.default_rng(0)
 HIDDEN, TARGETS = rng.normal(size=(37, 16)).astype(np.float32), rng.integers(0, 53, 37)
@@ -40,6 +41,45 @@ def test_no_array_of_all_logits_is_made():
     loss = lambda h, t, w: token_logprobs(h, t, w, chunk_elements=2**18)[0].sum()  # noqa: E731
     memory = jax.jit(jax.grad(loss, (0, 2))).lower(*shapes).compile().memory_analysis()
     assert memory.temp_size_in_bytes < N * V * 4 / 4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("chunk", [53 * 7, 2**25])
+def test_only_wanted_targets_are_computed(chunk, share):
+    """Theirs are the values and the gradient of all; other results are 0 or right, and so is what flows back."""
+    wanted = np.random.default_rng(1).random(37) < share
+
+    def total(hidden, wanted_only):
+        only = {"wanted": jnp.asarray(wanted)} if wanted_only else {}
+        logprobs, _ = token_logprobs(hidden, TARGETS, WEIGHTS, 1.0, chunk, **only)
+        return jnp.where(wanted, logprobs, 0).sum(), logprobs
+
+    (_, some), gradient = jax.value_and_grad(total, has_aux=True)(HIDDEN, True)
+    (_, every), expected = jax.value_and_grad(total, has_aux=True)(HIDDEN, False)
+    np.testing.assert_allclose(some[wanted], every[wanted], atol=1e-6)
+    assert all(a == 0 or abs(a - b) < 1e-6 for a, b in zip(some, every))
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_a_frozen_table_is_not_copied_to_f32():
+    hidden, table = jnp.asarray(HIDDEN, jnp.bfloat16), jnp.asarray(WEIGHTS, jnp.bfloat16)
+    frozen = jax.make_jaxpr(lambda h, w: token_logprobs(h, TARGETS, w, frozen=True))(hidden, table)
+    trained = jax.make_jaxpr(lambda h, w: token_logprobs(h, TARGETS, w))(hidden, table)
+    assert "f32[53,16]" in str(trained) and "f32[53,16]" not in str(frozen)
+    for a, b in zip(token_logprobs(hidden, TARGETS, table, frozen=True), token_logprobs(hidden, TARGETS, table)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_embeddings_of_a_bf16_table_and_their_gradient():
+    """Read by bits, they are the table's; the gradient sums each token's places in f32."""
+    table, tokens = jnp.asarray(WEIGHTS, jnp.bfloat16), jnp.array([[3, 3, 52], [0, 3, 7]])
+    weights = np.random.default_rng(2).normal(size=(2, 3, 16)).astype(np.float32)
+    found, backward = jax.vjp(lambda t: embed(t, tokens, jnp.dtype(jnp.float32)), table)
+    np.testing.assert_array_equal(found, np.asarray(table, np.float32)[tokens])
+    (gradient,) = backward(jnp.asarray(weights))
+    expected = np.zeros((53, 16))
+    np.add.at(expected, np.asarray(tokens), np.asarray(jnp.asarray(weights, jnp.bfloat16), np.float64))
+    np.testing.assert_allclose(np.asarray(gradient, np.float64), expected, rtol=2**-8)
 
 
 ON_EIGHT_DEVICES = """
