@@ -8,6 +8,7 @@ with adapters of A parameters, 2N + 2A and 4N + 6A, since the N are frozen and h
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,11 @@ def update_flops(config: ModelConfig, tokens: int, mean_context: float) -> float
     return 3 * forward_flops(config, tokens, mean_context) - 2.0 * tokens * frozen
 
 
+def without_vocabulary(config: ModelConfig) -> ModelConfig:
+    """The decoder of a critic: hidden states go into a head, not into the output projection."""
+    return dataclasses.replace(config, vocab_size=0)
+
+
 def sampling_flops(config: ModelConfig, prompt: int, new_tokens: int, samples: int = 1) -> float:
     """`samples` completions of one prompt with a KV cache; the prompt is computed once."""
     first = forward_flops(config, prompt, (prompt + 1) / 2)
@@ -104,14 +110,23 @@ def group_flops(config: ModelConfig, groups: Sequence[Group]) -> float:
 
 
 def step_flops(
-    config: ModelConfig, drawn: Sequence[Group], counts: Sequence[tuple[int, float]], *, old: bool, reference: bool
+    config: ModelConfig,
+    drawn: Sequence[Group],
+    counts: Sequence[tuple[int, float]],
+    *,
+    old: bool,
+    reference: bool,
+    critics: int = 0,
 ) -> dict[str, float]:
     """Flops of an RL step: flops/sampling, flops/old and flops/reference (logprobs), flops/update; their sum as flops.
+
+    With critics also flops/critic, of their values before the update and their own part of it.
 
     Args:
         drawn: all groups that were sampled.
         counts: tokens and mean context of each batch that was trained on.
         old, reference: whether logprobs were computed before the first update, and with a reference policy.
+        critics: decoders beside the policy's that are trained.
     """
     forward = sum(forward_flops(config, *count) for count in counts)
     parts = {
@@ -120,6 +135,10 @@ def step_flops(
         "flops/reference": forward * reference,
         "flops/update": sum(update_flops(config, *count) for count in counts),
     }
+    if critics:
+        alone = without_vocabulary(config)
+        each = sum(forward_flops(alone, *count) + update_flops(alone, *count) for count in counts)
+        parts["flops/critic"] = critics * each
     parts = {name: float(flops) for name, flops in parts.items()}
     return parts | {"flops": sum(parts.values())}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +14,12 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxrl.algorithms.objective import Objective
 from jaxrl.config import OptimizerConfig
 from jaxrl.config.rules import check_settings
 from jaxrl.errors import UserError
 from jaxrl.training.quantization import EightBit, block_shape, dequantize, quantize, round_to_bfloat16, zeros
+from models.heads import with_heads, without_heads
 
 Params = Any  # nnx.State of the decoder, or a part of it
 Moment = jax.Array | EightBit
@@ -29,6 +32,18 @@ class RoundingState(NamedTuple):
     """Of `round_stochastically`."""
 
     count: jax.Array  # i32[], updates so far
+
+
+def stage_optimizer(
+    config: OptimizerConfig, objective: Objective, steps: int, seed: int = 0, updates: int = 1
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """That of `make_optimizer`, and beside it the one of the objective's heads where they have settings of their own."""
+    optimizer, schedule = make_optimizer(config, steps, seed, updates)
+    if objective.heads_optimizer is None:
+        return optimizer, schedule
+    of_heads = dataclasses.replace(objective.heads_optimizer, offload=config.offload)
+    heads, _ = make_optimizer(of_heads, steps, seed + 1, updates)
+    return heads_apart(optimizer, heads, objective.heads_first * updates), schedule
 
 
 def make_optimizer(
@@ -59,6 +74,41 @@ def make_optimizer(
     decay = optax.add_decayed_weights(config.weight_decay, _decayed)
     optimizer = _in_float32(optax.chain(clip, optax.chain(adam, decay, optax.scale_by_learning_rate(of_update))))
     return optax.chain(optimizer, round_stochastically(seed)) if config.stochastic_rounding else optimizer, schedule
+
+
+class ApartState(NamedTuple):
+    """Of `heads_apart`."""
+
+    decoder: optax.OptState
+    heads: optax.OptState
+    updates: optax.ScaleByScheduleState  # so far, which `at_update` sets
+
+
+def heads_apart(
+    decoder: optax.GradientTransformation, heads: optax.GradientTransformation, first: int = 0
+) -> optax.GradientTransformation:
+    """Separate optimizers, clipping included, of the decoder and of its heads.
+
+    In the `first` updates the decoder is left as it is, and its moments too. A head's own decoder is a part of the head.
+    """
+
+    def init(weights: Params) -> ApartState:
+        params, state = without_heads(weights)
+        return ApartState(decoder.init(params), heads.init(state), optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)))
+
+    def update(updates: Params, state: Any, weights: Params = None) -> tuple[Params, ApartState]:
+        (gradient, of_heads), (params, head_params) = without_heads(updates), without_heads(weights)
+        count: Any = state.updates.count
+        trains = count >= first
+        masked = partial(jax.tree.map, lambda x: jnp.where(trains, x, 0))
+        steps, decoder_state = decoder.update(masked(gradient) if first else gradient, state.decoder, params)
+        head_steps, heads_state = heads.update(of_heads, state.heads, head_params)
+        counted = optax.ScaleByScheduleState(optax.safe_increment(count))
+        return with_heads(masked(steps) if first else steps, head_steps), ApartState(
+            decoder_state, heads_state, counted
+        )
+
+    return optax.GradientTransformation(init, update)
 
 
 def at_update(opt_state: optax.OptState, count: int) -> optax.OptState:
