@@ -7,6 +7,7 @@ So the losses, gradients and metrics of microbatches add up to those of the whol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ class LossMetrics(NamedTuple):
 
     sums: dict[str, jax.Array]  # over the sampled tokens; sums["tokens"] is their number
     maxima: dict[str, jax.Array]  # over the sampled tokens, >= 0
-    totals: dict[str, jax.Array] = {}  # terms weighted as those of the loss: they add up to the metric itself
+    totals: Mapping[str, jax.Array] = {}  # terms weighted as those of the loss: they add up to the metric itself
 
 
 def combine(a: LossMetrics, b: LossMetrics) -> LossMetrics:
@@ -28,7 +29,7 @@ def combine(a: LossMetrics, b: LossMetrics) -> LossMetrics:
 
 
 def summarize(metrics: LossMetrics) -> dict[str, jax.Array]:
-    """Means over the sampled tokens (0 if there are none), the maxima, the totals, and the number of tokens, on the host."""
+    """Means over the sampled tokens (0 if there are none), maxima, totals, and the number of tokens, on the host."""
     tokens = metrics.sums["tokens"]
     means = {name: value / np.maximum(tokens, 1) for name, value in metrics.sums.items()}
-    return means | metrics.maxima | metrics.totals | {"tokens": tokens}
+    return {**means, **metrics.maxima, **metrics.totals, "tokens": tokens}

@@ -202,7 +202,7 @@ def steps_of(batch: Batch, settings: Settings) -> Steps:
 def gae(
     rewards: np.ndarray, values: np.ndarray, episodes: np.ndarray, gamma: float = 1.0, gae_lambda: float = 1.0
 ) -> np.ndarray:
-    """Advantages f64[S] of steps with rewards and values f64[S]; consecutive ones of the same episode follow each other.
+    """Advantages f64[S] of steps with rewards and values f64[S], those of an episode one after another.
 
     An episode's end has the value 0: one that was cut off has failed.
     """

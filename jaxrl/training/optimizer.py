@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl.algorithms.objective import Objective
@@ -37,7 +38,7 @@ class RoundingState(NamedTuple):
 def stage_optimizer(
     config: OptimizerConfig, objective: Objective, steps: int, seed: int = 0, updates: int = 1
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """That of `make_optimizer`, and beside it the one of the objective's heads where they have settings of their own."""
+    """That of `make_optimizer`, beside one of the objective's heads where they have settings of their own."""
     optimizer, schedule = make_optimizer(config, steps, seed, updates)
     if objective.heads_optimizer is None:
         return optimizer, schedule
@@ -89,12 +90,17 @@ def heads_apart(
 ) -> optax.GradientTransformation:
     """Separate optimizers, clipping included, of the decoder and of its heads.
 
-    In the `first` updates the decoder is left as it is, and its moments too. A head's own decoder is a part of the head.
+    In the `first` updates the decoder is left as it is, and its moments stay 0. A head's own decoder is part of it.
     """
+
+    def alone(state: Any) -> Params:  # with the paths that heads have in the weights, for `state_shardings`
+        return with_heads(nnx.State({}), state)
 
     def init(weights: Params) -> ApartState:
         params, state = without_heads(weights)
-        return ApartState(decoder.init(params), heads.init(state), optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)))
+        return ApartState(
+            decoder.init(params), heads.init(alone(state)), optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+        )
 
     def update(updates: Params, state: Any, weights: Params = None) -> tuple[Params, ApartState]:
         (gradient, of_heads), (params, head_params) = without_heads(updates), without_heads(weights)
@@ -102,9 +108,9 @@ def heads_apart(
         trains = count >= first
         masked = partial(jax.tree.map, lambda x: jnp.where(trains, x, 0))
         steps, decoder_state = decoder.update(masked(gradient) if first else gradient, state.decoder, params)
-        head_steps, heads_state = heads.update(of_heads, state.heads, head_params)
+        head_steps, heads_state = heads.update(alone(of_heads), state.heads, alone(head_params))
         counted = optax.ScaleByScheduleState(optax.safe_increment(count))
-        return with_heads(masked(steps) if first else steps, head_steps), ApartState(
+        return nnx.merge_state(masked(steps) if first else steps, head_steps), ApartState(
             decoder_state, heads_state, counted
         )
 
