@@ -4,7 +4,7 @@
 configs/study/tool.py:/models/Qwen2.5-Coder-1.5B` trains that model on contest problems and tests it on HumanEval.
 """
 
-from jaxrl.algorithms import policy_gradient
+from jaxrl.algorithms import policy_gradient, ppo
 from jaxrl.config import Config
 from jaxrl.tasks import compute, contest, humaneval
 
@@ -28,6 +28,24 @@ def grpo_config(name: str, model: str = "") -> Config:
     config.grpo.problems_per_step = 128 if model else 16
     config.grpo.group_size = 16 if model else 8
     config.optimizer.learning_rate = 1e-6 if model else 2e-4
+    return config
+
+
+def ppo_config(name: str, label: str, model: str = "") -> Config:
+    """PPO with execution feedback, as RLEF (arXiv 2410.02089): 1024 episodes a step and 4 updates in the paper."""
+    from configs.study import feedback  # which is a run of the study itself
+
+    config = feedback.get_config(model)
+    config.name, config.label = name, label
+    config.grpo.loss = ppo.Settings(critic_warmup_steps=0 if model else 5)
+    config.optimizer.weight_decay = 0.1
+    critic = config.grpo.loss.critic_optimizer
+    critic.learning_rate = 2e-7 if model else 1e-3
+    critic.weight_decay = 0.1
+    if model:
+        config.optimizer.learning_rate = 2e-7
+        config.optimizer.warmup_steps = critic.warmup_steps = 50
+        config.grpo.group_size = 8
     return config
 
 

@@ -136,9 +136,8 @@ class Reinforce(Progressing):
             check_update(t, measured, batch, step)
             updates.append(measured | learner.objective.measure(batch))
         if updates:
-            metrics |= {
-                name: float(np.mean([u[name] for u in updates if name in u])) for name in updates[0] if name != "tokens"
-            }
+            names = dict.fromkeys(name for u in updates for name in u if name != "tokens")
+            metrics |= {name: float(np.mean([u[name] for u in updates if name in u])) for name in names}
             metrics |= {name: max(u[name] for u in updates) for name in updates[0] if name.endswith("/max")}
             metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
         old = not learner.objective.needs.isdisjoint({"old_logprobs", "heads"})
