@@ -2,9 +2,10 @@
 
 from configs.study.settings import ppo_config
 from jaxrl.config import Config
+from rollouts.environments import feedback
 
 
 def get_config(model: str = "") -> Config:
-    config = ppo_config("ppo_binary", "PPO, no feedback but failure", model)
-    config.rollout.environment.feedback = "binary"
-    return config
+    return ppo_config(
+        "ppo_binary", "PPO, no feedback but failure", model, environment=feedback.Settings(feedback="binary")
+    )

@@ -2,9 +2,8 @@
 
 from configs.study.settings import ppo_config
 from jaxrl.config import Config
+from rollouts.environments import feedback
 
 
 def get_config(model: str = "") -> Config:
-    config = ppo_config("ppo_random", "PPO, random feedback", model)
-    config.rollout.environment.feedback = "random"
-    return config
+    return ppo_config("ppo_random", "PPO, random feedback", model, environment=feedback.Settings(feedback="random"))

@@ -7,6 +7,7 @@ configs/study/tool.py:/models/Qwen2.5-Coder-1.5B` trains that model on contest p
 from jaxrl.algorithms import policy_gradient, ppo
 from jaxrl.config import Config
 from jaxrl.tasks import compute, contest, humaneval
+from rollouts.environments import feedback
 
 
 def study_config(name: str, model: str = "") -> Config:
@@ -31,15 +32,21 @@ def grpo_config(name: str, model: str = "") -> Config:
     return config
 
 
-def ppo_config(name: str, label: str, model: str = "") -> Config:
+def ppo_config(
+    name: str, label: str, model: str, loss: ppo.Settings | None = None, environment: feedback.Settings | None = None
+) -> Config:
     """PPO with execution feedback, as RLEF (arXiv 2410.02089): 1024 episodes a step and 4 updates in the paper."""
-    from configs.study import feedback  # which is a run of the study itself
-
-    config = feedback.get_config(model)
-    config.name, config.label = name, label
-    config.grpo.loss = ppo.Settings(critic_warmup_steps=0 if model else 5)
+    config, loss = grpo_config(name, model), loss or ppo.Settings()
+    config.label, config.grpo.loss = label, loss
+    config.rollout.environment = environment or feedback.Settings()
+    config.rollout.max_turn_tokens = 1024
+    if not model:
+        config.rollout.instruction = compute.PROGRAM
+        config.rollout.max_new_tokens = 208
+        config.rollout.max_turn_tokens = 64
+        loss.critic_warmup_steps = 5
     config.optimizer.weight_decay = 0.1
-    critic = config.grpo.loss.critic_optimizer
+    critic = loss.critic_optimizer
     critic.learning_rate = 2e-7 if model else 1e-3
     critic.weight_decay = 0.1
     if model:

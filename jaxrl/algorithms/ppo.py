@@ -219,7 +219,7 @@ def with_advantages(batch: Batch, settings: Settings) -> Batch:
     """The batch with advantages, and the targets and weights of its values."""
     steps, learned = steps_of(batch, settings), np.asarray(batch.loss_mask) > 0
     advantages = gae(steps.rewards, steps.values, steps.episodes, settings.gamma, settings.gae_lambda)
-    target, weight = np.zeros((2, *learned.shape), np.float32)
+    target, weight = np.zeros(learned.shape, np.float32), np.zeros(learned.shape, np.float32)
     target[steps.index], weight[steps.index] = advantages + steps.values, 1 / max(len(advantages), 1)
     if settings.normalize and len(advantages):
         advantages = (advantages - advantages.mean()) / (advantages.std() + settings.advantage_epsilon)
@@ -232,7 +232,8 @@ def with_advantages(batch: Batch, settings: Settings) -> Batch:
 def measurements(batch: Batch, settings: Settings) -> dict[str, float]:
     """What a batch says about the critic before the update, over its steps.
 
-    value/explained_variance is 1 - Var(target - V) / Var(target); it is left out where all targets are the same.
+    value/explained_variance is 1 - Var(target - V) / Var(target). It is left out where only the KL term tells the
+    targets apart: there is nothing to explain then, and the number would be dust divided by dust.
     """
     steps = steps_of(batch, settings)
     if not len(steps.values):
@@ -241,7 +242,9 @@ def measurements(batch: Batch, settings: Settings) -> dict[str, float]:
     found = {"value/mean": steps.values.mean(), "value/target": target.mean()}
     if settings.kl_in_reward:
         found["kl/turn"] = steps.kl.mean()
-    if target.var() > 0:
+    plain = steps_of(batch, dataclasses.replace(settings, kl_in_reward=0.0)).rewards
+    returns = gae(plain, np.zeros_like(plain), steps.episodes, settings.gamma)
+    if len(np.unique(returns)) > 1:
         found["value/explained_variance"] = 1 - (target - steps.values).var() / target.var()
     return {name: float(x) for name, x in found.items()}
 

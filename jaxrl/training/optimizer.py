@@ -96,7 +96,7 @@ def heads_apart(
     def alone(state: Any) -> Params:  # with the paths that heads have in the weights, for `state_shardings`
         return with_heads(nnx.State({}), state)
 
-    def init(weights: Params) -> ApartState:
+    def init(params: Params) -> ApartState:
         params, state = without_heads(weights)
         return ApartState(
             decoder.init(params), heads.init(alone(state)), optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
@@ -107,6 +107,8 @@ def heads_apart(
         count: Any = state.updates.count
         trains = count >= first
         masked = partial(jax.tree.map, lambda x: jnp.where(trains, x, 0))
+        steps: Any
+        head_steps: Any
         steps, decoder_state = decoder.update(masked(gradient) if first else gradient, state.decoder, params)
         head_steps, heads_state = heads.update(alone(of_heads), state.heads, alone(head_params))
         counted = optax.ScaleByScheduleState(optax.safe_increment(count))

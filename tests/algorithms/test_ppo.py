@@ -17,13 +17,13 @@ from jaxrl.errors import UserError
 from jaxrl.training.packing import make_batch
 from models.config import ModelConfig
 from models.decoder import Decoder, initialize
-from rollouts.episode import Attempt, Episode, Group, Problem, Reward, Turn
+from rollouts.episode import Attempt, Episode, EpisodeStatus, Group, Problem, Reward, Turn
 
 V = 48
 CONFIG = ModelConfig("qwen2", V, 32, 48, 2, 4, 2, 8, 64, qkv_bias=True, tied_embeddings=True)
 
 
-def episode(lengths, solved=True, valid=(), status="finished", seed=0) -> Episode:
+def episode(lengths, solved=True, valid=(), status: EpisodeStatus = "finished", seed=0) -> Episode:
     """A prompt of 3 tokens, turns of these lengths, 2 tokens of feedback between them."""
     rng, turns = np.random.default_rng(seed), []
     for n in lengths:
@@ -202,6 +202,9 @@ def test_explained_variance():
     found = ppo.measurements(batch, Settings())
     assert found["value/explained_variance"] == pytest.approx(1 - np.var(target - values) / np.var(target), rel=1e-5)
     assert found["kl/turn"] == pytest.approx(0.1 / 3)
+    same = [episode([4, 2], False, seed=1), episode([3], False, seed=2)]
+    batch, _ = prepared(same, Settings(), (0.2, 0.1, 0.3), VALUES)
+    assert "value/explained_variance" not in ppo.measurements(batch, Settings())
 
 
 @pytest.mark.parametrize(
