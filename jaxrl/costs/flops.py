@@ -120,7 +120,7 @@ def step_flops(
 ) -> dict[str, float]:
     """Flops of an RL step: flops/sampling, flops/old and flops/reference (logprobs), flops/update; their sum as flops.
 
-    With critics also flops/critic, of their values before the update and their own part of it.
+    Those of critics are in flops/old, where their values before the update are computed, and in flops/update.
 
     Args:
         drawn: all groups that were sampled.
@@ -128,17 +128,15 @@ def step_flops(
         old, reference: whether logprobs were computed before the first update, and with a reference policy.
         critics: decoders beside the policy's that are trained.
     """
+    alone = without_vocabulary(config)
     forward = sum(forward_flops(config, *count) for count in counts)
+    values = critics * sum(forward_flops(alone, *count) for count in counts)
     parts = {
         "flops/sampling": group_flops(config, drawn),
-        "flops/old": forward * old,
+        "flops/old": (forward + values) * old,
         "flops/reference": forward * reference,
-        "flops/update": sum(update_flops(config, *count) for count in counts),
+        "flops/update": sum(update_flops(config, *count) + critics * update_flops(alone, *count) for count in counts),
     }
-    if critics:
-        alone = without_vocabulary(config)
-        each = sum(forward_flops(alone, *count) + update_flops(alone, *count) for count in counts)
-        parts["flops/critic"] = critics * each
     parts = {name: float(flops) for name, flops in parts.items()}
     return parts | {"flops": sum(parts.values())}
 

@@ -97,24 +97,20 @@ def heads_apart(
         return with_heads(nnx.State({}), state)
 
     def init(params: Params) -> ApartState:
-        params, state = without_heads(weights)
-        return ApartState(
-            decoder.init(params), heads.init(alone(state)), optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
-        )
+        weights, state = without_heads(params)
+        counted = optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+        return ApartState(decoder.init(weights), heads.init(alone(state)), counted)
 
-    def update(updates: Params, state: Any, weights: Params = None) -> tuple[Params, ApartState]:
-        (gradient, of_heads), (params, head_params) = without_heads(updates), without_heads(weights)
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ApartState]:
+        (gradient, of_heads), (weights, head_weights) = without_heads(updates), without_heads(params)
         count: Any = state.updates.count
-        trains = count >= first
-        masked = partial(jax.tree.map, lambda x: jnp.where(trains, x, 0))
+        masked = partial(jax.tree.map, lambda x: jnp.where(count >= first, x, 0)) if first else lambda x: x
         steps: Any
         head_steps: Any
-        steps, decoder_state = decoder.update(masked(gradient) if first else gradient, state.decoder, params)
-        head_steps, heads_state = heads.update(alone(of_heads), state.heads, alone(head_params))
+        steps, of_decoder = decoder.update(masked(gradient), state.decoder, weights)
+        head_steps, moments = heads.update(alone(of_heads), state.heads, alone(head_weights))
         counted = optax.ScaleByScheduleState(optax.safe_increment(count))
-        return nnx.merge_state(masked(steps) if first else steps, head_steps), ApartState(
-            decoder_state, heads_state, counted
-        )
+        return nnx.merge_state(masked(steps), head_steps), ApartState(of_decoder, moments, counted)
 
     return optax.GradientTransformation(init, update)
 
