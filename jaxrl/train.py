@@ -37,7 +37,7 @@ from jaxrl.tasks import load_task
 from jaxrl.tasks.conversations import read_conversations
 from jaxrl.training.checkpoint import Checkpoints, saved_steps
 from jaxrl.training.learner import Learner, TrainState
-from jaxrl.training.optimizer import at_update, make_optimizer
+from jaxrl.training.optimizer import at_update, stage_optimizer
 from jaxrl.training.reinforce import grpo_stage
 from jaxrl.training.stages import Stage
 from jaxrl.training.step_metrics import utilization
@@ -152,7 +152,7 @@ def run_stage(t: Trainer, stage: Stage, done: int, params: Any) -> Any:
     `params` are those after step `done`, which the first update donates; None: its checkpoint has them.
     """
     config, policy = t.config, t.policy
-    optimizer, schedule = make_optimizer(stage.optimizer, stage.steps, config.seed, stage.updates)
+    optimizer, schedule = stage_optimizer(stage.optimizer, stage.objective, stage.steps, config.seed, stage.updates)
     schedule = jax.jit(schedule)  # one program, not one for each of its operations
     learner = Learner(
         policy.graphdef,

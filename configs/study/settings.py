@@ -4,9 +4,10 @@
 configs/study/tool.py:/models/Qwen2.5-Coder-1.5B` trains that model on contest problems and tests it on HumanEval.
 """
 
-from jaxrl.algorithms import policy_gradient
+from jaxrl.algorithms import policy_gradient, ppo
 from jaxrl.config import Config
 from jaxrl.tasks import compute, contest, humaneval
+from rollouts.environments import feedback
 
 
 def study_config(name: str, model: str = "") -> Config:
@@ -28,6 +29,30 @@ def grpo_config(name: str, model: str = "") -> Config:
     config.grpo.problems_per_step = 128 if model else 16
     config.grpo.group_size = 16 if model else 8
     config.optimizer.learning_rate = 1e-6 if model else 2e-4
+    return config
+
+
+def ppo_config(
+    name: str, label: str, model: str, loss: ppo.Settings | None = None, environment: feedback.Settings | None = None
+) -> Config:
+    """PPO with execution feedback, as RLEF (arXiv 2410.02089): 1024 episodes a step and 4 updates in the paper."""
+    config, loss = grpo_config(name, model), loss or ppo.Settings()
+    config.label, config.grpo.loss = label, loss
+    config.rollout.environment = environment or feedback.Settings()
+    config.rollout.max_turn_tokens = 1024
+    if not model:
+        config.rollout.instruction = compute.PROGRAM
+        config.rollout.max_new_tokens = 208
+        config.rollout.max_turn_tokens = 64
+        loss.critic_warmup_steps = 5
+    config.optimizer.weight_decay = 0.1
+    critic = loss.critic_optimizer
+    critic.learning_rate = 2e-7 if model else 1e-3
+    critic.weight_decay = 0.1
+    if model:
+        config.optimizer.learning_rate = 2e-7
+        config.optimizer.warmup_steps = critic.warmup_steps = 50
+        config.grpo.group_size = 8
     return config
 
 

@@ -7,6 +7,7 @@ So the losses, gradients and metrics of microbatches add up to those of the whol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,15 +19,17 @@ class LossMetrics(NamedTuple):
 
     sums: dict[str, jax.Array]  # over the sampled tokens; sums["tokens"] is their number
     maxima: dict[str, jax.Array]  # over the sampled tokens, >= 0
+    totals: Mapping[str, jax.Array] = {}  # terms weighted as those of the loss: they add up to the metric itself
 
 
 def combine(a: LossMetrics, b: LossMetrics) -> LossMetrics:
     """The metrics of two microbatches together, on the host."""
-    return LossMetrics(jax.tree.map(np.add, a.sums, b.sums), jax.tree.map(np.maximum, a.maxima, b.maxima))
+    sums, totals = jax.tree.map(np.add, (a.sums, a.totals), (b.sums, b.totals))
+    return LossMetrics(sums, jax.tree.map(np.maximum, a.maxima, b.maxima), totals)
 
 
 def summarize(metrics: LossMetrics) -> dict[str, jax.Array]:
-    """Means over the sampled tokens (0 if there are none), the maxima, and the number of tokens, on the host."""
+    """Means over the sampled tokens (0 if there are none), maxima, totals, and the number of tokens, on the host."""
     tokens = metrics.sums["tokens"]
     means = {name: value / np.maximum(tokens, 1) for name, value in metrics.sums.items()}
-    return means | metrics.maxima | {"tokens": tokens}
+    return {**means, **metrics.maxima, **metrics.totals, "tokens": tokens}

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrl.algorithms import LossMetrics
 from jaxrl.algorithms.batch import Array, Batch
+from jaxrl.config.training import OptimizerConfig
 from models.heads import Head
 from rollouts.episode import Episode
 
@@ -59,7 +60,12 @@ class Objective:
     needs: frozenset[str] = frozenset()
     heads: tuple[Head, ...] = ()
     extras: tuple[str, ...] = ()  # all names in Batch.extras; 0 until credit, needs or prepare gives a value
+    # How the heads are trained where that is not as the decoder is, with AdamW settings of their own, and the first
+    # steps of the stage in which nothing but the heads is trained.
+    heads_optimizer: OptimizerConfig | None = None
+    heads_first: int = 0
     prepare: Callable[[Batch], Batch] = field(default=lambda batch: batch)
+    measure: Callable[[Batch], dict[str, float]] = field(default=lambda batch: {})  # of a prepared batch, for the log
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
 
     def __post_init__(self) -> None:
@@ -68,5 +74,7 @@ class Objective:
                 f"objective {self.name}: needs {sorted(unknown)} must be among: {', '.join(sorted(NEEDS))}"
             )
         names = [f"old_{head.name}" for head in self.heads] if "heads" in self.needs else []
+        if self.heads_first and self.heads_optimizer is None:
+            raise ValueError(f"objective {self.name}: heads_first = {self.heads_first} needs heads_optimizer")
         if missing := [name for name in names if name not in self.extras]:
             raise ValueError(f"objective {self.name}: needs 'heads', so extras must name {', '.join(missing)}")

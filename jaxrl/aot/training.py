@@ -16,12 +16,12 @@ from jaxrl.algorithms.batch import Batch
 from jaxrl.aot.program import Program, Stage
 from jaxrl.aot.sampling import engine_programs
 from jaxrl.config import Config, PolicyConfig, row_length
-from jaxrl.costs.flops import adapter_parameters, forward_flops, parameters, update_flops
+from jaxrl.costs.flops import adapter_parameters, forward_flops, parameters, update_flops, without_vocabulary
 from jaxrl.distributed.processes import local_mesh, processes_of
 from jaxrl.errors import UserError
 from jaxrl.runs.policy import make_compute, shape_of
 from jaxrl.training.learner import Learner
-from jaxrl.training.optimizer import make_optimizer
+from jaxrl.training.optimizer import stage_optimizer
 from jaxrl.training.reinforce import objective_of
 from models.config import ModelConfig, read_config
 from models.decoder import Compute, abstract_decoder
@@ -70,8 +70,8 @@ def stages(config: Config, model: ModelConfig, mesh: Mesh) -> Iterator[Stage]:
 def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params: Any, compute: Compute) -> Stage:
     rl, loss = name == "grpo", config.grpo.loss
     settings = config.optimizer if rl else config.sft.optimizer
-    optimizer, _ = make_optimizer(settings, 1000)
     objective = objective_of(config) if rl else sft.make_objective()
+    optimizer, _ = stage_optimizer(settings, objective, 1000)
     learner = Learner(
         graphdef,
         objective,
@@ -89,16 +89,20 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
     state = learner.abstract(params)
     microbatches = microbatches_of(config, name, T)
     forward, update = forward_flops(model, rows * T, T / 2), update_flops(model, rows * T, T / 2)
+    own = sum(head.own for head in objective.heads)  # decoders beside the policy's
+    critic, of_critic = (
+        own * flops(without_vocabulary(model), rows * T, T / 2) for flops in (forward_flops, update_flops)
+    )
     again = {"none": 0.0, "dots": forward - forward_flops(model, rows * T, 0), "full": forward}  # dots: attention
-    executed = update + again[str(compute.remat)]
-    stepped = adapter_parameters(model) or parameters(model)
+    executed = update + of_critic + again[str(compute.remat)] * (1 + own)
+    stepped = (1 + own) * (adapter_parameters(model) or parameters(model))
     named = learner.programs(state, batch)
     programs = [
-        Program("accumulate", *named["accumulate"], microbatches, update, executed, resident=(0,)),
+        Program("accumulate", *named["accumulate"], microbatches, update + of_critic, executed, resident=(0,)),
         Program("apply", *named["apply"], loss.minibatches if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
     ]
     if of_heads:  # and the old logprobs with them
-        programs.append(Program("outputs", *named["outputs"], microbatches, forward, forward, resident=(0,)))
+        programs.append(Program("outputs", *named["outputs"], microbatches, *2 * (forward + critic,), resident=(0,)))
     if runs := microbatches * ((old and not of_heads) + reference):
         beside = () if reference and offloaded else (0,)  # an offloaded reference comes beside the policy
         programs.append(Program("logprobs", *named["logprobs"], runs, forward, forward, resident=beside))

@@ -42,6 +42,16 @@ class ObjectiveSettings:
         """Whether the policy as it was at the start of the stage is kept, for a KL term."""
         return False
 
+    @property
+    def decoders(self) -> int:
+        """Decoders that are trained: 2 with a critic whose parameters are its own."""
+        return 1
+
+    @property
+    def across_problems(self) -> bool:
+        """Whether episodes of different problems are compared, so that a group of equal rewards has a gradient."""
+        return False
+
 
 @dataclass
 class SFTConfig:

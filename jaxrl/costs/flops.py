@@ -8,6 +8,7 @@ with adapters of A parameters, 2N + 2A and 4N + 6A, since the N are frozen and h
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,11 @@ def update_flops(config: ModelConfig, tokens: int, mean_context: float) -> float
     return 3 * forward_flops(config, tokens, mean_context) - 2.0 * tokens * frozen
 
 
+def without_vocabulary(config: ModelConfig) -> ModelConfig:
+    """The decoder of a critic: hidden states go into a head, not into the output projection."""
+    return dataclasses.replace(config, vocab_size=0)
+
+
 def sampling_flops(config: ModelConfig, prompt: int, new_tokens: int, samples: int = 1) -> float:
     """`samples` completions of one prompt with a KV cache; the prompt is computed once."""
     first = forward_flops(config, prompt, (prompt + 1) / 2)
@@ -104,21 +110,32 @@ def group_flops(config: ModelConfig, groups: Sequence[Group]) -> float:
 
 
 def step_flops(
-    config: ModelConfig, drawn: Sequence[Group], counts: Sequence[tuple[int, float]], *, old: bool, reference: bool
+    config: ModelConfig,
+    drawn: Sequence[Group],
+    counts: Sequence[tuple[int, float]],
+    *,
+    old: bool,
+    reference: bool,
+    critics: int = 0,
 ) -> dict[str, float]:
     """Flops of an RL step: flops/sampling, flops/old and flops/reference (logprobs), flops/update; their sum as flops.
+
+    Those of critics are in flops/old, where their values before the update are computed, and in flops/update.
 
     Args:
         drawn: all groups that were sampled.
         counts: tokens and mean context of each batch that was trained on.
         old, reference: whether logprobs were computed before the first update, and with a reference policy.
+        critics: decoders beside the policy's that are trained.
     """
+    alone = without_vocabulary(config)
     forward = sum(forward_flops(config, *count) for count in counts)
+    values = critics * sum(forward_flops(alone, *count) for count in counts)
     parts = {
         "flops/sampling": group_flops(config, drawn),
-        "flops/old": forward * old,
+        "flops/old": (forward + values) * old,
         "flops/reference": forward * reference,
-        "flops/update": sum(update_flops(config, *count) for count in counts),
+        "flops/update": sum(update_flops(config, *count) + critics * update_flops(alone, *count) for count in counts),
     }
     parts = {name: float(flops) for name, flops in parts.items()}
     return parts | {"flops": sum(parts.values())}

@@ -172,7 +172,8 @@ def load_of(config: Config, local: int = 0) -> Load:
     moments = max((MOMENTS[o.state] for steps, o in stages if steps and not o.offload), default=0)
     trained = ADAPTERS if config.model.lora.rank else 1
     passing = 2 + trained * 2 * itemsize
-    state = itemsize + passing + trained * moments
+    critics = config.grpo.loss.decoders - 1 if config.grpo.steps else 0  # weights, gradients and moments of their own
+    state = itemsize + passing + trained * moments + critics * trained * (3 * itemsize + moments)
     if config.grpo.steps and config.grpo.loss.needs_reference and not config.model.offload_reference:
         state += trained * itemsize
     ahead = config.grpo.steps > 0 and rollout.max_staleness > 0

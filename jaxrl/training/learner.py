@@ -87,7 +87,7 @@ class Learner:
         self.check(params)
         if heads is None and self.objective.heads:
             shardings = jax.tree.map(lambda x: x.sharding, self._abstract_heads(params))
-            heads = jax.jit(self._initial_heads(params), out_shardings=shardings)(jax.random.key(seed))
+            heads = jax.jit(self._initial_heads, out_shardings=shardings)(params, jax.random.key(seed))
         weights = with_heads(params, heads)
         trained, _ = split_trained(weights)
         opt_state = jax.jit(self.optimizer.init, out_shardings=self.state_shardings(weights))(trained)
@@ -106,13 +106,12 @@ class Learner:
         opt_state = sharded(jax.eval_shape(self.optimizer.init, trained), self.state_shardings(weights))
         return TrainState(params, opt_state, heads)
 
-    def _initial_heads(self, params: Params) -> Callable[[jax.Array], Any]:
-        """Key -> heads of this decoder's width."""
-        return partial(initial_heads, self.objective.heads, params["final_norm"].shape[-1])
+    def _initial_heads(self, params: Params, key: jax.Array) -> Any:
+        return initial_heads(self.objective.heads, params, key)
 
     def _abstract_heads(self, params: Params) -> Any:
         """The heads' ShapeDtypeStructs, on the decoder's devices."""
-        heads, mesh = jax.eval_shape(self._initial_heads(params), jax.random.key(0)), self.compute.mesh
+        heads, mesh = jax.eval_shape(self._initial_heads, params, jax.random.key(0)), self.compute.mesh
         place = jax.tree.leaves(params)[0].sharding
         shardings = jax.tree.map(lambda _: place, heads) if mesh is None else param_shardings(heads, mesh)
         return sharded(heads, shardings)
@@ -247,7 +246,7 @@ def _gradient_programs(forward: Callable[..., Any], objective: Objective, comput
         outputs, entropy = forward(join_params(trained, frozen), batch)
         value, metrics = objective.loss(outputs, batch)
         sums = {**metrics.sums, "entropy": jnp.sum(entropy * batch.loss_mask)}
-        return value, LossMetrics(sums, metrics.maxima)
+        return value, metrics._replace(sums=sums)
 
     def pinned(weights: Weights) -> Weights:
         """As `param_shardings` has it, whatever the compiler would prefer: buffers are reused."""
@@ -311,4 +310,9 @@ def _forward(
         hidden, following, model.unembedding(), temperature, mesh=compute.mesh, frozen=frozen, wanted=wanted
     )
     logprobs, entropy = (jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in of_following)
-    return Outputs(logprobs, head_outputs(heads, state, hidden) if state is not None else {}), entropy
+
+    def of_own(trained: Params) -> jax.Array:
+        own: Decoder = nnx.merge(graphdef, join_params(trained, split_params(params)[1]))
+        return own(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
+
+    return Outputs(logprobs, head_outputs(heads, state, hidden, of_own) if state is not None else {}), entropy

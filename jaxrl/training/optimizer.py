@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxrl.algorithms.objective import Objective
 from jaxrl.config import OptimizerConfig
 from jaxrl.config.rules import check_settings
 from jaxrl.errors import UserError
 from jaxrl.training.quantization import EightBit, block_shape, dequantize, quantize, round_to_bfloat16, zeros
+from models.heads import with_heads, without_heads
 
 Params = Any  # nnx.State of the decoder, or a part of it
 Moment = jax.Array | EightBit
@@ -29,6 +33,18 @@ class RoundingState(NamedTuple):
     """Of `round_stochastically`."""
 
     count: jax.Array  # i32[], updates so far
+
+
+def stage_optimizer(
+    config: OptimizerConfig, objective: Objective, steps: int, seed: int = 0, updates: int = 1
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """That of `make_optimizer`, beside one of the objective's heads where they have settings of their own."""
+    optimizer, schedule = make_optimizer(config, steps, seed, updates)
+    if objective.heads_optimizer is None:
+        return optimizer, schedule
+    of_heads = dataclasses.replace(objective.heads_optimizer, offload=config.offload)
+    heads, _ = make_optimizer(of_heads, steps, seed + 1, updates)
+    return heads_apart(optimizer, heads, objective.heads_first * updates), schedule
 
 
 def make_optimizer(
@@ -59,6 +75,44 @@ def make_optimizer(
     decay = optax.add_decayed_weights(config.weight_decay, _decayed)
     optimizer = _in_float32(optax.chain(clip, optax.chain(adam, decay, optax.scale_by_learning_rate(of_update))))
     return optax.chain(optimizer, round_stochastically(seed)) if config.stochastic_rounding else optimizer, schedule
+
+
+class ApartState(NamedTuple):
+    """Of `heads_apart`."""
+
+    decoder: optax.OptState
+    heads: optax.OptState
+    updates: optax.ScaleByScheduleState  # so far, which `at_update` sets
+
+
+def heads_apart(
+    decoder: optax.GradientTransformation, heads: optax.GradientTransformation, first: int = 0
+) -> optax.GradientTransformation:
+    """Separate optimizers, clipping included, of the decoder and of its heads.
+
+    In the `first` updates the decoder is left as it is, and its moments stay 0. A head's own decoder is part of it.
+    """
+
+    def alone(state: Any) -> Params:  # with the paths that heads have in the weights, for `state_shardings`
+        return with_heads(nnx.State({}), state)
+
+    def init(params: Params) -> ApartState:
+        weights, state = without_heads(params)
+        counted = optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+        return ApartState(decoder.init(weights), heads.init(alone(state)), counted)
+
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ApartState]:
+        (gradient, of_heads), (weights, head_weights) = without_heads(updates), without_heads(params)
+        count: Any = state.updates.count
+        masked = partial(jax.tree.map, lambda x: jnp.where(count >= first, x, 0)) if first else lambda x: x
+        steps: Any
+        head_steps: Any
+        steps, of_decoder = decoder.update(masked(gradient), state.decoder, weights)
+        head_steps, moments = heads.update(alone(of_heads), state.heads, alone(head_weights))
+        counted = optax.ScaleByScheduleState(optax.safe_increment(count))
+        return nnx.merge_state(masked(steps), head_steps), ApartState(of_decoder, moments, counted)
+
+    return optax.GradientTransformation(init, update)
 
 
 def at_update(opt_state: optax.OptState, count: int) -> optax.OptState:

@@ -54,6 +54,12 @@ def objective_of(config: Config) -> Objective:
             f"objective {settings.name!r}: Settings.needs_reference is {settings.needs_reference}, but it must say "
             "whether the objective needs 'reference_logprobs'"
         )
+    own = 1 + sum(head.own for head in objective.heads)
+    if own != settings.decoders:
+        raise UserError(
+            f"objective {settings.name!r}: Settings.decoders is {settings.decoders}, but {own} are trained: the "
+            "policy's and those of the heads"
+        )
     return objective
 
 
@@ -128,15 +134,21 @@ class Reinforce(Progressing):
                     f"rollout.mismatch_limit: objective {learner.objective.name!r} measures no mismatch/max"
                 )
             check_update(t, measured, batch, step)
-            updates.append(measured)
+            updates.append(measured | learner.objective.measure(batch))
         if updates:
-            metrics |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0] if name != "tokens"}
+            names = dict.fromkeys(name for u in updates for name in u if name != "tokens")
+            metrics |= {name: float(np.mean([u[name] for u in updates if name in u])) for name in names}
             metrics |= {name: max(u[name] for u in updates) for name in updates[0] if name.endswith("/max")}
             metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
         old = not learner.objective.needs.isdisjoint({"old_logprobs", "heads"})
         counts = [token_counts(batch) for batch in ready]
         return state, metrics | step_flops(
-            t.policy.config, drawn, counts, old=old, reference=self.reference is not None
+            t.policy.config,
+            drawn,
+            counts,
+            old=old,
+            reference=self.reference is not None,
+            critics=sum(head.own for head in learner.objective.heads),
         )
 
     def wait(self) -> None:

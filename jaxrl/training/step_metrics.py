@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrl.algorithms.credit import has_signal
 from jaxrl.errors import TrainingError
-from rollouts.episode import Group
+from rollouts.episode import Episode, Group
 
 
 def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -22,18 +22,37 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "length/unsolved": [n for n, e in zip(lengths, episodes) if not e.reward.solved],
         "calls/failed": [status != "passed" for status in calls],
     }
-    return {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "solved": float(np.mean([e.reward.solved for e in episodes])),
-        "length/mean": float(np.mean(lengths)),
-        "unjudged": float(np.mean([e.status == "sandbox_error" for e in episodes])),
-        "truncated": float(np.mean([e.status == "truncated" for e in episodes])),
-        "groups/zero_variance": float(np.mean([not has_signal(g) for g in groups])),
-        "tokens": float(sum(lengths)),
-        "turns/mean": sum(t.sampled for e in episodes for t in e.turns) / len(episodes),
-        "calls/mean": len(calls) / len(episodes),
-    } | {name: float(np.mean(values)) for name, values in some.items() if values}
+    return (
+        {
+            "reward/mean": float(rewards.mean()),
+            "reward/std": float(rewards.std()),
+            "solved": float(np.mean([e.reward.solved for e in episodes])),
+            "length/mean": float(np.mean(lengths)),
+            "unjudged": float(np.mean([e.status == "sandbox_error" for e in episodes])),
+            "truncated": float(np.mean([e.status == "truncated" for e in episodes])),
+            "groups/zero_variance": float(np.mean([not has_signal(g) for g in groups])),
+            "tokens": float(sum(lengths)),
+            "turns/mean": sum(t.sampled for e in episodes for t in e.turns) / len(episodes),
+            "calls/mean": len(calls) / len(episodes),
+        }
+        | {name: float(np.mean(values)) for name, values in some.items() if values}
+        | solved_by_turn(episodes)
+    )
+
+
+def solved_by_turn(episodes: Sequence[Episode]) -> dict[str, float]:
+    """The share of episodes solved with at most k programs, and of programs that are none; {} without programs.
+
+    An environment submits programs until one passes the public tests: only the last one of an episode is solved.
+    """
+    attempts = [e.attempts for e in episodes]
+    most = max(map(len, attempts), default=0)
+    if not most:
+        return {}
+    shares = {f"solved/turn_{k}": np.mean([any(a.solved for a in tried[:k]) for tried in attempts])
+              for k in range(1, most + 1)}  # fmt: skip
+    shares["turns/invalid"] = np.mean([not a.valid for tried in attempts for a in tried])
+    return {name: float(share) for name, share in shares.items()}
 
 
 def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float]:

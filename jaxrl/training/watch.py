@@ -51,7 +51,7 @@ class Watch:
     def _learned_nothing(self, metrics: Mapping[str, float]) -> bool:
         """No update, none with a gradient, or one that only pulls back to the reference policy."""
         loss = self.settings.loss
-        shaped = getattr(loss, "overlong", "none") == "penalty"
+        shaped = getattr(loss, "overlong", "none") == "penalty" or loss.across_problems
         pulled = loss.needs_reference and not shaped and metrics.get("groups/zero_variance") == 1.0
         return bool(not metrics.get("grad_norm") or pulled)
 
