@@ -21,8 +21,9 @@ import numpy as np
 
 from jaxrl.algorithms import LossMetrics
 from jaxrl.algorithms.batch import Array, Batch
+from jaxrl.algorithms.credit import has_signal
 from models.heads import Head
-from rollouts.episode import Episode
+from rollouts.episode import Episode, Group
 
 NEEDS = frozenset({"old_logprobs", "reference_logprobs", "heads"})
 
@@ -61,6 +62,10 @@ class Objective:
     extras: tuple[str, ...] = ()  # all names in Batch.extras; 0 until credit, needs or prepare gives a value
     prepare: Callable[[Batch], Batch] = field(default=lambda batch: batch)
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
+
+    has_signal: Callable[[Group], bool] = has_signal  # for dynamic sampling, and counted in each batch
+    smallest_group: int = 1  # usable episodes; a problem with fewer gets no credit
+    needs_answers: bool = False  # Reward.answer, which not every task gives
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:
