@@ -2,8 +2,8 @@
 
 The objective of a problem is J_k = E f(y_1 .. y_k), where f is the best reward of the k samples (pass@k) or the reward
 of the answer that most of them give (maj@k). Its gradient is E sum_i (f(I) - f(I without i)) grad log pi(y_i) (leave
-one out, arXiv 2503.19595). A group of n >= k samples averages this over its subsets of size k, which stays unbiased. In the
-loss's scale, a mean over the n samples, the advantage of sample i is
+one out, arXiv 2503.19595). A group of n >= k samples averages this over its subsets of size k, which stays unbiased.
+In the loss's scale, a mean over the n samples, the advantage of sample i is
 
     A_i = n / C(n, k) sum_{I with i, |I| = k} (f(I) - f(I without i)).
 
