@@ -171,7 +171,7 @@ def test_batches_count_groups_by_their_advantages():
 
 def test_centred_advantages_push_wrong_samples_down():
     objective = make_objective(Settings(objective_k=4, objective_centred=True), max_new_tokens=4)
-    assert [c.advantage for c in objective.credit(group_of([1, 0, 0, 0]).episodes)] == [3, -1, -1, -1]
+    assert [c and c.advantage for c in objective.credit(group_of([1, 0, 0, 0]).episodes)] == [3, -1, -1, -1]
 
 
 @pytest.mark.parametrize(("settings", "words"), [
