@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -103,7 +103,9 @@ def has_signal(group: Group) -> bool:
     return len({e.reward.value for e in usable(group)}) > 1
 
 
-def select_groups(groups: Sequence[Group], wanted: int) -> list[Group]:
+def select_groups(
+    groups: Sequence[Group], wanted: int, has_signal: Callable[[Group], bool] = has_signal
+) -> list[Group]:
     """Dynamic sampling (DAPO): the first `wanted` groups with a signal, in the order drawn, or all if there are fewer.
 
     The caller draws more problems until there are enough or it reaches its bound. The batch is never filled up with

@@ -21,9 +21,10 @@ import numpy as np
 
 from jaxrl.algorithms import LossMetrics
 from jaxrl.algorithms.batch import Array, Batch
+from jaxrl.algorithms.credit import has_signal
 from jaxrl.config.training import OptimizerConfig
 from models.heads import Head
-from rollouts.episode import Episode
+from rollouts.episode import Episode, Group
 
 NEEDS = frozenset({"old_logprobs", "reference_logprobs", "heads"})
 
@@ -67,6 +68,10 @@ class Objective:
     prepare: Callable[[Batch], Batch] = field(default=lambda batch: batch)
     measure: Callable[[Batch], dict[str, float]] = field(default=lambda batch: {})  # of a prepared batch, for the log
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
+
+    has_signal: Callable[[Group], bool] = has_signal  # for dynamic sampling, and counted in each batch
+    smallest_group: int = 1  # usable episodes; a problem with fewer gets no credit
+    needs_answers: bool = False  # Reward.answer, which not every task gives
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:

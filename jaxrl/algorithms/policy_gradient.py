@@ -56,7 +56,8 @@ class Settings(ObjectiveSettings):
     constant_length: Count = 0  # tokens; divisor of `constant` averaging, 0: rollout.max_new_tokens
     kl_coefficient: NonNegative = 0.0  # 0: no reference model is kept
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # see docs/reference/policy_gradient.md
-    sampler_correction: Literal["none", "truncate", "mask"] = "none"  # outside the bounds: TIS, IcePop
+    kl_corrected: bool = False  # times pi / old with its gradient, so that k3 pulls as KL(pi || reference) does
+    sampler_correction: Literal["none", "truncate", "mask", "reject"] = "none"  # TIS, IcePop, or whole episodes
     sampler_correction_level: Literal["token", "sequence"] = "token"
     sampler_ratio_min: Share = 0.5  # used by mask
     sampler_ratio_max: Annotated[float, Ge(1), Infinite] = 2.0
@@ -74,6 +75,13 @@ class Settings(ObjectiveSettings):
             raise UserError(
                 f"{where}.kl_estimator = 'k1' must be k2 or k3: the gradient of k1 is 0 in expectation, so it adds "
                 "noise and no pull to the reference; k2 has the gradient of KL(policy || reference), k3 of the reverse"
+            )
+        if self.kl_corrected and not (self.kl_coefficient and self.kl_estimator == "k3"):
+            raise UserError(f"{where}.kl_corrected = True needs {where}.kl_coefficient above 0 and kl_estimator = 'k3'")
+        if self.sampler_correction == "reject" and self.sampler_correction_level != "sequence":
+            raise UserError(
+                f"{where}.sampler_correction = 'reject' needs {where}.sampler_correction_level = 'sequence': it drops "
+                "whole episodes"
             )
         if self.old_logprobs == "sampler" and self.sampler_correction != "none":
             raise UserError(
@@ -165,6 +173,7 @@ def policy_gradient_loss(
         if batch.reference_logprobs is None:
             raise ValueError(f"grpo.loss.kl_coefficient = {config.kl_coefficient} needs batch.reference_logprobs")
         kl = kl_estimate(pi, on_sampled_tokens(batch.reference_logprobs), config.kl_estimator)
+        kl = jnp.exp(pi - old) * kl if config.kl_corrected else kl  # DeepSeek-V3.2, arXiv 2512.02556
         objective = objective - config.kl_coefficient * kl
         sums["kl/reference"] = kl
     loss = -jnp.sum(batch.loss_weights * objective)
@@ -231,6 +240,7 @@ def sampler_weight(old: jax.Array, sampler: jax.Array, batch: Batch, config: Set
     The importance ratio old / sampler without gradient, of the token or of the whole episode (the product). truncate:
     at most sampler_ratio_max (F. Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
     training"). mask: 0 outside [sampler_ratio_min, sampler_ratio_max] (IcePop, Ling team 2025).
+    reject: 0 for all of an episode whose geometric mean ratio is outside these bounds, else 1.
     """
     if config.sampler_correction == "none":
         return jnp.ones_like(old), jnp.zeros_like(old, bool)
@@ -238,6 +248,11 @@ def sampler_weight(old: jax.Array, sampler: jax.Array, batch: Batch, config: Set
     if config.sampler_correction_level == "sequence":
         log_weight = episode_sum(log_weight, batch.segment_ids)
     weight = jnp.exp(log_weight)
+    if config.sampler_correction == "reject":
+        length = episode_sum(batch.loss_mask, batch.segment_ids)
+        mean = jnp.exp(log_weight / jnp.maximum(length, 1))
+        outside = (mean > config.sampler_ratio_max) | (mean < config.sampler_ratio_min)
+        return jnp.where(outside, 0.0, 1.0), outside
     above = weight > config.sampler_ratio_max
     if config.sampler_correction == "truncate":
         return jnp.minimum(weight, config.sampler_ratio_max), above

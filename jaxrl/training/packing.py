@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrl.algorithms.batch import Array, Batch, fill
-from jaxrl.algorithms.credit import has_signal, is_usable, token_weights, usable
+from jaxrl.algorithms.credit import is_usable, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective
 from jaxrl.errors import UserError
 from models.attention import most_segments
@@ -42,9 +42,12 @@ def make_batch(
     Raises ValueError, naming the problem, for an episode longer than row_length, one that cannot be trained on (no
     prompt, nothing sampled, missing or non-finite logprobs), and credit that does not fit it.
     """
-    examples, filtered = [], 0
+    examples, filtered, dropped = [], 0, 0
     for group in groups:
         episodes = usable(group)
+        if len(episodes) < objective.smallest_group:
+            dropped += 1
+            continue
         for episode, credit in zip(episodes, objective.credit(episodes), strict=True):
             if credit is None:
                 filtered += 1
@@ -58,7 +61,8 @@ def make_batch(
     batch = pack([examples[i] for i in used], weights[used], row_length, microbatch_rows, objective.extras)
     log = {
         "groups": len(groups),
-        "groups_without_signal": sum(not has_signal(g) for g in groups),
+        "groups_without_signal": sum(not objective.has_signal(g) for g in groups),
+        "groups_too_small": dropped,
         "episodes": len(examples),
         "sandbox_errors": sum(e.status == "sandbox_error" for g in groups for e in g.episodes),
         "nothing_sampled": sum(e.status != "sandbox_error" for g in groups for e in g.episodes if not is_usable(e)),

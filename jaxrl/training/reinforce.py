@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxrl.algorithms.batch import token_counts
-from jaxrl.algorithms.credit import has_signal, minibatches, select_groups
+from jaxrl.algorithms.credit import minibatches, select_groups
 from jaxrl.algorithms.objective import Objective
 from jaxrl.config import Config, row_length
 from jaxrl.config.plugins import PLUGINS, load_plugin
@@ -60,6 +60,11 @@ def objective_of(config: Config) -> Objective:
             f"objective {settings.name!r}: Settings.decoders is {settings.decoders}, but {own} are trained: the "
             "policy's and those of the heads"
         )
+    if objective.smallest_group > config.grpo.group_size:
+        raise UserError(
+            f"grpo.group_size = {config.grpo.group_size} must be at least {objective.smallest_group}: grpo.loss judges "
+            "that many episodes together"
+        )
     return objective
 
 
@@ -70,7 +75,7 @@ class Reinforce(Progressing):
         self.t, self.stage, self.learner = t, stage, learner
         self.reference = _reference_params(t, stage, state, done)
         self.sampling = SamplingAhead(
-            lambda step: draw(t, step - stage.start),
+            lambda step: draw(t, stage.objective, step - stage.start),
             t.engine.load_weights,
             copy=partial(_copy_for_sampler, t),
             staleness=t.config.rollout.max_staleness,
@@ -166,7 +171,7 @@ class Reinforce(Progressing):
         self.sampling.close(wait)
 
 
-def draw(t: Trainer, stage_step: int) -> Draw:
+def draw(t: Trainer, objective: Objective, stage_step: int) -> Draw:
     """What the engine samples for a step, with its current weights."""
     config, size = t.config, t.config.grpo.problems_per_step
     dynamic = config.grpo.loss.dynamic_sampling
@@ -180,9 +185,9 @@ def draw(t: Trainer, stage_step: int) -> Draw:
         seconds += max(e.timings["sample"] for g in groups for e in g.episodes)
         t.selection.observe(groups)
         drawn += groups
-        if dynamic and sum(map(has_signal, drawn)) >= size:
+        if dynamic and sum(map(objective.has_signal, drawn)) >= size:
             break
-    return Draw(select_groups(drawn, size) if dynamic else drawn, drawn, seconds)
+    return Draw(select_groups(drawn, size, objective.has_signal) if dynamic else drawn, drawn, seconds)
 
 
 def _copy_for_sampler(t: Trainer, params: Any) -> Any:
