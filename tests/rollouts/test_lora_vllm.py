@@ -99,7 +99,7 @@ def test_vllm_samples_with_adapters_that_travel_alone(tmp_path, dtype, tolerance
             engine.load_weights(params, version)
             forward = decoder_forward(graphdef, params, dtype, 64)
             for prompt, (drawn,) in zip(long, generate(engine, long, sampling), strict=True):
-                assert drawn.version == version
+                assert drawn.weight_version == version
                 wanted = forward(prompt, drawn.tokens).logprobs
                 np.testing.assert_allclose(drawn.logprobs, wanted, atol=tolerance)
         assert engine.sync.adapters_only and engine.restarts == 1
