@@ -86,6 +86,7 @@ def test_vllm_samples_with_adapters_that_travel_alone(tmp_path, dtype, tolerance
     settings = SidecarSettings(
         model=tmp_path / "base", python=ENVIRONMENT / "bin/python", dtype=dtype, max_length=64, dummy_weights=True,
         tokenizer=False, lora_rank=with_lora.lora.rank, max_sequences=8, key="k",
+        arguments=("--block-size", "32"),  # shorter than the prompts, so that the prefix cache holds them
     )  # fmt: skip
     events = []
     sidecar = Sidecar(settings, tmp_path / "log")
