@@ -176,21 +176,25 @@ def peft_tensors(config: ModelConfig) -> dict[str, tuple[tuple[int, int], list[s
     return found
 
 
-def save_peft(values: Values, config: ModelConfig, out: Path, base: str = "") -> None:
-    """Writes a folder that PEFT and vLLM load. Raises ConversionError if `out` exists and is not empty.
-
-    Args:
-        base: the model that the adapters are for, a folder or a hub name, for AutoPeftModel to find.
-    """
-    lora = config.lora
-    assert lora is not None
-    fields = {
+def peft_fields(lora: Lora, base: str = "") -> dict[str, Any]:
+    """What an adapter_config.json says about adapters for the model `base`."""
+    return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base or None, "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "target_modules": [f"{name}_proj" for name in lora.targets], "use_rslora": lora.rank_stabilized,
         "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
         "lora_dropout": 0.0, "modules_to_save": None,
     }  # fmt: skip
+
+
+def save_peft(values: Values, config: ModelConfig, out: Path, base: str = "") -> None:
+    """Writes a folder that PEFT and vLLM load. Raises ConversionError if `out` exists and is not empty.
+
+    Args:
+        base: the model that the adapters are for, a folder or a hub name, for AutoPeftModel to find.
+    """
+    assert config.lora is not None
+    fields = peft_fields(config.lora, base)
     tensors = {
         tensor: np.ascontiguousarray(values[name][l].T)
         for name, (_, layers) in peft_tensors(config).items()

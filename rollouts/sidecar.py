@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-length", type=int, default=0, help="tokens of prompt and completion; 0: the model's")
     parser.add_argument("--max-sequences", type=int, default=MAX_SEQUENCES, help="decoded together")
+    parser.add_argument("--lora-rank", type=int, default=0, help="room for adapters of this rank; 0: none")
     parser.add_argument("--start-timeout", type=float, default=900.0, metavar="SECONDS")
     parser.add_argument("--log-folder", type=Path, default=Path("runs/sidecar"))
     options, more = parser.parse_known_args(arguments)
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         dtype=options.dtype,
         max_length=options.max_length,
         max_sequences=options.max_sequences,
+        lora_rank=options.lora_rank,
         start_timeout_s=options.start_timeout,
         tokenizer=(options.model / "tokenizer_config.json").is_file(),
         arguments=tuple(more),

@@ -29,6 +29,7 @@ class SidecarConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: model.compute_dtype
     arguments: tuple[str, ...] = ()  # more of vLLM's own command line
     sync: Literal["files", "nccl"] = "files"  # how weights travel
+    lora: Literal["adapters", "merged"] = "adapters"  # sent of model.lora; adapters: merged where vLLM cannot
     sync_folder: str = "/dev/shm"  # for files; servers on other machines must see it too
     in_flight: Literal["finish", "abort", "keep"] = (
         "finish"  # running requests when weights arrive; abort: sampled anew

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxrl.config import Config
 from jaxrl.config.plugins import PLUGINS, built_in
+from jaxrl.config.rollout import SidecarConfig
 from jaxrl.distributed.processes import Processes, local_mesh
 from jaxrl.errors import UserError
 from jaxrl.runs.environments import has_turns
@@ -20,7 +21,7 @@ from rollouts.jax.programs import sampling_compute
 from rollouts.openai import OpenAIEngine
 from rollouts.vllm.engine import ClientSettings, VllmEngine
 from rollouts.vllm.extension import KEY_VARIABLE
-from rollouts.vllm.sidecar import Sidecar, SidecarSettings, new_key
+from rollouts.vllm.sidecar import LORA_RANKS, Sidecar, SidecarSettings, new_key
 
 
 def make_engine(
@@ -89,6 +90,7 @@ def _make_vllm_engine(
             max_length=max_length,
             max_sequences=s.concurrency,
             dummy_weights=True,
+            lora_rank=_room_for_adapters(policy, s),
             tokenizer=bool(rollout.stop_strings)
             or has_turns(config)
             or config.task.name not in built_in(PLUGINS["task"]),  # for stop strings
@@ -97,9 +99,18 @@ def _make_vllm_engine(
             key=key,
         )
         sidecar = Sidecar(settings, logs)
-    client = ClientSettings(key, s.sync, Path(s.sync_folder), s.in_flight, s.concurrency, s.request_timeout_s, s.wait_s)
+    client = ClientSettings(
+        key, s.sync, s.lora, Path(s.sync_folder), s.in_flight, s.concurrency, s.request_timeout_s, s.wait_s
+    )
     own = s.addresses[processes.index :: processes.count]
     return VllmEngine(policy.config, addresses=own, sidecar=sidecar, max_length=max_length, settings=client, say=say)
+
+
+def _room_for_adapters(policy: Policy, s: SidecarConfig) -> int:
+    """The rank for which an owned server makes room; 0 where adapters are sent merged."""
+    lora = policy.config.lora
+    alone = lora is not None and s.lora == "adapters" and s.sync == "files" and lora.rank <= LORA_RANKS[-1]
+    return lora.rank if lora is not None and alone else 0
 
 
 def make_openai_engine(config: Config, tokenizer: Any) -> OpenAIEngine:

@@ -117,7 +117,7 @@ class VllmEngine:
         async def ask() -> np.ndarray:
             replica = await self._acquire()
             try:
-                return await replica.score(prompt, tokens)
+                return await replica.score(prompt, tokens, self.sync.model)
             finally:
                 replica.load -= 1
                 self._wake()
@@ -170,7 +170,7 @@ class VllmEngine:
 
     async def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Completion:
         """Sends the request to replicas until one of them gives a valid answer."""
-        body = json.dumps(request(prompt, params, seed)).encode()
+        body = json.dumps(request(prompt, params, seed, self.sync.model)).encode()
         while True:
             replica = await self._acquire(params.sequence)
             least = self.version
@@ -233,7 +233,7 @@ class VllmEngine:
             )
         if len({f["dtype"] for f in facts}) > 1:
             raise SidecarError(f"the replicas differ in dtype: {', '.join(f['dtype'] for f in facts)}")
-        self.sync.dtype = facts[0]["dtype"]
+        self.sync.prepare(facts, self._say)
         self._watcher = asyncio.ensure_future(self._watch_replicas())
 
     async def _acquire(self, sequence: int = 0) -> Server:

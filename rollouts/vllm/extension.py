@@ -67,10 +67,18 @@ class WorkerExtension:
             "logprobs_mode": str(config.logprobs_mode),
             "max_length": config.max_model_len,
             "vocab_size": config.get_vocab_size(),
+            "lora_rank": getattr(self.model_runner.vllm_config.lora_config, "max_lora_rank", 0),
         }
 
-    def jaxrl_load(self, folder: str) -> dict[str, Any]:
+    def jaxrl_base(self) -> str:
+        """The label of the base that `jaxrl_load` got last; "" if it was for whole weights, or has not been called."""
+        return getattr(self, "jaxrl_base_label", "")
+
+    def jaxrl_load(self, folder: str, base: str = "") -> dict[str, Any]:
         """Replaces the weights by those of FOLDER/*.safetensors and returns `jaxrl_checksums`.
+
+        Args:
+            base: a label for them, if adapters for them will follow. vLLM forgets the adapters it has.
 
         Raises ValueError, and keeps the old weights, if the folder holds none.
         """
@@ -79,10 +87,31 @@ class WorkerExtension:
         files = sorted(Path(folder).glob("*.safetensors"))
         if not files:  # checked first: vLLM does not survive a failed reload
             raise ValueError(f"{folder} does not contain safetensors")
+        self.jaxrl_base_label = ""
         with torch.inference_mode():
             self.model_runner.reload_weights(weights_iterator=_tensors(files))
             repack_linear_layers(self.model_runner.get_model())
+        self.jaxrl_base_label = base
         return self.jaxrl_checksums()
+
+    def jaxrl_load_adapters(self, folder: str) -> dict[str, list[list[int | None]]]:
+        """Replaces the loaded adapters by those in a PEFT folder, under the same id, so that running requests use them.
+
+        For each module of the adapters as vLLM holds them, CRC-32 of each A and each B; None where a joined module has
+        no adapter for a part. Raises RuntimeError if the server does not have exactly one set of adapters.
+        """
+        import torch
+        from vllm.lora.request import LoRARequest
+
+        manager = self.model_runner.lora_manager
+        ids = manager.list_adapters()
+        if len(ids) != 1:
+            raise RuntimeError(f"the server has {len(ids)} sets of adapters instead of one")
+        (number,) = ids
+        with torch.inference_mode():
+            manager.add_adapter(LoRARequest("adapters", number, folder, load_inplace=True))
+        held = manager._adapter_manager.get_adapter(number).loras
+        return {name: [_checksums(layer.lora_a), _checksums(layer.lora_b)] for name, layer in held.items()}
 
     def jaxrl_finish_transfer(self) -> dict[str, Any]:
         """Finishes a transfer that did not come from files; returns what `jaxrl_load` does."""
@@ -105,9 +134,18 @@ class WorkerExtension:
         for name, parameter in self.model_runner.get_model().named_parameters():
             if parameter.numel():
                 rows = parameter.detach()[:CHECKED_ROWS].contiguous().cpu().view(torch.uint8)
-                sums[name] = [zlib.crc32(rows.numpy()), list(parameter.shape)]
+                # A layer that can have adapters is wrapped.
+                sums[name.replace(".base_layer.", ".")] = [zlib.crc32(rows.numpy()), list(parameter.shape)]
         rank, size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         return {"rank": rank, "size": size, "parameters": sums}
+
+
+def _checksums(tensors: Any) -> list[int | None]:
+    """CRC-32 of the bytes of one tensor, or of each in a list; None for None."""
+    import torch
+
+    parts = tensors if isinstance(tensors, (list, tuple)) else [tensors]
+    return [None if t is None else zlib.crc32(t.contiguous().cpu().view(torch.uint8).numpy()) for t in parts]
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:

@@ -15,8 +15,8 @@ import numpy as np
 
 from rollouts.engine import Completion, SamplingParams
 from rollouts.vllm.pulse import Pulse, count_tokens
-from rollouts.vllm.sidecar import MODEL_NAME, Sidecar, SidecarError
-from rollouts.vllm.weight_files import expected_checksum
+from rollouts.vllm.sidecar import ADAPTERS_NAME, MODEL_NAME, Sidecar, SidecarError
+from rollouts.vllm.weight_files import expected_adapters, expected_checksum
 
 PAUSE_MODES = {"finish": "wait", "abort": "abort", "keep": "keep"}  # our word for running requests -> vLLM's
 PROBE_S = 5.0  # between two checks of a server with work
@@ -36,6 +36,7 @@ class ClientSettings:
 
     key: str = field(default="", repr=False)
     sync: str = "files"  # files | nccl
+    lora: str = "adapters"  # what is sent of a model with adapters: adapters (where vLLM takes them) | merged
     sync_folder: Path = Path("/dev/shm")  # where weights are written; must be visible on the servers' machines
     in_flight: str = "finish"  # what happens to running requests when weights arrive: finish | abort | keep
     concurrency: int = 256  # concurrent requests per replica
@@ -48,6 +49,8 @@ class ClientSettings:
             raise ValueError(f"rollout.sidecar.in_flight = {self.in_flight!r} must be one of: {', '.join(PAUSE_MODES)}")
         if self.sync not in ("files", "nccl"):
             raise ValueError(f"rollout.sidecar.sync = {self.sync!r} must be one of: files, nccl")
+        if self.lora not in ("adapters", "merged"):
+            raise ValueError(f"rollout.sidecar.lora = {self.lora!r} must be one of: adapters, merged")
         for name in ("concurrency", "request_timeout_s", "wait_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"rollout.sidecar.{name} = {getattr(self, name)} must be > 0")
@@ -210,22 +213,61 @@ class Server:
 
     async def load_files(self, folder: Path, tensors: dict[str, np.ndarray], label: str, in_flight: str) -> None:
         """Has it load the weights in `folder`, under a label, and checks them."""
+
+        async def load() -> None:
+            for report in await self.rpc("jaxrl_load", str(folder.absolute())):
+                compare(tensors, report, self.address)
+
+        await self._replace(load, label, in_flight)
+
+    async def has_base(self, base: str) -> bool:
+        """Whether all its workers hold the base with this label."""
+        return set(await self.rpc("jaxrl_base")) == {base}
+
+    async def load_base(self, folder: Path, tensors: dict[str, np.ndarray], base: str, adapters: Path) -> None:
+        """Has it load a base with this label, checks it, and gives ADAPTERS_NAME an id for the adapters."""
+        await self.call(f"/pause?mode={PAUSE_MODES['abort']}")  # nothing of another base is of use
+        timeout: float | None = PROBE_TIMEOUT_S
+        try:
+            for report in await self.rpc("jaxrl_load", str(folder.absolute()), base):
+                compare(tensors, report, self.address)
+            # An adapter of an earlier client; a server without one answers 400 or 404.
+            await self.http.post("/v1/unload_lora_adapter", content=json.dumps({"lora_name": ADAPTERS_NAME}))
+            body = {"lora_name": ADAPTERS_NAME, "lora_path": str(adapters.absolute())}
+            await self.call("/v1/load_lora_adapter", body)
+            await self.call("/reset_prefix_cache")
+            timeout = None
+        finally:
+            await self.call("/resume", timeout=timeout)
+
+    async def load_adapters(self, folder: Path, tensors: dict[str, np.ndarray], label: str, in_flight: str) -> None:
+        """Has it load the adapters in `folder` for the base that it has, under a label, and checks them."""
+        expected = expected_adapters(tensors)
+
+        async def load() -> None:
+            for report in await self.rpc("jaxrl_load_adapters", str(folder.absolute())):
+                if report != expected:
+                    raise BadReplyError(f"{self.address} holds other adapters than were sent")
+
+        await self._replace(load, label, in_flight)
+
+    async def _replace(self, load: Callable[[], Coroutine[Any, Any, None]], label: str, in_flight: str) -> None:
+        """Runs `load` while no request runs, and then forgets what was computed with the old weights."""
         await self.call(f"/pause?mode={PAUSE_MODES[in_flight]}")
         timeout: float | None = PROBE_TIMEOUT_S  # after an error, when the server may not answer at all
         try:
-            for report in await self.rpc("jaxrl_load", str(folder.absolute())):
-                compare(tensors, report, self.address)
+            await load()
             await self.call("/reset_prefix_cache")
             await self.call("/update_weight_version", {"new_version": label})
             timeout = None  # the settings'
         finally:
             await self.call("/resume", timeout=timeout)
 
-    async def score(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    async def score(self, prompt: np.ndarray, tokens: np.ndarray, model: str = MODEL_NAME) -> np.ndarray:
         """f32[n]: the logprobs at temperature 1 of tokens i32[n] after a prompt, from one forward pass."""
         whole = [int(t) for t in np.concatenate([prompt, tokens])]
         sampling = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False, "temperature": 1.0}
-        body = {"model": MODEL_NAME, "token_ids": whole, "sampling_params": sampling}
+        body = {"model": model, "token_ids": whole, "sampling_params": sampling}
         reply = await self.call("/inference/v1/generate", body)
         entries = reply.json()["prompt_logprobs"][len(prompt) :]
         return np.array([e[str(t)]["logprob"] for e, t in zip(entries, whole[len(prompt) :])], np.float32)
@@ -245,7 +287,7 @@ def connect(index: int, address: str, settings: ClientSettings, sidecar: Sidecar
     return Server(index, address, client, sidecar, room=settings.concurrency)
 
 
-def request(prompt: list[int], params: SamplingParams, seed: int) -> dict[str, Any]:
+def request(prompt: list[int], params: SamplingParams, seed: int, model: str = MODEL_NAME) -> dict[str, Any]:
     """The body of /inference/v1/generate for one completion."""
     sampling: dict[str, Any] = {
         "max_tokens": params.max_new_tokens,
@@ -262,7 +304,7 @@ def request(prompt: list[int], params: SamplingParams, seed: int) -> dict[str, A
     }
     if params.stop_strings:
         sampling |= {"stop": list(params.stop_strings), "include_stop_str_in_output": True}
-    return {"model": MODEL_NAME, "token_ids": prompt, "sampling_params": sampling}
+    return {"model": model, "token_ids": prompt, "sampling_params": sampling}
 
 
 def read_completion(

@@ -30,6 +30,8 @@ from rollouts.vllm.supervisor import cpu_seconds, descendants, kill_descendants
 
 MODEL_NAME = "policy"  # the model's name in requests
 MAX_SEQUENCES = 256  # decoded together by one replica
+ADAPTERS_NAME = "adapters"  # of the model with adapters
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 HEALTH_S = 10.0  # time for a starting server to answer /health, at first
 KILL_S = 40.0  # time for a supervisor to kill its server
 
@@ -58,6 +60,7 @@ class SidecarSettings:
     max_length: int = 0  # tokens of prompt and completion together; 0: the model's
     max_sequences: int = MAX_SEQUENCES
     dummy_weights: bool = False  # start from random weights; the trainer sends its own
+    lora_rank: int = 0  # room for adapters of this rank; 0: none
     tokenizer: bool = True  # False: ids only, no stop strings
     arguments: tuple[str, ...] = ()  # further ones for vLLM
     start_timeout_s: float = 900.0
@@ -71,6 +74,8 @@ class SidecarSettings:
             raise SidecarError(f"{self.model} is not a Hugging Face folder: config.json is missing")
         if not is_loopback(self.host) and not self.key:
             raise SidecarError(f"host {self.host} can be reached from other machines; set {KEY_VARIABLE} to a key")
+        if self.lora_rank > LORA_RANKS[-1]:
+            raise SidecarError(f"lora_rank = {self.lora_rank} must be <= {LORA_RANKS[-1]}, vLLM's largest")
         if self.devices and len(self.devices) < self.replicas * self.tensor_parallel:
             raise SidecarError(
                 f"{self.replicas} replicas of {self.tensor_parallel} GPUs need {self.replicas * self.tensor_parallel} "
@@ -207,6 +212,9 @@ class Sidecar:
             command += [f"--{name}", str(value)]
         command += ["--enable-scale-out"]  # /inference/v1/generate: token ids in, token ids and versions out
         command += ["--enable-prompt-tokens-details"]  # how much of a prompt was cached
+        if s.lora_rank:
+            room = next(rank for rank in LORA_RANKS if rank >= s.lora_rank)
+            command += ["--enable-lora", "--max-lora-rank", str(room)]
         command += [] if s.tokenizer else ["--skip-tokenizer-init"]
         if self._on_cpu():
             batch = max(CPU_BATCH, s.max_sequences)  # vLLM needs room for a token of each sequence
@@ -228,6 +236,7 @@ class Sidecar:
             "HF_HUB_OFFLINE": "1",
             **({"TORCH_COMPILE_DISABLE": "1"} if self._on_cpu() else {}),  # 10 s of the first request
             **os.environ,
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if s.key and s.lora_rank else "0",
             "VLLM_SERVER_DEV_MODE": "1" if s.key else "0",  # the endpoints for weights; Guard closes them without a key
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *_given("PYTHONPATH")]),
             KEY_VARIABLE: s.key,

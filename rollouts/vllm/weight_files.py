@@ -7,6 +7,7 @@ kernel's work for fresh pages of /dev/shm.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import mmap
@@ -21,10 +22,12 @@ from typing import IO, Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
-from models.config import ModelConfig
+from models.adapters import CONFIG_FILE, WEIGHTS_FILE, peft_fields, peft_tensors
+from models.config import Lora, ModelConfig
 from models.convert import hf_tensors
-from models.lora import merged_parameters
+from models.lora import merged_parameters, split_params
 
 CHECKED_ROWS = 64  # of each parameter, in the checksums; as in rollouts/vllm/extension.py
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # joined by vLLM
@@ -63,16 +66,36 @@ def named_tensors(params: Any, config: ModelConfig, dtype: str) -> dict[str, np.
     return tensors
 
 
-def write_weights(tensors: dict[str, np.ndarray], dtype: str, folder: Path) -> dict[str, np.ndarray]:
+def adapter_tensors(params: Any, config: ModelConfig, dtype: str) -> dict[str, np.ndarray]:
+    """PEFT's names -> the adapters' arrays [out, in] in `dtype`. The scale is in B, rounded once."""
+    assert config.lora is not None
+    adapters, _ = split_params(params)
+    values = {str(path[-1]): np.asarray(jax.device_get(v[...])) for path, v in nnx.to_flat_state(adapters)}
+    tensors = {}
+    for name, (_, layers) in peft_tensors(config).items():
+        scale = config.lora.scale if name.endswith("_lora_b") else 1.0
+        for l, tensor in enumerate(layers):
+            tensors[tensor] = (np.float32(scale) * values[name][l]).T.astype(_DTYPES[dtype][1])
+    return tensors
+
+
+def write_weights(
+    tensors: dict[str, np.ndarray], dtype: str, folder: Path, adapters: Lora | None = None
+) -> dict[str, np.ndarray]:
     """Writes FOLDER/model.safetensors (FOLDER must not exist) and returns the tensors as they are in the file.
 
-    The folder is complete or absent. Raises OSError when the disk is full.
+    With `adapters` it is a PEFT folder, for the tensors of `adapter_tensors`. The folder is complete or absent.
+    Raises OSError when the disk is full.
     """
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        written = _write_file(tensors, dtype, partial / "model.safetensors")
+        if adapters is not None:
+            scaled = dataclasses.replace(adapters, alpha=float(adapters.rank), rank_stabilized=False)  # B is
+            (partial / CONFIG_FILE).write_text(json.dumps(peft_fields(scaled)))
+        name = WEIGHTS_FILE if adapters is not None else "model.safetensors"
+        written = _write_file(tensors, dtype, partial / name)
         os.replace(partial, folder)
         return written
     finally:
@@ -131,3 +154,17 @@ def expected_checksum(tensors: dict[str, np.ndarray], name: str, shape: list[int
             tensor = tensor[rank * share : (rank + 1) * share]
         rows.append(tensor[:CHECKED_ROWS])
     return zlib.crc32(np.concatenate(rows)[:CHECKED_ROWS].tobytes())
+
+
+def expected_adapters(tensors: dict[str, np.ndarray]) -> dict[str, list[list[int | None]]]:
+    """What WorkerExtension.jaxrl_load_adapters returns for the tensors of `adapter_tensors`."""
+    found: dict[str, list[list[int | None]]] = {}
+    parts = {part: (joined, i) for joined, all_parts in _JOINED.items() for i, part in enumerate(all_parts)}
+    for name, tensor in tensors.items():
+        module, _, which = name.removeprefix("base_model.model.").rpartition(".lora_")
+        block, _, matrix = module.rpartition(".")
+        joined, place = parts.get(matrix, (matrix, 0))
+        size = len(_JOINED.get(joined, (matrix,)))
+        sums = found.setdefault(f"{block}.{joined}", [[None] * size, [None] * size])
+        sums[which == "B.weight"][place] = zlib.crc32(np.ascontiguousarray(tensor).tobytes())
+    return found

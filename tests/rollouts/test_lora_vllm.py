@@ -8,17 +8,22 @@ import subprocess
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from test_lora import ALL, adapted, host_values
 from test_vllm import ENVIRONMENT, PROMPTS, pytestmark  # noqa: F401 (slow, and skipped without vLLM)
 
+from jaxrl.crosscheck import decoder_forward
 from models.adapters import save_peft
 from models.config import ModelConfig
 from models.convert import save_hf
 from models.decoder import Decoder, initialize
+from models.lora import split_params
 from rollouts.collect import generate
 from rollouts.engine import SamplingParams
 from rollouts.jax.engine import JaxEngine
+from rollouts.vllm.engine import ClientSettings, VllmEngine
+from rollouts.vllm.sidecar import Sidecar, SidecarSettings
 
 SERVE = """
 import json, sys
@@ -66,3 +71,39 @@ def test_vllm_samples_with_our_adapters(tmp_path):
             assert ours.tokens.tolist() == tokens
             np.testing.assert_allclose(ours.logprobs, logprobs, atol=1e-3)
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.5)])
+def test_vllm_samples_with_adapters_that_travel_alone(tmp_path, dtype, tolerance):
+    """Two versions, the second for prompts that are cached with the first, and a server that is killed."""
+    config = ModelConfig("qwen2", 199, 64, 112, 2, 2, 1, 32, 128, qkv_bias=True, tied_embeddings=True)
+    _, plain = nnx.split(initialize(Decoder(config), jax.random.key(0), scale=0.2))
+    save_hf(plain, config, tmp_path / "base")
+    with_lora, graphdef, first = adapted(config, plain, ALL, size=0.2)
+    second = jax.tree.map(lambda x: x, first)
+    for _, variable in nnx.to_flat_state(split_params(second)[0]):
+        variable.set_value(-variable[...] * 1.5)
+    settings = SidecarSettings(
+        model=tmp_path / "base", python=ENVIRONMENT / "bin/python", dtype=dtype, max_length=64, dummy_weights=True,
+        tokenizer=False, lora_rank=with_lora.lora.rank, max_sequences=8, key="k",
+        arguments=("--block-size", "32"),  # shorter than the prompts, so that the prefix cache holds them
+    )  # fmt: skip
+    events = []
+    sidecar = Sidecar(settings, tmp_path / "log")
+    engine = VllmEngine(with_lora, sidecar=sidecar, max_length=64, settings=ClientSettings("k"), say=events.append)
+    sampling = SamplingParams(max_new_tokens=8, temperature=1.0, seed=3)
+    long = [np.tile(p, 5) for p in PROMPTS]  # more than a block of the prefix cache
+    try:
+        for version, params in ((1, first), (2, second), (2, second)):
+            if sidecar.pids(0) and version == engine.version:
+                sidecar.kill(0)
+            engine.load_weights(params, version)
+            forward = decoder_forward(graphdef, params, dtype, 64)
+            for prompt, (drawn,) in zip(long, generate(engine, long, sampling), strict=True):
+                assert drawn.weight_version == version
+                wanted = forward(prompt, drawn.tokens).logprobs
+                np.testing.assert_allclose(drawn.logprobs, wanted, atol=tolerance)
+        assert engine.sync.adapters_only and engine.restarts == 1
+        assert sorted(p.name for p in engine.sync.folder.iterdir()) == ["base", "lock", "version_2"]
+    finally:
+        engine.close()

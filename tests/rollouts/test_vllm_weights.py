@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import ctypes
+import json
 import os
 import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_vllm import FakeServer
+from flax import nnx
 from safetensors.numpy import load_file
 from vllm_clients import (
     CONFIG,
@@ -29,13 +32,23 @@ from vllm_clients import (
     server,  # noqa: F401
 )
 
+from models.adapters import attach
+from models.config import Lora
 from models.convert import save_hf
+from models.lora import join_params, split_params
 from rollouts.collect import generate
 from rollouts.vllm.extension import CHECKED_ROWS, Guard
 from rollouts.vllm.nccl import NcclSender
-from rollouts.vllm.server import BadReplyError, compare
+from rollouts.vllm.server import BadReplyError, ClientSettings, compare
 from rollouts.vllm.sidecar import SidecarError
-from rollouts.vllm.weight_files import expected_checksum, named_tensors, write_weights
+from rollouts.vllm.weight_files import (
+    adapter_tensors,
+    expected_adapters,
+    expected_checksum,
+    named_tensors,
+    write_weights,
+)
+from rollouts.vllm.weight_sync import WeightSync
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -65,8 +78,6 @@ def test_no_room_for_the_weights_is_an_error(monkeypatch, tmp_path):
 @pytest.mark.parametrize("size", [1, 2])
 def test_checksums_follow_tensor_parallel_workers(size):
     """Against the shares as vLLM's layers cut them: rows of q, k, v, gate, up, embedding; columns of o, down."""
-    import zlib
-
     tensors = named_tensors(make_params(4)[1], CONFIG, "float32")
     layer = "model.layers.1."
     for rank in range(size):
@@ -233,3 +244,63 @@ def test_the_guard_closes_websockets(monkeypatch):
 
     asyncio.run(Guard(None)({"type": "websocket", "path": "/v1/realtime", "headers": []}, None, send))
     assert sent == ["websocket.close"]
+
+
+LORA = Lora(4, 6.0, ("q", "v", "down"), rank_stabilized=True)
+
+
+def with_adapters():
+    config, _, params = attach(CONFIG, make_params(1)[1], LORA, jax.random.key(2))
+    adapters, _ = split_params(params)
+    for i, (_, variable) in enumerate(nnx.to_flat_state(adapters)):
+        variable.set_value(jax.random.normal(jax.random.key(i), variable.shape))
+    return config, join_params(adapters, params)
+
+
+def test_adapters_alone_are_what_merging_adds(tmp_path):
+    """As PEFT computes it from the folder: W + lora_alpha / r B A, in float64."""
+    config, params = with_adapters()
+    written = write_weights(adapter_tensors(params, config, "float32"), "float32", tmp_path / "new", LORA)
+    fields = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
+    assert not fields["use_rslora"] and sorted(fields["target_modules"]) == ["down_proj", "q_proj", "v_proj"]
+    read = load_file(tmp_path / "new" / "adapter_model.safetensors")
+    assert read.keys() == written.keys() and len(read) == 2 * 3 * CONFIG.num_layers
+    base = named_tensors(params, CONFIG, "float32")
+    merged = named_tensors(params, config, "float32")
+    for name, tensor in merged.items():
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        wanted = base[name].astype(np.float64)
+        if f"{stem}.lora_A.weight" in read:
+            a, b = (read[f"{stem}.lora_{part}.weight"].astype(np.float64) for part in "AB")
+            wanted = wanted + fields["lora_alpha"] / fields["r"] * b @ a
+            assert np.abs(wanted - base[name]).max() > 0.1
+        np.testing.assert_allclose(tensor, wanted, atol=1e-5)
+
+
+def test_a_joined_matrix_without_some_adapters_is_expected_to_lack_them():
+    config, params = with_adapters()
+    tensors = adapter_tensors(params, config, "float32")
+    sums = expected_adapters(tensors)
+    assert len(sums) == 2 * CONFIG.num_layers
+    a, b = sums["model.layers.1.self_attn.qkv_proj"]
+    assert a[1] is b[1] is None
+    assert b[2] == zlib.crc32(tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"].tobytes("C"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "room", "why"),
+    [
+        ({}, 8, ""),
+        ({}, 0, "room for adapters of rank 0, not 4"),
+        ({"sync": "nccl"}, 8, "nccl"),
+        ({"lora": "merged"}, 8, ""),
+    ],
+)
+def test_adapters_travel_alone_where_the_servers_take_them(tmp_path, settings, room, why):
+    config, _ = with_adapters()
+    sync = WeightSync(config, ClientSettings(sync_folder=tmp_path, **settings))
+    said = []
+    sync.prepare([{"dtype": "float32", "lora_rank": 8}, {"dtype": "float32", "lora_rank": room}], said.append)
+    assert sync.adapters_only == (not settings and room == 8)
+    assert len(said) == bool(why) and all(why in line for line in said)
+    sync.close()
