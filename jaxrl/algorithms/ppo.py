@@ -30,13 +30,13 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from jaxrl.algorithms import LossMetrics, policy_gradient
 from jaxrl.algorithms.batch import Array, Batch
 from jaxrl.algorithms.credit import finite_rewards
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
-from jaxrl.config.rules import Count, Infinite, NonNegative, Positive, Share, check_settings
+from jaxrl.config.rules import AboveZero, Count, Infinite, NonNegative, Positive, Share, check_settings
 from jaxrl.config.training import OptimizerConfig
 from jaxrl.errors import UserError
 from models.heads import Head
@@ -51,7 +51,7 @@ class Settings(policy_gradient.Settings):
     """PPO with a critic; the policy's settings are those of the policy gradient."""
 
     minibatches: Positive = 4
-    sampler_correction: Literal["none", "truncate", "mask"] = "truncate"
+    sampler_correction: Literal["none", "truncate", "mask", "reject"] = "truncate"
     sampler_ratio_max: Annotated[float, Ge(1), Infinite] = 1.0
     value: Literal["turn", "token"] = "turn"  # a value for each turn (RLEF) or each sampled token
     gamma: Share = 1.0  # discount of a step: of a turn, or of a token
@@ -59,8 +59,8 @@ class Settings(policy_gradient.Settings):
     normalize: bool = True  # advantages, over the steps of the update's batch
     advantage_epsilon: NonNegative = 1e-8  # added to their std
     reward: Literal["outcome", "task"] = "outcome"  # task: the episode's own, penalties of its environment included
-    solved_reward: float = 1.0  # of "outcome", at the last turn
-    failed_reward: float = -1.0
+    solved_reward: AboveZero = 1.0  # of "outcome", at the last turn
+    failed_reward: Annotated[float, Le(0)] = -1.0
     invalid_penalty: NonNegative = 0.2  # of "outcome", for each answer that is not a program, but not the last one
     penalize_last: bool = False  # the last one too
     kl_in_reward: NonNegative = 0.05  # beta, of the mean over a turn's tokens; 0: no reference model is kept for it
