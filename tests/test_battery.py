@@ -208,14 +208,14 @@ def objective(request) -> Objective:
 
 
 def groups() -> list[Group]:
-    """Two problems with three episodes each, of other lengths and rewards."""
+    """Two problems with four episodes each, of other lengths, one of which solves its problem."""
     rng, made = np.random.default_rng(0), []
     for p in range(2):
         problem, episodes = Problem(f"p{p}"), []
-        for i in range(3):
+        for i in range(4):
             tokens = rng.integers(1, 50, 4 + i + p).astype(np.int32)
             turn = Turn("assistant", tokens, True, rng.normal(-1, 0.3, len(tokens)).astype(np.float32))
-            reward = Reward(float(i % 2), i % 2 == 1)
+            reward = Reward(float(i == 1), i == 1)
             episodes.append(Episode(problem, rng.integers(1, 50, 3).astype(np.int32), [turn], reward, "finished", ""))
         made.append(Group(problem, episodes))
     return made

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import row_cache
-from models.cache import Cache, insert, make_cache, partition
+from models.cache import insert, make_cache, partition
 from models.config import LORA_TARGETS, ModelConfig
 from models.decoder import SMALL, Block, Compute, Decoder
 from models.row_cache import Chunks, make_chunks
@@ -67,7 +67,7 @@ class State(NamedTuple):
     """All that stays on the device between two calls. Every program takes it as a donated argument."""
 
     rows: Rows
-    cache: Cache | tuple[Chunks, ...]
+    cache: Any  # Cache, or tuple[Chunks, ...] where everything is on one CPU
     tokens: jax.Array  # i32[B, N], sampled
     logprobs: jax.Array  # f32[B, N]
 
@@ -332,7 +332,7 @@ def _prefill(
     segments = (positions < lengths[:, None]).astype(jnp.int32)
     _, k, v = model.prefill(tokens, positions, segments, compute)
     if isinstance(state.cache[0], Chunks):
-        cache: Any = row_cache.insert(state.cache, fresh, source, k, v)
+        cache = row_cache.insert(state.cache, fresh, source, k, v)
     else:
         cache = insert(state.cache, fresh, source, k, v, compute.mesh)
     return state._replace(rows=_chosen(fresh, rows, state.rows), cache=cache)
