@@ -108,6 +108,7 @@ class Episode:
     timings: dict[str, float] = field(default_factory=dict)  # seconds
     attempts: list[Attempt] = field(default_factory=list)  # of environments that score the program of each turn
     submission: Submission | None = None  # what the reward is for; None in episodes saved by earlier versions
+    source: str = ""  # of a replayed episode: FILE:LINE, or "demonstration"
 
     @property
     def submitted(self) -> Submission:

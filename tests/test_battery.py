@@ -204,7 +204,9 @@ def test_environments_play_and_submit_once(name, tokenizer, pool):
 @pytest.fixture(params=built_in(PLUGINS["objective"]))
 def objective(request) -> Objective:
     settings = make_settings(PLUGINS["objective"], request.param)
-    return import_module(f"jaxrl.algorithms.{request.param}").make_objective(settings, max_new_tokens=16)
+    made = import_module(f"jaxrl.algorithms.{request.param}").make_objective(settings, max_new_tokens=16)
+    made.reference_rewards.update({"p0": [0.0, 1.0], "p1": [0.0, 0.0]} if made.reference_samples else {})
+    return made
 
 
 def groups() -> list[Group]:

@@ -72,6 +72,10 @@ class Objective:
     has_signal: Callable[[Group], bool] = has_signal  # for dynamic sampling, and counted in each batch
     smallest_group: int = 1  # usable episodes; a problem with fewer gets no credit
     needs_answers: bool = False  # Reward.answer, which not every task gives
+    off_policy: bool = False  # whether it may learn from episodes that others sampled (grpo.replay)
+    # Episodes of each problem that the policy plays before the stage; their rewards by problem id are filled in then.
+    reference_samples: int = 0
+    reference_rewards: dict[str, Sequence[float]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 
 from jaxrl.config.plugins import PLUGINS, named
-from jaxrl.config.rules import AboveZero, Count, NonNegative, Positive
+from jaxrl.config.rules import AboveZero, Count, NonNegative, Positive, Share
+from jaxrl.errors import UserError
 
 
 @dataclass
@@ -65,6 +66,24 @@ class SFTConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """Episodes that are not sampled by this run, for objectives that may learn from them (spo)."""
+
+    share: Share = 0.0  # of the problems of a step; 1: nothing is sampled
+    folders: tuple[str, ...] = ()  # of runs, whose samples/ are read
+    demonstrations: Count = 0  # the first ones of the task, as episodes
+    demonstration_reward: float = 1.0
+
+    def check(self, where: str = "grpo.replay") -> None:
+        """Raises UserError where there is a share of nothing, or something without a share."""
+        if bool(self.share) != bool(self.folders or self.demonstrations):
+            raise UserError(
+                f"{where}.share = {self.share:g} must be above 0 with {where}.folders or {where}.demonstrations, and 0 "
+                "without them"
+            )
+
+
+@dataclass
 class GRPOConfig:
     """The reinforcement learning stage."""
 
@@ -73,6 +92,7 @@ class GRPOConfig:
     group_size: Annotated[int, Ge(2)] = 8  # episodes a problem
     patience: Count = 50  # steps in a row without any gradient until the run stops; 0: no limit
     loss: Annotated[ObjectiveSettings, PLUGINS["objective"]] = named("objective", "policy_gradient")
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
 
 
 @dataclass

@@ -191,6 +191,7 @@ def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) ->
             "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
             "tokens": episode.sampled_length,
             "weight_versions": list(episode.weight_versions),
+            "prompt_tokens": episode.prompt.tolist(),
             "turns": [_turn(t) for t in episode.turns],
             "attempts": [list(a) for a in episode.attempts],
             **({"judged": episode.submitted.text} if episode.submitted.text != episode.text else {}),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 
 from rollouts.episode import Group, Problem
+
+
+T = TypeVar("T")
 
 
 class Selection(Protocol):
@@ -147,7 +150,7 @@ def interleaved(sequences: Mapping[str, Sequence[Problem]], weights: Mapping[str
     return Generated(len(places), lambda i: sequences[places[i][0]][places[i][1]])
 
 
-def shuffled(problems: Sequence[Problem], seed: int, start: int, size: int) -> list[Problem]:
+def shuffled(problems: Sequence[T], seed: int, start: int, size: int) -> list[T]:
     """Items start .. start + size - 1 of an endless sequence of shuffles, which the seed alone decides."""
     chosen, orders = [], {}
     for index in range(start, start + size):

@@ -21,6 +21,7 @@ from jaxrl.training.draws import Draw, SamplingAhead
 from jaxrl.training.learner import Learner, TrainState
 from jaxrl.training.optimizer import to_host
 from jaxrl.training.packing import make_batch
+from jaxrl.training.replay import Replay, fill_reference_rewards, open_replay, replay_metrics, write_sources
 from jaxrl.training.stages import Progressing, Stage
 from jaxrl.training.step_metrics import episode_metrics, sandbox_seconds, staleness
 from jaxrl.training.trainer import Trainer, check_update
@@ -60,6 +61,11 @@ def objective_of(config: Config) -> Objective:
             f"objective {settings.name!r}: Settings.decoders is {settings.decoders}, but {own} are trained: the "
             "policy's and those of the heads"
         )
+    if config.grpo.replay.share and not objective.off_policy:
+        raise UserError(
+            f"grpo.replay.share = {config.grpo.replay.share:g} must be 0: objective {settings.name!r} learns from its own "
+            "episodes only (grpo.loss.name = 'spo' learns from others' too)"
+        )
     if objective.smallest_group > config.grpo.group_size:
         raise UserError(
             f"grpo.group_size = {config.grpo.group_size} must be at least {objective.smallest_group}: grpo.loss judges "
@@ -74,8 +80,10 @@ class Reinforce(Progressing):
     def __init__(self, t: Trainer, stage: Stage, learner: Learner, state: TrainState, done: int):
         self.t, self.stage, self.learner = t, stage, learner
         self.reference = _reference_params(t, stage, state, done)
+        self.replay = open_replay(t)
+        fill_reference_rewards(t, stage.objective, state, done, stage.start, self.replay)
         self.sampling = SamplingAhead(
-            lambda step: draw(t, stage.objective, step - stage.start),
+            lambda step: draw(t, stage.objective, step - stage.start, self.replay),
             t.engine.load_weights,
             copy=partial(_copy_for_sampler, t),
             staleness=t.config.rollout.max_staleness,
@@ -89,6 +97,8 @@ class Reinforce(Progressing):
 
     def publish(self, state: TrainState, step: int) -> None:
         """Hands the parameters after `step` to the sampler."""
+        if self.t.config.grpo.replay.share == 1:  # nothing is sampled
+            return
         with self.t.policy.turns:
             params = jax.block_until_ready(self.t.processes.local(state.params, self.t.policy.mesh))
         self.sampling.publish(params, step)
@@ -103,7 +113,11 @@ class Reinforce(Progressing):
         times["time/score_s"] = waited - times["time/sample_s"]
 
         clock = time.perf_counter()
-        metrics = episode_metrics(drawn) | staleness(drawn, step, t.config.rollout.max_staleness)
+        metrics = replay_metrics(groups)
+        if drawn:
+            metrics |= episode_metrics(drawn) | staleness(drawn, step, t.config.rollout.max_staleness)
+        else:
+            metrics["tokens"] = float(sum(e.sampled_length for g in groups for e in g.episodes))
         state, measured = self.update(state, groups, drawn, step)
         metrics |= measured
         times["time/train_s"] = time.perf_counter() - clock
@@ -114,7 +128,9 @@ class Reinforce(Progressing):
         clock = time.perf_counter()
         every = t.config.log_samples_every
         if t.processes.first and every and stage_step % every == 0:
-            write_samples(t.folder / "samples" / f"{step:08d}.jsonl", drawn, step, self.stage.name)
+            if drawn:
+                write_samples(t.folder / "samples" / f"{step:08d}.jsonl", drawn, step, self.stage.name)
+            write_sources(t.folder / "replay" / f"{step:08d}.json", groups)
         times["time/write_s"] = time.perf_counter() - clock
         workers = (t.services.pool.workers if t.services.pool else 1) * t.processes.count
         busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / workers, "trainer": times["time/train_s"]}
@@ -171,14 +187,17 @@ class Reinforce(Progressing):
         self.sampling.close(wait)
 
 
-def draw(t: Trainer, objective: Objective, stage_step: int) -> Draw:
-    """What the engine samples for a step, with its current weights."""
-    config, size = t.config, t.config.grpo.problems_per_step
+def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> Draw:
+    """What the engine samples for a step, with its current weights, and what is replayed."""
+    config = t.config
+    replayed = round(config.grpo.replay.share * config.grpo.problems_per_step)
+    old = replay.draw(stage_step, replayed, config.grpo.group_size, config.seed)
+    size = config.grpo.problems_per_step - replayed
     dynamic = config.grpo.loss.dynamic_sampling
     draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
     drawn: list[Group] = []
     seconds = 0.0
-    for attempt in range(draws):
+    for attempt in range(draws if size else 0):
         problems = t.selection.next((stage_step - 1) * draws + attempt, size)
         seed = (config.seed, ROLLOUTS, stage_step, attempt)
         groups = t.processes.collect("draw", t.engine, t.environment, problems, config.grpo.group_size, seed)
@@ -187,7 +206,8 @@ def draw(t: Trainer, objective: Objective, stage_step: int) -> Draw:
         drawn += groups
         if dynamic and sum(map(objective.has_signal, drawn)) >= size:
             break
-    return Draw(select_groups(drawn, size, objective.has_signal) if dynamic else drawn, drawn, seconds)
+    fresh = select_groups(drawn, size, objective.has_signal) if dynamic else drawn
+    return Draw([*fresh, *old], drawn, seconds)
 
 
 def _copy_for_sampler(t: Trainer, params: Any) -> Any:
