@@ -10,7 +10,6 @@ import numpy as np
 
 from rollouts.episode import Group, Problem
 
-
 T = TypeVar("T")
 
 

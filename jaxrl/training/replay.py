@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def _demonstrations(t: Trainer, rejected: Counter[str]) -> list[Episode]:
             rejected["demonstration longer than batch.row_length"] += 1
             continue
         cuts = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(tokens)]
-        parts = [(tokens[a:b], bool(learned[a])) for a, b in zip(cuts, cuts[1:])]
+        parts = [(tokens[a:b], bool(learned[a])) for a, b in pairwise(cuts)]
         turns = [
             Turn("assistant" if own else "user", part, own, np.zeros(len(part), np.float32) if own else None)
             for part, own in parts[1:]
@@ -223,7 +224,7 @@ def write_sources(path: Path, groups: Sequence[Group]) -> None:
 
 
 def replay_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Of what is trained on: shares of replayed episodes and tokens, of demonstrations, and the replayed rewards' mean."""
+    """Shares of what is trained on that is replayed, of episodes and tokens, and the rewards of the replayed ones."""
     episodes = [e for g in groups for e in g.episodes]
     old = [e for e in episodes if e.source]
     if not old:
