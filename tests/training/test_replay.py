@@ -1,0 +1,125 @@
+"""Replay: what is taken from the samples of other runs, and whole SPO runs that learn from it, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train import run as run_train
+from test_train import without_times
+
+from jaxrl.algorithms.spo import Settings, soft_value
+from jaxrl.config.rules import check_settings
+from jaxrl.config.training import ReplayConfig
+from jaxrl.errors import UserError
+from jaxrl.training.replay import Replay, write_sources
+from rollouts.episode import Episode, Group, Problem, Reward, Turn
+
+SPO = ["--config.sft.steps=40", "--config.sft.batch_size=32", "--config.task.train_problems=6", "--config.grpo.steps=4",
+       "--config.grpo.loss=spo", "--config.grpo.loss.minibatches=1", "--config.grpo.loss.truncated=keep",
+       "--config.grpo.loss.q0_samples=4", "--config.checkpoint.every=42", "--config.log_samples_every=1"]  # fmt: skip
+
+
+def run(folder: Path, *extra: str):
+    settings = [s for s in SPO if s.split("=")[0] not in {e.split("=")[0] for e in extra}]
+    return run_train(folder, "--config.grpo.loss.name=spo", *settings[:4], *settings[5:], *extra)
+
+
+def resumed_is_the_same(folder: Path, tmp_path: Path, *extra: str) -> None:
+    """Goes back to the checkpoint of step 42 and on from there."""
+    before = without_times(folder)
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "scramble" / "checkpoints" / "44")
+    result = run(again, *extra)
+    assert result.returncode == 0, result.stderr
+    assert "after step 42" in result.stdout
+    assert without_times(again) == before
+
+
+def steps(folder: Path) -> list[dict]:
+    return [r for r in without_times(folder) if r["stage"] == "grpo"]
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("online")
+    result = run(folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_online_and_resumed(online, tmp_path):
+    table = [json.loads(line) for line in (online / "scramble" / "q0.jsonl").read_text().splitlines()]
+    assert len(table) == 6 and all(len(row["rewards"]) == row["samples"] == 4 for row in table)
+    values = {np.float32(soft_value(row["rewards"], Settings.beta)) for row in table}
+    found = steps(online)
+    assert all(min(values) - 1e-5 <= r["spo/q0"] <= max(values) + 1e-5 for r in found)
+    assert found[0]["spo/log_ratio"] == pytest.approx(0, abs=1e-4) and found[-1]["spo/log_ratio"] != 0
+    assert all(r["grad_norm"] > 0 and "replay/episodes" not in r for r in found)
+    resumed_is_the_same(online, tmp_path)
+
+
+def test_with_replay_and_resumed(online, tmp_path):
+    extra = ["--config.grpo.replay.share=0.5", f"--config.grpo.replay.folders={online / 'scramble'}",
+             "--config.grpo.replay.demonstrations=3", "--config.rollout.max_staleness=1"]  # fmt: skip
+    result = run(tmp_path / "mixed", *extra)
+    assert result.returncode == 0, result.stderr
+    account = json.loads((tmp_path / "mixed" / "scramble" / "replay.json").read_text())
+    assert account["episodes"] == 4 * 8 + 3 and not account["rejected"] and len(account["files"]) == 4
+    for r in steps(tmp_path / "mixed"):
+        assert 0 < r["replay/episodes"] < 1 and r["grad_norm"] > 0
+        (group,) = json.loads((tmp_path / "mixed" / "scramble" / "replay" / f"{r['step']:08d}.json").read_text())
+        assert all(s == "demonstration" or s.startswith(str(online)) for s in group["sources"])
+    resumed_is_the_same(tmp_path / "mixed", tmp_path, *extra)
+
+
+def test_from_files_alone_nothing_is_sampled(online, tmp_path):
+    extra = ["--config.grpo.replay.share=1", f"--config.grpo.replay.folders={online / 'scramble'}",
+             "--config.grpo.loss.q0=group"]  # fmt: skip
+    result = run(tmp_path / "files", *extra)
+    assert result.returncode == 0, result.stderr
+    for r in steps(tmp_path / "files"):
+        assert r["replay/episodes"] == 1 and r["flops/sampling"] == 0 and r["grad_norm"] > 0
+    folder = tmp_path / "files" / "scramble"
+    assert not (folder / "q0.jsonl").exists() and not list((folder / "samples").glob("[0-9]*"))
+    resumed_is_the_same(tmp_path / "files", tmp_path, *extra)
+
+
+@pytest.mark.parametrize(("extra", "text"), [
+    (["--config.model.tokenizer_size=290"], "another tokenizer or chat template"),
+    (["--config.grpo.loss.name=policy_gradient"], "must be 0 with objective 'policy_gradient'"),
+])  # fmt: skip
+def test_what_must_not_be_replayed(online, tmp_path, extra, text):
+    replay = ["--config.grpo.replay.share=1", f"--config.grpo.replay.folders={online / 'scramble'}"]
+    plain = ["--config.sft.steps=0"] if "tokenizer" in text else []
+    result = run_train(tmp_path, "--config.grpo.loss.name=spo", "--config.grpo.loss.q0=group", *plain, *replay, *extra) \
+        if "tokenizer" in text else run_train(tmp_path, *replay, *extra)  # fmt: skip
+    assert result.returncode == 1 and text in result.stderr, result.stderr
+
+
+def episode(problem: str, source: str) -> Episode:
+    turn = Turn("assistant", np.ones(2, np.int32), True, np.zeros(2, np.float32))
+    return Episode(Problem(problem), np.ones(1, np.int32), [turn], Reward(1.0, True), "finished", "", source=source)
+
+
+def test_draws_are_a_function_of_seed_and_step_and_every_problem_comes_once_a_pass(tmp_path):
+    replay = Replay([Group(Problem(str(p)), [episode(str(p), f"a:{i}") for i in range(p + 1)]) for p in range(6)])
+    drawn = [g for step in (1, 2, 3) for g in replay.draw(step, 2, 4, seed=0)]
+    assert sorted(g.problem.id for g in drawn) == list("012345")
+    assert all(len(g.episodes) == min(int(g.problem.id) + 1, 4) for g in drawn)
+    assert all(len({e.source for e in g.episodes}) == len(g.episodes) for g in drawn)
+    again = [g for step in (1, 2, 3) for g in replay.draw(step, 2, 4, seed=0)]
+    assert [[e.source for e in g.episodes] for g in again] == [[e.source for e in g.episodes] for g in drawn]
+    write_sources(tmp_path / "replay" / "1.json", drawn)
+    written = json.loads((tmp_path / "replay" / "1.json").read_text())
+    assert [w["sources"] for w in written] == [[e.source for e in g.episodes] for g in drawn]
+
+
+@pytest.mark.parametrize("settings", [{"share": 0.5}, {"folders": ("x",)}, {"share": 2.0, "demonstrations": 1}])
+def test_settings(settings):
+    with pytest.raises(UserError, match="grpo.replay"):
+        check_settings(ReplayConfig(**settings), "grpo.replay")
