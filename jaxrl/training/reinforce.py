@@ -63,8 +63,8 @@ def objective_of(config: Config) -> Objective:
         )
     if config.grpo.replay.share and not objective.off_policy:
         raise UserError(
-            f"grpo.replay.share = {config.grpo.replay.share:g} must be 0 with objective {settings.name!r}, which learns "
-            "from its own episodes only; grpo.loss.name = 'spo' learns from others' too"
+            f"grpo.replay.share = {config.grpo.replay.share:g} must be 0 with objective {settings.name!r}, which "
+            "learns from its own episodes only; grpo.loss.name = 'spo' learns from others' too"
         )
     if objective.smallest_group > config.grpo.group_size:
         raise UserError(

@@ -91,7 +91,7 @@ def _check_tokenizer(folder: Path, own: str) -> None:
         raise UserError(f"grpo.replay.folders: {folder} must be the folder of a run; it has no model/tokenizer")
     if fingerprint(load_tokenizer(str(kept))) != own:
         raise UserError(
-            f"grpo.replay.folders: {folder} has another tokenizer or chat template; its tokens mean something else here "
+            f"grpo.replay.folders: {folder} has another tokenizer or chat template; its tokens mean other texts "
             f"(config.model.tokenizer={kept} takes that one)"
         )
 
