@@ -235,6 +235,7 @@ def test_inserted_tokens_and_the_cut_do_not_matter():
 def test_the_value_of_the_group_is_over_all_its_episodes_in_all_rows():
     _, batch, _ = made(q0="group", beta=0.3)
     mask, targets = np.asarray(batch.loss_mask), {}
+    assert batch.old_logprobs is not None and batch.reference_logprobs is not None
     for row in range(len(mask)):
         for segment in range(1, batch.segment_ids[row].max() + 1):
             at = np.flatnonzero((batch.segment_ids[row] == segment) * mask[row])

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import run as run_train
-from test_train import without_times
+from conftest import ROOT
+from test_train import TINY, Result, without_times
 
 from jaxrl.algorithms.spo import Settings, soft_value
 from jaxrl.config.rules import check_settings
 from jaxrl.config.training import ReplayConfig
 from jaxrl.errors import UserError
+from jaxrl.train import main
 from jaxrl.training.replay import Replay, write_sources
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 
-SPO = ["--config.sft.steps=40", "--config.sft.batch_size=32", "--config.task.train_problems=6", "--config.grpo.steps=4",
-       "--config.grpo.loss=spo", "--config.grpo.loss.minibatches=1", "--config.grpo.loss.truncated=keep",
-       "--config.grpo.loss.q0_samples=4", "--config.checkpoint.every=42", "--config.log_samples_every=1"]  # fmt: skip
+SPO = [s for s in TINY if "kl_coefficient" not in s and "minibatches" not in s] + [
+    "--config.sft.steps=40", "--config.sft.batch_size=32", "--config.task.train_problems=6", "--config.grpo.steps=4",
+    "--config.grpo.loss=spo", "--config.grpo.loss.truncated=keep", "--config.grpo.loss.q0_samples=4",
+    "--config.checkpoint.every=42", "--config.log_samples_every=1",
+]  # fmt: skip
 
 
-def run(folder: Path, *extra: str):
-    settings = [s for s in SPO if s.split("=")[0] not in {e.split("=")[0] for e in extra}]
-    return run_train(folder, "--config.grpo.loss.name=spo", *settings[:4], *settings[5:], *extra)
+def run(folder: Path, *extra: str) -> Result:
+    """A command line's later settings replace its earlier ones."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*SPO, f"--config.runs_dir={folder}", *extra])
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 def resumed_is_the_same(folder: Path, tmp_path: Path, *extra: str) -> None:
@@ -91,8 +99,8 @@ def test_from_files_alone_nothing_is_sampled(online, tmp_path):
 
 def test_what_must_not_be_replayed(online, tmp_path):
     replay = ["--config.grpo.replay.share=1", f"--config.grpo.replay.folders={online / 'scramble'}"]
-    result = run_train(tmp_path / "a", *replay)
-    assert result.returncode == 1 and "must be 0 with objective 'policy_gradient'" in result.stderr, result.stderr
+    result = run(tmp_path / "a", *replay, "--config.grpo.loss=sft")
+    assert result.returncode == 1 and "must be 0 with objective 'sft'" in result.stderr, result.stderr
     result = run(tmp_path / "b", *replay, "--config.sft.steps=0", "--config.model.tokenizer_size=290")
     assert result.returncode == 1 and "another tokenizer or chat template" in result.stderr, result.stderr
 
