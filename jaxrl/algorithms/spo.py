@@ -28,7 +28,7 @@ from jaxrl.algorithms.batch import Array, Batch
 from jaxrl.algorithms.credit import finite_rewards, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
 from jaxrl.algorithms.policy_gradient import episode_sum
-from jaxrl.config.rules import AboveZero, Positive, check_settings
+from jaxrl.config.rules import AboveZero, check_settings
 from jaxrl.config.training import ObjectiveSettings
 from jaxrl.errors import UserError
 from rollouts.episode import Episode
@@ -49,8 +49,6 @@ class Settings(ObjectiveSettings):
     reward_max: float = 1.0  # the best reward there is
     normalize: bool = False  # a gradient of (r - Q_T) grad log pi for every beta
     truncated: Literal["drop", "keep"] = "drop"  # episodes that were cut off
-
-    minibatches: Positive = 1
 
     @property
     def needs_reference(self) -> bool:
