@@ -28,7 +28,7 @@ from jaxrl.algorithms.batch import Array, Batch
 from jaxrl.algorithms.credit import finite_rewards, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
 from jaxrl.algorithms.policy_gradient import episode_sum
-from jaxrl.config.rules import AboveZero, check_settings
+from jaxrl.config.rules import AboveZero, RewardValue, check_settings
 from jaxrl.config.training import ObjectiveSettings
 from jaxrl.errors import UserError
 from rollouts.episode import Episode
@@ -46,7 +46,7 @@ class Settings(ObjectiveSettings):
     q0: Literal["reference", "group", "uniform"] = "reference"  # samples of the reference, the batch, or closed form
     q0_samples: Annotated[int, Ge(2)] = 32  # K of q0 = reference, for each problem, before the stage
     q0_half_success: bool = False  # where none of the K has the best reward, count half a one
-    reward_max: float = 1.0  # the best reward there is
+    reward_max: RewardValue = 1.0  # the best reward there is
     normalize: bool = False  # a gradient of (r - Q_T) grad log pi for every beta
     truncated: Literal["drop", "keep"] = "drop"  # episodes that were cut off
 

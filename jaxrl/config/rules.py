@@ -45,6 +45,7 @@ Positive = Annotated[int, Ge(1)]
 NonNegative = Annotated[float, Ge(0)]
 AboveZero = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+RewardValue = Annotated[float, Ge(-1e6), Le(1e6)]
 
 
 class Rule(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 
 from jaxrl.config.plugins import PLUGINS, named
-from jaxrl.config.rules import AboveZero, Count, NonNegative, Positive, Share
+from jaxrl.config.rules import AboveZero, Count, NonNegative, Positive, RewardValue, Share
 from jaxrl.errors import UserError
 
 
@@ -72,7 +72,7 @@ class ReplayConfig:
     share: Share = 0.0  # of the problems of a step; 1: nothing is sampled
     folders: tuple[str, ...] = ()  # of runs, whose samples/ are read
     demonstrations: Count = 0  # the first ones of the task, as episodes
-    demonstration_reward: float = 1.0
+    demonstration_reward: RewardValue = 1.0
 
     def check(self, where: str = "grpo.replay") -> None:
         """Raises UserError where there is a share of nothing, or something without a share."""
