@@ -71,8 +71,10 @@ class WorkerExtension:
         }
 
     def jaxrl_base(self) -> str:
-        """The label of the base that `jaxrl_load` got last; "" if it was for whole weights, or has not been called."""
-        return getattr(self, "jaxrl_base_label", "")
+        """The label of the base that `jaxrl_load` got last; "" if it was for whole weights, or no adapters followed."""
+        manager = getattr(self.model_runner, "lora_manager", None)
+        ready = manager is not None and len(manager.list_adapters()) == 1
+        return getattr(self, "jaxrl_base_label", "") if ready else ""
 
     def jaxrl_load(self, folder: str, base: str = "") -> dict[str, Any]:
         """Replaces the weights by those of FOLDER/*.safetensors and returns `jaxrl_checksums`.
@@ -130,10 +132,11 @@ class WorkerExtension:
         import torch
         from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
-        sums = {}
+        sums, dtype = {}, self.model_runner.vllm_config.model_config.dtype
         for name, parameter in self.model_runner.get_model().named_parameters():
             if parameter.numel():
-                rows = parameter.detach()[:CHECKED_ROWS].contiguous().cpu().view(torch.uint8)
+                # Some CPU kernels keep a bf16 bias in f32; its numbers are the same.
+                rows = parameter.detach()[:CHECKED_ROWS].to(dtype).contiguous().cpu().view(torch.uint8)
                 # A layer that can have adapters is wrapped.
                 sums[name.replace(".base_layer.", ".")] = [zlib.crc32(rows.numpy()), list(parameter.shape)]
         rank, size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
