@@ -5,8 +5,8 @@ ref exp((r - V) / beta) with V = beta log E_ref exp(r / beta). So for every epis
 
     Q_T = Q0 + beta sum_t (log pi - log ref) = r      where Q0 = V.
 
-The loss is the distance between the two, and knows no importance ratio, no clipping and no value network. Formulas and
-what is not known of the paper: docs/reference/spo.md.
+The loss is the distance between the two. It needs neither importance ratios nor clipping nor a value network. Formulas,
+and what is not known of the paper: docs/reference/spo.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jaxrl.config.training import ObjectiveSettings
 from jaxrl.errors import UserError
 from rollouts.episode import Episode
 
-NEAR_ONE = 1e-3  # nats below probability 1, from where the cross-entropy goes on as a line: it has a pole at 1
+NEAR_ONE = 1e-3  # nats below probability 1, where the cross-entropy becomes a straight line: it has a pole at 1
 KEYS = ("problem_high", "problem_low")  # extras that tell problems apart: two f32 hold 48 bits
 
 

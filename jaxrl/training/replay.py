@@ -246,7 +246,7 @@ def fill_reference_rewards(t: Trainer, objective: Objective, state: Any, done: i
     path = t.folder / "q0.jsonl"
     missing = t.processes.exchange("q0", path.is_file()).count(False)
     if missing and done > start:
-        raise UserError(f"{path} is missing; it holds rewards of the policy at step {start}, which is no longer there")
+        raise UserError(f"{path} is missing: rewards of the policy at step {start}; restore it, or start a new run")
     if missing:
         groups = _reference_groups(t, objective.reference_samples, state, done, replay)
         if t.processes.first:
