@@ -21,7 +21,7 @@ def get_config(trained: str = "all") -> Config:
     config.rollout.max_new_tokens = 192
     config.rollout.reject_long_prompts = True
     config.batch.microbatch_rows = 1
-    config.grpo.steps = 100
+    config.grpo.steps = 60
     config.grpo.problems_per_step = 8
     config.grpo.group_size = 8
     config.optimizer.learning_rate = 1e-5
@@ -29,7 +29,7 @@ def get_config(trained: str = "all") -> Config:
     if trained == "lora":
         config.model.lora.rank = 16
         config.model.param_dtype = "bfloat16"
-        config.optimizer.learning_rate = 1e-4
+        config.optimizer.learning_rate = 2e-4
     config.evaluation.temperature = 0.0
     config.checkpoint.every = 10
     config.checkpoint.keep = 1

@@ -71,7 +71,7 @@ class PolicyConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on accelerators
     remat: Literal["none", "dots", "full"] = "none"  # computed again in the backward pass: dots is all but matmuls
     attention: Literal["auto", "splash", "cudnn", "blocked"] = "auto"  # see models/attention.py
-    unroll_layers: bool = False  # unroll the scan over layers: faster steps on CPU, slower compilation
+    unroll_layers: bool = False  # of the scan: faster on CPU, slower to compile; always where one CPU computes in bf16
 
 
 # What a number of devices may be.

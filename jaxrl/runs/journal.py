@@ -20,8 +20,32 @@ from rollouts.episode import Episode, Problem
 _HEAD = struct.Struct("<II")  # of a record: bytes and CRC-32 of the pickle that follows
 
 
-class Journal:
-    """Keeps the episodes of a command in FOLDER/NAME.I.journal, and shows how far it is. A rollouts.collect.Keeper.
+class Tally:
+    """Shows how far a command is with `total` episodes. A rollouts.collect.Keeper that keeps none."""
+
+    def __init__(self, name: str, total: int, progress: Progress, solved: Sequence[bool] = ()):
+        self._total, self._progress, self._solved = total, progress, list(solved)
+        self._began, self._tokens = time.monotonic(), 0
+        progress.stage(name, total, len(self._solved))
+
+    def known(self, seed: Sequence[int], number: int, problem: Problem) -> Episode | None:
+        return None
+
+    def finished(self, seed: Sequence[int], number: int, episode: Episode) -> None:
+        self._solved.append(episode.reward.solved)
+        self._tokens += episode.sampled_length
+        rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
+        step = min(len(self._solved), self._total)  # those that are drawn anew come on top
+        self._progress.update(step, pass_rate=float(np.mean(self._solved)), tokens_per_s=rate)
+
+    def so_far(self) -> str:
+        """How many episodes are finished and solved."""
+        text = f"{len(self._solved)} of {self._total} episodes are finished"
+        return text + (f", {np.mean(self._solved):.1%} of them solved" if self._solved else "")
+
+
+class Journal(Tally):
+    """Keeps the episodes of a command in FOLDER/NAME.I.journal, too.
 
     A record that a kill has cut short is dropped, and so is a file with another `identity`. Episodes that the sandbox
     could not judge are not kept.
@@ -33,7 +57,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, name: str, identity: str, total: int, progress: Progress, index: int = 0):
-        self._path, self._total, self._progress = folder / f"{name}.{index}.journal", total, progress
+        self._path = folder / f"{name}.{index}.journal"
         self._known: dict[tuple[tuple[int, ...], int], tuple[str, Episode]] = {}
         end = 0  # of what stays in this process's file
         for path in sorted(folder.glob(f"{name}.*.journal")):
@@ -45,9 +69,7 @@ class Journal:
         self._file.truncate(end)
         if not end:
             self._append(identity)
-        self._solved = [episode.reward.solved for _, episode in self._known.values()]
-        self._began, self._tokens = time.monotonic(), 0
-        progress.stage(name, total, len(self._solved))
+        super().__init__(name, total, progress, [episode.reward.solved for _, episode in self._known.values()])
         if self._known:
             progress.print(f"{name}: {len(self._known)} finished episodes are kept from an earlier try")
 
@@ -65,16 +87,7 @@ class Journal:
         without_problem: Any = {"problem": None}  # it can be large, and is at hand where an episode is read
         if episode.status != "sandbox_error":  # another try may be able to judge it
             self._append(((tuple(seed), number), episode.problem.id, dataclasses.replace(episode, **without_problem)))
-        self._solved.append(episode.reward.solved)
-        self._tokens += episode.sampled_length
-        rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
-        step = min(len(self._solved), self._total)  # those that are drawn anew come on top
-        self._progress.update(step, pass_rate=float(np.mean(self._solved)), tokens_per_s=rate)
-
-    def so_far(self) -> str:
-        """How many episodes are finished and solved."""
-        text = f"{len(self._solved)} of {self._total} episodes are finished"
-        return text + (f", {np.mean(self._solved):.1%} of them solved" if self._solved else "")
+        super().finished(seed, number, episode)
 
     def remove(self) -> None:
         """Deletes the files of all processes: the results are written."""

@@ -8,7 +8,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,18 @@ class Progress:
             self._bar.remove_task(self._task)
         self._stage, self._total, self._first, self._began = name, total, done, time.monotonic()
         self._task = self._bar.add_task(name, total=total, completed=done, numbers="")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Stages that begin within this block end with it, and the present one goes on."""
+        before = self._task, self._stage, self._total, self._first, self._began
+        self._task = None
+        try:
+            yield
+        finally:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task, self._stage, self._total, self._first, self._began = before
 
     def update(self, step: int, **values: float | None) -> None:
         """The stage's step and its numbers: reward, pass_rate, loss, tokens_per_s; None is not shown."""

@@ -33,6 +33,7 @@ from models.lora import join_params, split_params
 from models.sharding import make_mesh, param_shardings
 from models.stored import check_base, fingerprint
 from models.tokenizer_files import has_tokenizer, make_portable
+from rollouts.jax.programs import on_one_cpu
 
 
 @dataclass
@@ -156,7 +157,9 @@ def make_compute(config: Config, mesh: Mesh) -> Compute:
         name = "float32" if on_cpu else "bfloat16"
     elif name == "float32" and not on_cpu:  # and not what accelerators make of it: TF32, or parts in bf16
         jax.config.update("jax_default_matmul_precision", "highest")
-    return Compute(jnp.dtype(name), model.remat, model.unroll_layers, mesh, model.attention)
+    # XLA on one CPU converts all layers' bf16 activations to f32 and back whenever a scan stores those of one.
+    unroll = model.unroll_layers or (name == "bfloat16" and on_one_cpu(mesh))
+    return Compute(jnp.dtype(name), model.remat, unroll, mesh, model.attention)
 
 
 def random_params(config: ModelConfig, seed: int, mesh: Mesh, dtype: Any) -> tuple[nnx.GraphDef, Any]:

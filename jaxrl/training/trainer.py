@@ -14,6 +14,7 @@ from jaxrl.config import Config
 from jaxrl.distributed.processes import Processes, Stop
 from jaxrl.errors import TrainingError
 from jaxrl.evaluation.run import EVALUATION, evaluate, headline
+from jaxrl.runs.journal import Tally
 from jaxrl.runs.log import MetricsLog, Progress, write_samples
 from jaxrl.runs.policy import Policy
 from jaxrl.tasks import Task
@@ -53,9 +54,12 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> str:
     t.engine.load_weights(t.processes.local(params, t.policy.mesh), step)
     seed, settings = (t.config.seed, EVALUATION), t.config.evaluation
     model, programs = t.policy.config, t.config.rollout.programs
-    metrics, groups = evaluate(
-        t.engine, t.evaluator, t.test, settings, seed, t.services.pool, model, t.processes, programs
-    )
+    total = len(t.test.held_out) * settings.samples // t.processes.count
+    with t.progress.aside():
+        tally = Tally("evaluation", total, t.progress)
+        metrics, groups = evaluate(
+            t.engine, t.evaluator, t.test, settings, seed, t.services.pool, model, t.processes, programs, tally
+        )
     metrics["time/evaluate_s"] = time.perf_counter() - clock
     t.log.write(
         {"step": step, "stage": "evaluate", "stage_step": step, "after": after, "headline": t.test.headline, **metrics}

@@ -230,3 +230,13 @@ def test_progress_prints_lines_without_a_terminal(capsys):
         progress.stage("grpo", total=2)
         progress.update(1, reward=0.25, pass_rate=0.5, loss=None, tokens_per_s=1234.0)
     assert "grpo 1/2  reward 0.250  solved 50%  1,234 tokens/s" in capsys.readouterr().out
+
+
+def test_progress_goes_on_after_a_stage_aside(capsys):
+    with Progress(seconds_between_lines=0) as progress:
+        progress.stage("grpo", total=2)
+        with progress.aside():
+            progress.stage("evaluation", total=4)
+            progress.update(3, pass_rate=0.5)
+        progress.update(1, reward=0.25)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["evaluation 3/4", "grpo 1/2"]
