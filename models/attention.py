@@ -20,11 +20,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from models.matmul import matmul
+from models.matmul import times, times_transposed, transposed_times
 from models.sharding import mesh_size, partition_spec, platform
 
 _MASKED = -1e30  # a finite minus infinity: a query without any visible key gives a mean, not NaN
-BLOCK = 512  # queries whose scores are in memory at once in the blocked form
+BLOCK = 256  # queries whose scores are in memory at once in the blocked form; more are slower on a CPU, too
 PARTS = 4  # of the queries, each over the keys before its end: 5/8 of the work of all keys
 SCORES = 2**26  # of new queries over a whole cache, in memory at once: 256 MiB
 LANES = 128  # of a TPU; splash attention takes sequences of a multiple of it
@@ -137,7 +137,10 @@ def blocked_attention(
             mask = visible(segments, key_segments[:, first:last], index, jnp.arange(first, last), window)
             return masked_attention(q, k[:, first:last], v[:, first:last], mask)
 
-        mixed.append(jax.lax.map(jax.checkpoint(some), jax.tree.map(lambda x, b=begin, e=end: x[b:e], queries)))
+        part = jax.tree.map(lambda x, b=begin, e=end: x[b:e], queries)
+        # The masks of many blocks are too large to keep for the backward pass; one block needs no loop.
+        one = end - begin == 1
+        mixed.append(some(jax.tree.map(lambda x: x[0], part))[None] if one else jax.lax.map(jax.checkpoint(some), part))
     return _joined(jnp.concatenate(mixed), T)
 
 
@@ -198,16 +201,56 @@ def masked_attention(
 ) -> jax.Array:  # [B, T, H, Dh]
     """softmax(q k^T / sqrt(Dh)) v over the keys that `mask` allows, all scores at once."""
     (B, T, H, Dh), (S, K) = q.shape, k.shape[1:3]
-    G = H // K
-    # One matmul a kv head over its G * T queries, batch axes first: twice as fast on CPU as [B, T, H, Dh] einsums.
-    q = q.reshape(B, T, K, G, Dh).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, Dh)
-    k = k.transpose(0, 2, 3, 1).reshape(B * K, Dh, S)
-    v = v.transpose(0, 2, 1, 3).reshape(B * K, S, Dh)
-    scores = matmul(q, k) * Dh**-0.5
-    scores = jnp.where(mask[:, None, None], scores.reshape(B, K, G, T, S), _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).reshape(B * K, G * T, S).astype(v.dtype)
-    mixed = matmul(weights, v).astype(q.dtype)
-    return mixed.reshape(B, K, G, T, Dh).transpose(0, 3, 1, 2, 4).reshape(B, T, H, Dh)
+    # One matmul a kv head over its queries, batch axes first: twice as fast on CPU as [B, T, H, Dh] einsums.
+    # One axis of B * K, since XLA on CPU takes two for a matmul in f32.
+    queries = q.reshape(B, T, K, H // K, Dh).transpose(0, 2, 3, 1, 4).reshape(B * K, -1, Dh)
+    keys, values = (x.swapaxes(1, 2).reshape(B * K, S, Dh) for x in (k, v))
+    mixed = _mixed(queries, keys, values, mask)
+    return mixed.reshape(B, K, H // K, T, Dh).transpose(0, 3, 1, 2, 4).reshape(B, T, H, Dh)
+
+
+@jax.custom_vjp
+def _mixed(
+    q: jax.Array,  # [B * K, G * T, Dh], the T queries of one head after those of another
+    k: jax.Array,  # [B * K, S, Dh]
+    v: jax.Array,  # [B * K, S, Dh]
+    mask: jax.Array,  # bool [B, T, S]
+) -> jax.Array:  # [B * K, G * T, Dh]
+    """Attention of all queries of a kv head. The weights are computed again in the backward pass, as in FlashAttention.
+
+    Dao et al., arXiv 2205.14135, appendix B. A query without any visible key gives a mean, and its gradient is 0.
+    """
+    return _mixed_forward(q, k, v, mask)[0]
+
+
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
+    """f32[B * K, G * T, S]: q k^T / sqrt(Dh) where it is visible."""
+    (B, T, S), scores = mask.shape, times_transposed(q, k) * q.shape[-1] ** -0.5
+    return jnp.where(mask[:, None], scores.reshape(B, -1, T, S), _MASKED).reshape(scores.shape)
+
+
+def _mixed_forward(q, k, v, mask):
+    scores = _scores(q, k, mask)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = (times(weights.astype(v.dtype), v) / total).astype(q.dtype)
+    # Where nothing is visible, far above the scores, so that the backward pass finds weights of 0.
+    log_total = jnp.maximum(highest + jnp.log(total), _MASKED / 2)
+    return mixed, (q, k, v, mask, mixed, log_total)
+
+
+def _mixed_backward(kept, gradient):
+    q, k, v, mask, mixed, log_total = kept
+    weights = jnp.exp(_scores(q, k, mask) - log_total)
+    share = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+    of_scores = weights * (times_transposed(gradient, v) - share) * q.shape[-1] ** -0.5
+    weights, of_scores = weights.astype(v.dtype), of_scores.astype(q.dtype)
+    of_q, of_k, of_v = times(of_scores, k), transposed_times(of_scores, q), transposed_times(weights, gradient)
+    return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype), None
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)
 
 
 def splash_attention(

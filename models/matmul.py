@@ -19,34 +19,45 @@ class WeightSharding(NamedTuple):
     used: NamedSharding
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [..., M, K] @ y [..., K, N] -> f32[..., M, N], with y taken in x's dtype.
+def times(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [..., M, K] @ y [..., K, N] -> f32[..., M, N]."""
+    return jnp.einsum("...mk,...kn->...mn", x, y, preferred_element_type=jnp.float32)
 
-    Where x is bf16, so are the operands of the gradient's two matmuls; JAX would use f32 because the output is f32.
+
+def times_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [..., M, K] @ y^T, of y [..., N, K] -> f32[..., M, N]."""
+    return jnp.einsum("...mk,...nk->...mn", x, y, preferred_element_type=jnp.float32)
+
+
+def transposed_times(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x^T @ y, of x [..., M, K] and y [..., M, N] -> f32[..., K, N]."""
+    return jax.lax.platform_dependent(x, y, cpu=_transposed_times_on_cpu, default=_transposed_times)
+
+
+def _transposed_times(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum("...mk,...mn->...kn", x, y, preferred_element_type=jnp.float32)
+
+
+def _transposed_times_on_cpu(x: jax.Array, y: jax.Array) -> jax.Array:
+    """With bf16 x transposed in memory.
+
+    XLA's fast bf16 matmul needs this layout; otherwise it converts both operands to f32, at a fourth of the speed.
+    Splitting K into two axes keeps XLA from folding the transpose into the matmul.
     """
-    return jnp.einsum("...mk,...kn->...mn", x, y.astype(x.dtype), preferred_element_type=jnp.float32)
-
-
-def _matmul_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, Operands]:
-    return matmul(x, y), (x, y)
-
-
-def _matmul_backward(operands: Operands, gradient: jax.Array) -> Operands:
-    x, y = operands
-    g = gradient.astype(x.dtype)
-    dx = jnp.einsum("...mn,...kn->...mk", g, y.astype(x.dtype), preferred_element_type=jnp.float32)
-    dy = jnp.einsum("...mk,...mn->...kn", x, g, preferred_element_type=jnp.float32)
-    return dx.astype(x.dtype), dy.astype(y.dtype)
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
+    *lead, M, K = x.shape
+    if x.dtype != jnp.bfloat16 or K % 2:
+        return _transposed_times(x, y)
+    x_transposed = jnp.moveaxis(x.reshape(*lead, M, 2, K // 2), -3, -1).reshape(*lead, K, M)
+    return jax.lax.optimization_barrier(times(x_transposed, y))
 
 
 @jax.custom_vjp
 def matmul_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [M, K] @ y [N, K]^T -> f32[M, N], as `matmul`; y^T is never made in memory."""
-    return jnp.einsum("mk,nk->mn", x, y.astype(x.dtype), preferred_element_type=jnp.float32)
+    """x [M, K] @ y [N, K]^T -> f32[M, N], with y taken in x's dtype; y^T is never made in memory.
+
+    Where x is bf16, so are the operands of the gradient's two matmuls; JAX would use f32 because the output is f32.
+    """
+    return times_transposed(x, y.astype(x.dtype))
 
 
 def _transposed_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, Operands]:
@@ -56,9 +67,7 @@ def _transposed_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, Operands
 def _transposed_backward(operands: Operands, gradient: jax.Array) -> Operands:
     x, y = operands
     g = gradient.astype(x.dtype)
-    dx = jnp.einsum("mn,nk->mk", g, y.astype(x.dtype), preferred_element_type=jnp.float32)
-    dy = jnp.einsum("mn,mk->nk", g, x, preferred_element_type=jnp.float32)
-    return dx.astype(x.dtype), dy.astype(y.dtype)
+    return times(g, y.astype(x.dtype)).astype(x.dtype), transposed_times(g, x).astype(y.dtype)
 
 
 matmul_transposed.defvjp(_transposed_forward, _transposed_backward)
@@ -114,14 +123,5 @@ def _transposed(x: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _transposed_on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The same over flat rows (with two axes XLA on CPU would transpose both), with bf16 x transposed in memory.
-
-    XLA's fast bf16 matmul needs this layout; otherwise it converts both operands to f32, at a fourth of the speed.
-    Splitting K into two axes keeps XLA from folding the transpose into the matmul.
-    """
-    K = x.shape[-1]
-    x, g = x.reshape(-1, K), g.reshape(-1, g.shape[-1])
-    if x.dtype != jnp.bfloat16 or K % 2:
-        return _transposed(x, g)
-    x_transposed = x.reshape(-1, 2, K // 2).transpose(1, 2, 0).reshape(K, -1)
-    return jax.lax.optimization_barrier(jnp.matmul(x_transposed, g, preferred_element_type=jnp.float32))
+    """The same over flat rows: with two axes XLA would transpose both."""
+    return _transposed_times_on_cpu(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.matmul import matmul, matmul_transposed, project
+from models.matmul import matmul_transposed, project, times, times_transposed, transposed_times
 
 
 def operands(*lead: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -17,13 +17,19 @@ def operands(*lead: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rng.normal(size=(*lead, 5, 7)), rng.normal(size=(*lead, 7, 3)), rng.normal(size=(*lead, 5, 3))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
-def test_value_and_gradient(lead):
-    x, y, g = operands(*lead)
-    out, vjp = jax.vjp(matmul, jnp.float32(x), jnp.float32(y))
-    dx, dy = vjp(jnp.float32(g))
+def test_three_products(lead, dtype):
+    rng = np.random.default_rng(0)
+    x, y, z, u = (jnp.asarray(rng.normal(size=(*lead, *s)), dtype) for s in ((5, 8), (8, 3), (9, 8), (5, 3)))
+    wide = [np.asarray(a, np.float64) for a in (x, y, z, u)]
     mT = lambda a: np.swapaxes(a, -1, -2)  # noqa: E731
-    for got, wanted in ((out, x @ y), (dx, g @ mT(y)), (dy, mT(x) @ g)):
+    for got, wanted in (
+        (times(x, y), wide[0] @ wide[1]),
+        (times_transposed(x, z), wide[0] @ mT(wide[2])),
+        (transposed_times(x, u), mT(wide[0]) @ wide[3]),
+    ):
+        assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -37,7 +43,7 @@ def test_projection_by_a_weight(lead):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("function", [matmul, project])
+@pytest.mark.parametrize("function", [project, lambda x, y: matmul_transposed(x, y.T)])
 @pytest.mark.parametrize("shape", [(6, 8, 4), (5, 7, 3), (84, 64, 32)])
 def test_bf16_operands_f32_sums(shape, function):
     """bf16 x with f32 weights: every matmul of value and gradient takes bf16 and gives f32; dy stays f32."""
