@@ -1,6 +1,6 @@
 """Do the implementations of one model agree? Transformers, the JAX decoder, the JAX engine, vLLM on the same prompts.
 
-    python -m jaxrl.crosscheck --model DIR [--dtypes float32,bfloat16] [--sidecar URL | --no-vllm]
+    python -m jaxrl.crosscheck --model MODEL [--dtypes float32,bfloat16] [--sidecar URL | --no-vllm]
     python -m jaxrl.crosscheck --random qwen2.5 --random llama3      models of these shapes, with random weights
 
 Both engines sample at temperature 1, and every other implementation says what it thinks of these tokens: the decoder
@@ -33,7 +33,7 @@ from rich.table import Table
 from jaxrl.config.command_line import at_least
 from jaxrl.errors import UserError, command
 from models.config import ModelConfig, from_hf
-from models.convert import load_model, save_hf
+from models.convert import export_model, is_run, load_model, save_hf
 from models.decoder import Compute, Decoder, initialize
 from rollouts.collect import generate
 from rollouts.engine import Completion, SamplingParams
@@ -298,7 +298,7 @@ def crosscheck(folder: Path, dtype: str, options: argparse.Namespace, console: C
             if vllm.sync.dtype != dtype:
                 raise SidecarError(f"{options.sidecar} runs in {vllm.sync.dtype}; give --dtypes {vllm.sync.dtype}")
         pairs = compare_all(engines, forwards, prompts, options.new_tokens, limit, console.print)
-    _show(console, f"{options.names.get(folder, folder.name)}, {dtype}", pairs, limit)
+    _show(console, f"{options.names[folder]}, {dtype}", pairs, limit)
     return all(pair.first is None for pair in pairs)
 
 
@@ -355,7 +355,7 @@ def _show(console: Console, title: str, pairs: Sequence[Pair], limit: float) -> 
 def main(arguments: Sequence[str]) -> int:
     """0 when all implementations agree, 1 when a pair does not, 2 with a line on stderr when they cannot compare."""
     parser = argparse.ArgumentParser(prog="python -m jaxrl.crosscheck", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, action="append", default=[], help="Hugging Face folder")
+    parser.add_argument("--model", type=Path, action="append", default=[], help="what config.model.path may be")
     parser.add_argument("--random", choices=sorted(RANDOM), action="append", default=[], help="a random model")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--sidecar", default="", metavar="URL", help=f"a running one; its key is in {KEY_VARIABLE}")
@@ -369,7 +369,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--log-folder", type=Path, default=Path("runs/crosscheck"))
     options = parser.parse_args(arguments)
     if not options.model and not options.random:
-        parser.error("give --model DIR or --random SHAPE")
+        parser.error("give --model MODEL or --random SHAPE")
     wrong = [dtype for dtype in options.dtypes.split(",") if dtype not in TOLERANCES]
     if wrong:
         raise UserError(f"--dtypes {wrong[0]!r} must be of: {', '.join(TOLERANCES)}")
@@ -379,7 +379,13 @@ def main(arguments: Sequence[str]) -> int:
         for shape in options.random:
             options.names[Path(temporary) / shape] = f"random {shape}"
             write_random_model(shape, Path(temporary) / shape)
-        for folder in [*options.model, *options.names]:
+        for i, model in enumerate(options.model):
+            folder = model
+            if is_run(model) or not (model / "config.json").is_file():  # others read Hugging Face folders alone
+                folder = Path(temporary) / f"{i}"
+                export_model(model, folder)
+            options.names[folder] = model.name
+        for folder in options.names:
             for dtype in options.dtypes.split(","):
                 agree &= crosscheck(folder, dtype, options, Console(width=140))
     return 0 if agree else 1

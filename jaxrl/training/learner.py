@@ -22,7 +22,7 @@ from jaxrl.training.optimizer import check_host_memory, state_shardings, to_devi
 from models.decoder import Compute, Decoder
 from models.heads import Head, head_outputs, initial_heads, with_heads, without_heads
 from models.lora import join_params, split_params
-from models.sharding import batch_sharding, param_shardings, sharded
+from models.sharding import batch_sharding, param_shardings, platform, sharded
 from models.vocabulary import token_logprobs
 
 Params = Any  # nnx.State of the decoder
@@ -139,6 +139,7 @@ class Learner:
                 gradient, value, measured = self._accumulate(weights, gradient, microbatch)
             values.append(value)
             metrics.append(measured)
+            self._wait_for_last(values)
         before = TrainState(trained, state.opt_state)
         (trained, opt_state, _), norm, _ = self.apply_program(before)(before, gradient)
         params, heads = without_heads(join_params(trained, frozen))
@@ -206,8 +207,17 @@ class Learner:
         """What a program gives for each microbatch, put together on the host."""
         with self.turns:
             weights = to_device(weights)
-            parts = jax.device_get([program(weights, microbatch) for microbatch in self.microbatches(batch)])
+            parts: list[Any] = []
+            for microbatch in self.microbatches(batch):
+                parts.append(program(weights, microbatch))
+                self._wait_for_last(parts)
+            parts = jax.device_get(parts)
             return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    def _wait_for_last(self, results: list[Any]) -> None:
+        """Until at most one microbatch is waiting for its turn; on a CPU, which runs all that it has at once, none."""
+        ahead = 0 if platform(self.compute.mesh) == "cpu" else 1
+        jax.block_until_ready(results[-1 - ahead :][0])
 
     def programs(self, state: TrainState, batch: Batch) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The compiled programs by name, each with the arguments that it gets for this state and microbatch.

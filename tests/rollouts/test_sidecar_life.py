@@ -30,6 +30,7 @@ from vllm_clients import (
 )
 
 from jaxrl.crosscheck import main as crosscheck
+from models.convert import import_model
 from rollouts.collect import generate
 from rollouts.vllm import supervisor
 from rollouts.vllm.engine import RESTARTS, ClientSettings, VllmEngine
@@ -306,6 +307,11 @@ def test_crosscheck_without_vllm_compares_the_others_and_says_so(model, tmp_path
     assert out.count("agrees") == 3  # of JAX engine, decoder and transformers
     assert crosscheck(["--model", str(model), "--environment", "nowhere", *few]) == 2  # it was asked for by name
     assert "error: vLLM's environment has no nowhere/bin/python" in capsys.readouterr().err
+    import_model(model, tmp_path / "imported")  # in a format of our own, which the others cannot read
+    assert crosscheck(["--model", str(tmp_path / "imported"), "--no-vllm", *few]) == 0
+    assert "imported, float32" in capsys.readouterr().out
+    assert crosscheck(["--model", str(tmp_path / "nothing"), "--no-vllm", *few]) == 2
+    assert "nothing does not exist" in capsys.readouterr().err
 
 
 def _runs(pid: int) -> bool:
