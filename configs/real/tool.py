@@ -12,7 +12,7 @@ from jaxrl.tasks import compute
 from rollouts.environments import interpreter
 
 ANSWER = "Give the result in \\boxed{}."
-TOOL = "Write a fenced python block that prints the result; its output follows. Then give the result in \\boxed{}."
+TOOL = "Write a fenced python block that prints the result. I will send you its output; then give it in \\boxed{}."
 
 
 def get_config(arm: str = "tool") -> Config:
@@ -22,7 +22,8 @@ def get_config(arm: str = "tool") -> Config:
     config.model.lora.rank = 16
     config.rollout.instruction = ANSWER
     if arm == "tool":
-        config.rollout.environment = interpreter.Settings(max_calls=2)
+        # As the next message: a chat model ends its own after a block.
+        config.rollout.environment = interpreter.Settings(max_calls=2, output_to="user")
         config.rollout.instruction = TOOL
     config.rollout.max_prompt_length = 128
     config.rollout.max_new_tokens = 256
