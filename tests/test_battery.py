@@ -231,7 +231,7 @@ def outputs_and_batch(objective: Objective, rows: int) -> tuple[Outputs, Batch]:
     heads = {head.name: random() for head in objective.heads}
     extras = {name: np.where(np.asarray(batch.loss_mask) > 0, random(), 0) for name in objective.extras}
     batch = dataclasses.replace(batch, extras={**batch.extras, **extras})
-    for needed in objective.needs - {"heads"}:
+    for needed in objective.needs & {f.name for f in dataclasses.fields(Batch)}:
         batch = dataclasses.replace(batch, **{needed: random() * np.asarray(batch.loss_mask)})
     return Outputs(random(), heads), objective.prepare(batch)
 
