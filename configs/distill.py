@@ -1,7 +1,8 @@
 """On-policy distillation: a small model learns from a larger one, on samples of its own.
 
-The teacher is the run of configs/scramble.py with four layers, the student has two and a short SFT:
-    python -m jaxrl.train --config configs/scramble.py --config.name=teacher --config.model.shape.num_hidden_layers=4
+The teacher has the four layers and the whole SFT of configs/scramble.py, the student two layers and a third of it:
+    python -m jaxrl.train --config configs/scramble.py --config.name=teacher --config.grpo.steps=0
+        --config.model.shape.num_hidden_layers=4
     python -m jaxrl.train --config configs/distill.py
 What to compare: RL from the task's reward, and both together:
     python -m jaxrl.train --config configs/distill.py --config.name=rl --config.grpo.loss.name=policy_gradient
