@@ -20,7 +20,7 @@ from models import row_cache
 from models.attention import attention, decode_attention, extended_attention, kernel_of
 from models.cache import Cache, over_rows_and_heads, write
 from models.config import Llama3RopeScaling, ModelConfig
-from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters, join_params, split_params
+from models.lora import Adapter, LoraParam, adapter, add_adapters, initial_adapters
 from models.matmul import WeightSharding, project
 from models.row_cache import Chunks, decode_attention_by_rows
 from models.sharding import LOGICAL_TO_MESH, SERVING, constrain, param_shardings, partition_spec, sharded
@@ -387,10 +387,13 @@ def dtype_of(name: str, dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if name.endswith(SMALL) else dtype.dtype
 
 
-def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype | ForSampling) -> tuple[nnx.GraphDef, nnx.State]:
     """(graphdef, parameters as sharded ShapeDtypeStructs): adapters in f32, all others in `dtype`."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))
-    if config.lora is not None:
-        adapters, _ = split_params(nnx.state(nnx.eval_shape(lambda: Decoder(config))))
-        params = join_params(adapters, split_params(params)[1])
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
+
+    def typed(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        own = jnp.float32 if isinstance(variable, LoraParam) else dtype_of(str(path[-1]), dtype)
+        return variable.replace(jax.ShapeDtypeStruct(variable.shape, own))
+
+    params = nnx.from_flat_state([(path, typed(path, v)) for path, v in nnx.to_flat_state(params)])
     return graphdef, sharded(params, param_shardings(params, mesh))

@@ -223,15 +223,17 @@ def groups() -> list[Group]:
     return made
 
 
-def outputs_and_batch(objective: Objective, rows: int) -> tuple[Outputs, Batch]:
+def outputs_and_batch(objective: Objective, rows: int, size: int = 4) -> tuple[Outputs, Batch]:
+    """Of groups of `size` episodes, in which the second one of each group comes first."""
     rng = np.random.default_rng(1)
-    batch, _ = make_batch(groups(), objective, row_length=16, microbatch_rows=rows)
+    made = [Group(g.problem, [*g.episodes[1:], g.episodes[0]][:size]) for g in groups()]
+    batch, _ = make_batch(made, objective, row_length=16, microbatch_rows=rows)
     shape = np.asarray(batch.tokens).shape
     random = lambda: rng.normal(-1, 0.5, shape).astype(np.float32)  # noqa: E731
     heads = {head.name: random() for head in objective.heads}
     extras = {name: np.where(np.asarray(batch.loss_mask) > 0, random(), 0) for name in objective.extras}
     batch = dataclasses.replace(batch, extras={**batch.extras, **extras})
-    for needed in objective.needs - {"heads"}:
+    for needed in objective.needs & {f.name for f in dataclasses.fields(Batch)}:
         batch = dataclasses.replace(batch, **{needed: random() * np.asarray(batch.loss_mask)})
     return Outputs(random(), heads), objective.prepare(batch)
 
@@ -244,6 +246,12 @@ def test_tokens_outside_of_the_mask_have_no_gradient(objective):
     for leaf in jax.tree.leaves(gradient):
         assert np.isfinite(leaf).all() and not np.asarray(leaf)[~mask].any()
     assert np.asarray(gradient.logprobs)[mask].any()
+
+
+def test_a_single_episode_of_a_problem_trains_where_the_objective_says_so(objective):
+    outputs, batch = outputs_and_batch(objective, 2, size=1)
+    gradient = jax.grad(lambda o: objective.loss(o, batch)[0])(outputs)
+    assert np.asarray(gradient.logprobs).any() == (objective.smallest_group == 1)
 
 
 def test_the_cut_into_microbatches_does_not_matter(objective):

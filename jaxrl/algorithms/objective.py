@@ -26,7 +26,7 @@ from jaxrl.config.training import OptimizerConfig
 from models.heads import Head
 from rollouts.episode import Episode, Group
 
-NEEDS = frozenset({"old_logprobs", "reference_logprobs", "heads"})
+NEEDS = frozenset({"old_logprobs", "reference_logprobs", "teacher_logprobs", "heads"})
 
 
 class Outputs(NamedTuple):
@@ -57,7 +57,7 @@ class Objective:
     credit: Callable[[Sequence[Episode]], Sequence[Credit | None]]
     token_weights: Callable[[Sequence[int]], np.ndarray]  # learned tokens of E episodes -> f64[E]: of each token's term
     # What the learner fills in before the first update: "old_logprobs" and "reference_logprobs" in the fields of these
-    # names, "heads" as `old_NAME` of each head in `extras`.
+    # names, "teacher_logprobs" in the one of `extras`, "heads" as `old_NAME` of each head in `extras`.
     needs: frozenset[str] = frozenset()
     heads: tuple[Head, ...] = ()
     extras: tuple[str, ...] = ()  # all names in Batch.extras; 0 until credit, needs or prepare gives a value
@@ -70,7 +70,8 @@ class Objective:
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
 
     has_signal: Callable[[Group], bool] = has_signal  # for dynamic sampling, and counted in each batch
-    smallest_group: int = 1  # usable episodes; a problem with fewer gets no credit
+    smallest_group: int = 1  # the least grpo.group_size
+    fewest_usable: int = 1  # usable episodes; a problem with fewer gets no credit
     needs_answers: bool = False  # Reward.answer, which not every task gives
     off_policy: bool = False  # whether it may learn from episodes that others sampled (grpo.replay)
     # Episodes of each problem that the policy plays before the stage; their rewards by problem id are filled in then.
@@ -83,7 +84,8 @@ class Objective:
                 f"objective {self.name}: needs {sorted(unknown)} must be among: {', '.join(sorted(NEEDS))}"
             )
         names = [f"old_{head.name}" for head in self.heads] if "heads" in self.needs else []
+        names += self.needs & {"teacher_logprobs"}
         if self.heads_first and self.heads_optimizer is None:
             raise ValueError(f"objective {self.name}: heads_first = {self.heads_first} needs heads_optimizer")
         if missing := [name for name in names if name not in self.extras]:
-            raise ValueError(f"objective {self.name}: needs 'heads', so extras must name {', '.join(missing)}")
+            raise ValueError(f"objective {self.name}: by its needs, extras must name {', '.join(missing)}")

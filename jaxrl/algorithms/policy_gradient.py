@@ -130,6 +130,7 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
         weights,
         needs=frozenset(needs),
         zero_credit_trains=settings.kl_coefficient > 0,
+        smallest_group=2,
     )
 
 
@@ -154,7 +155,7 @@ def policy_gradient_loss(
         return jnp.where(mask, x, 0.0)  # not a product: what stands elsewhere may be inf
 
     pi, sampler = on_sampled_tokens(logprobs), on_sampled_tokens(batch.behaviour_logprobs)
-    recomputed = jax.lax.stop_gradient(pi) if batch.old_logprobs is None else on_sampled_tokens(batch.old_logprobs)
+    recomputed = on_sampled_tokens(before_update(logprobs, batch))
     old = sampler if config.old_logprobs == "sampler" else recomputed
 
     rho = ratio(pi, old, batch, config)
@@ -181,6 +182,11 @@ def policy_gradient_loss(
     sums = {name: jax.lax.stop_gradient(jnp.sum(on_sampled_tokens(x))) for name, x in sums.items()}
     maxima = {"mismatch/max": jax.lax.stop_gradient(jnp.max(jnp.abs(recomputed - sampler)))}
     return loss, LossMetrics(sums, maxima)
+
+
+def before_update(logprobs: Array, batch: Batch) -> jax.Array:
+    """Logprobs f32[B, T] of pi before the first update on the batch, without gradient: in its only one, pi itself."""
+    return jax.lax.stop_gradient(jnp.asarray(logprobs if batch.old_logprobs is None else batch.old_logprobs))
 
 
 def ratio(pi: jax.Array, old: jax.Array, batch: Batch, config: Settings) -> jax.Array:

@@ -137,6 +137,7 @@ def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
         prepare=lambda batch: with_advantages(batch, settings),
         measure=lambda batch: measurements(batch, settings),
         zero_credit_trains=True,
+        smallest_group=1,
     )
 
 

@@ -82,6 +82,7 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
         credit=credit,
         has_signal=has_signal,
         smallest_group=settings.objective_k,
+        fewest_usable=settings.objective_k,
         needs_answers=settings.advantage == "maj_at_k",
     )
 

@@ -102,6 +102,7 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
         prepare=partial(with_group_q0, beta=settings.beta) if by_group else lambda batch: batch,
         has_signal=lambda group: bool(usable(group)),
         smallest_group=2 if by_group else 1,
+        fewest_usable=2 if by_group else 1,
         off_policy=True,
         reference_samples=settings.q0_samples if settings.q0 == "reference" else 0,
         reference_rewards=of_reference,

@@ -14,7 +14,7 @@ from jaxrl.aot.hlo import collectives, hbm_bytes
 from jaxrl.aot.program import Program, Stage, bytes_per_device
 from jaxrl.aot.roofline import by_kind, memory_of, times_of
 from jaxrl.aot.topology import Topology
-from jaxrl.aot.training import model_of, stages
+from jaxrl.aot.training import model_of, stages, teacher_of
 from jaxrl.config import Config
 from jaxrl.costs.flops import parameters
 from jaxrl.costs.mesh import choose_mesh, load_of, local_count
@@ -37,7 +37,7 @@ def compile_config(
         config.model.compute_dtype = "bfloat16"  # CPU devices stand for the GPUs
     try:
         local, hbm = local_count(topology.devices), topology.chip.hbm_bytes
-        load = load_of(config, local)
+        load = load_of(config, local, teacher_of(config))
         sizes = choose_mesh(model, len(topology.devices), load, hbm, config.mesh.sizes, local or None)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -15,7 +15,7 @@ from jaxrl.algorithms import sft
 from jaxrl.algorithms.batch import Batch
 from jaxrl.aot.program import Program, Stage
 from jaxrl.aot.sampling import engine_programs
-from jaxrl.config import Config, PolicyConfig, row_length
+from jaxrl.config import Config, row_length
 from jaxrl.costs.flops import adapter_parameters, forward_flops, parameters, update_flops, without_vocabulary
 from jaxrl.distributed.processes import local_mesh, processes_of
 from jaxrl.errors import UserError
@@ -24,9 +24,9 @@ from jaxrl.training.learner import Learner
 from jaxrl.training.optimizer import stage_optimizer
 from jaxrl.training.reinforce import objective_of
 from models.config import ModelConfig, read_config
-from models.decoder import Compute, abstract_decoder
+from models.decoder import Compute, ForSampling, abstract_decoder
 from models.files import expanded, is_gguf
-from models.loading import find_model
+from models.loading import find_model, is_run
 from models.lora import split_params
 from models.shapes import known_shape, nearest_shape
 from models.sharding import batch_sharding, param_shardings, sharded
@@ -37,22 +37,27 @@ def model_of(config: Config) -> ModelConfig:
 
     Raises UserError where config.model.path is neither a model's folder nor the name of a published shape.
     """
-    return replace(_base_model(config.model), lora=config.model.lora.adapters())
+    model = config.model
+    base = _shape_at(model.path, "model.path") if model.path else shape_of(model, model.tokenizer_size)
+    return replace(base, lora=model.lora.adapters())
 
 
-def _base_model(model: PolicyConfig) -> ModelConfig:
-    if not model.path:
-        return shape_of(model, model.tokenizer_size)
-    path = expanded(model.path)
-    if is_gguf(path):
+def teacher_of(config: Config) -> ModelConfig | None:
+    """The architecture of the teacher in config.grpo.loss; None without one. Raises as `model_of` does."""
+    path = config.grpo.loss.teacher_path if config.grpo.steps else ""
+    return replace(_shape_at(path, "grpo.loss.teacher"), lora=None) if path else None
+
+
+def _shape_at(name: str, setting: str) -> ModelConfig:
+    path = expanded(name)
+    if is_gguf(path) or is_run(path) or (path / "model.json").is_file():
         return find_model(path)[1]
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return read_config(folder)
-    shape = known_shape(model.path)
+    shape = known_shape(name)
     if shape is None:
-        near = nearest_shape(model.path)
-        raise UserError(f"model.path = {model.path!r} has no config.json and is not a published shape; {near}")
+        raise UserError(f"{setting} = {name!r} has no config.json and is not a published shape; {nearest_shape(name)}")
     return shape
 
 
@@ -111,6 +116,10 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         resident["heads"] = state.heads
     if reference and not offloaded:
         resident["reference"] = trained
+    if rl and (teacher := teacher_of(config)) is not None:
+        programs.append(_of_teacher(teacher, learner, batch, microbatches, offloaded))
+        if not offloaded:
+            resident["teacher"] = programs[-1].arguments[0]
     mesh, gathered, ahead = compute.mesh, None, rl and config.rollout.max_staleness > 0
     if mesh is not None and len(processes_of(mesh)) > 1:
         gathered = sharded(params, param_shardings(params, local_mesh(mesh)))
@@ -121,6 +130,20 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         programs += sampling
         resident |= kept if rl else {}  # SFT holds them only during evaluations
     return Stage(name, programs, resident, int(microbatches * rows * T), ahead, gathered)
+
+
+def _of_teacher(model: ModelConfig, learner: Learner, batch: Batch, runs: float, apart: bool) -> Program:
+    """The teacher's logprobs of a microbatch, its parameters as jaxrl.runs.teacher loads them.
+
+    Args:
+        apart: they are in host memory between runs.
+    """
+    compute = learner.compute
+    assert compute.mesh is not None
+    graphdef, params = abstract_decoder(model, compute.mesh, ForSampling(compute.dtype))
+    rows, T = batch.tokens.shape
+    flops, resident = forward_flops(model, rows * T, T / 2), () if apart else (0,)
+    return Program("teacher", learner.logprobs_program(graphdef), (params, batch), runs, flops, flops, resident)
 
 
 def microbatches_of(config: Config, stage: str, row_length: int) -> int:

@@ -67,7 +67,7 @@ class PolicyConfig:
     tokenizer_size: Positive = 576  # tokens of one trained on the task's own text
     tokenizer_digits: Positive = 1  # digits in a token of it, at most
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # see optimizer.stochastic_rounding
-    offload_reference: bool = False  # keep the parameters of a KL term's reference policy in host memory
+    offload_reference: bool = False  # keep a KL term's reference policy, and a teacher, in host memory
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on accelerators
     remat: Literal["none", "dots", "full"] = "none"  # computed again in the backward pass: dots is all but matmuls
     attention: Literal["auto", "splash", "cudnn", "blocked"] = "auto"  # see models/attention.py

@@ -1,6 +1,6 @@
 """What a setting may be, written in its annotation, and the one walk that checks all settings of a config.
 
-    group_size: Annotated[int, Ge(2)] = 8
+    q0_samples: Annotated[int, Ge(2)] = 32
     objective: Literal["clip", "cispo", "sapo"] = "clip"
 
 The bounds are those of the package annotated_types. A settings class may also have check(where), for rules between its

@@ -44,6 +44,11 @@ class ObjectiveSettings:
         return False
 
     @property
+    def teacher_path(self) -> str:
+        """The setting `teacher` of an objective that needs "teacher_logprobs": a model, as model.path; "": none."""
+        return ""
+
+    @property
     def decoders(self) -> int:
         """Decoders that are trained: 2 with a critic whose parameters are its own."""
         return 1
@@ -89,7 +94,7 @@ class GRPOConfig:
 
     steps: Count = 0  # 0: no GRPO stage
     problems_per_step: Positive = 8
-    group_size: Annotated[int, Ge(2)] = 8  # episodes a problem
+    group_size: Positive = 8  # episodes a problem; from 2 where the objective compares them
     patience: Count = 50  # steps in a row without any gradient until the run stops; 0: no limit
     loss: Annotated[ObjectiveSettings, PLUGINS["objective"]] = named("objective", "policy_gradient")
     replay: ReplayConfig = field(default_factory=ReplayConfig)

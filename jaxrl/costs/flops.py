@@ -117,16 +117,19 @@ def step_flops(
     old: bool,
     reference: bool,
     critics: int = 0,
+    teacher: ModelConfig | None = None,
 ) -> dict[str, float]:
     """Flops of an RL step: flops/sampling, flops/old and flops/reference (logprobs), flops/update; their sum as flops.
 
-    Those of critics are in flops/old, where their values before the update are computed, and in flops/update.
+    With a teacher there is flops/teacher too, of its logprobs. Those of critics are in flops/old, where their values
+    before the update are computed, and in flops/update.
 
     Args:
         drawn: all groups that were sampled.
         counts: tokens and mean context of each batch that was trained on.
         old, reference: whether logprobs were computed before the first update, and with a reference policy.
         critics: decoders beside the policy's that are trained.
+        teacher: another model whose logprobs were computed.
     """
     alone = without_vocabulary(config)
     forward = sum(forward_flops(config, *count) for count in counts)
@@ -137,6 +140,8 @@ def step_flops(
         "flops/reference": forward * reference,
         "flops/update": sum(update_flops(config, *count) + critics * update_flops(alone, *count) for count in counts),
     }
+    if teacher is not None:
+        parts["flops/teacher"] = sum(forward_flops(teacher, *count) for count in counts)
     parts = {name: float(flops) for name, flops in parts.items()}
     return parts | {"flops": sum(parts.values())}
 

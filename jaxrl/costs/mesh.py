@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,9 @@ class Load(NamedTuple):
     gathered_bytes: float = 0.0  # of a parameter, where each of several processes gathers the weights for its sampler
     passing_bytes: float = 10.0  # the part of state_bytes that is free between two updates, when weights are gathered
     ahead: bool = False  # the gathered weights are in memory during updates too
+    teacher: ModelConfig | None = None  # a model that only gives logprobs, sharded as the trained one is
+    teacher_bytes: float = 2.0  # of a parameter of it
+    teacher_apart: bool = False  # it is in memory only while it gives them
 
 
 def choose_mesh(
@@ -67,13 +71,15 @@ def choose_mesh(
 
     Raises UserError, in one line, where no mesh fits.
     """
+    models = (config,) if load.teacher is None else (config, load.teacher)
     if wanted[3] > 0:
-        check_tensor(config, wanted[3])
-    of_shape = _possible_sizes(config, devices, wanted, together or devices)
+        for model, name in zip(models, ("model", "teacher")):
+            check_tensor(model, wanted[3], name)
+    of_shape = _possible_sizes(models, devices, wanted, together or devices)
     if not of_shape:
         raise UserError(
             f"mesh data x fsdp x context x tensor = {' x '.join(map(str, wanted))} does not fit {devices} devices and "
-            f"{config.num_kv_heads} kv heads"
+            f"{' and '.join(str(model.num_kv_heads) for model in models)} kv heads"
         )
     of_length = [sizes for sizes in of_shape if load.row_length % sizes[2] == 0]
     if not of_length:
@@ -89,11 +95,11 @@ def choose_mesh(
     return min(dividing, key=lambda sizes: _preference(config, sizes, load, hbm))
 
 
-def _possible_sizes(config: ModelConfig, devices: int, wanted: MeshSizes, together: int) -> list[MeshSizes]:
-    """The meshes of all `devices` with the wanted sizes; a chosen tensor divides the heads and `together`."""
+def _possible_sizes(models: Sequence[ModelConfig], devices: int, wanted: MeshSizes, together: int) -> list[MeshSizes]:
+    """The meshes of all `devices` with the wanted sizes; a chosen tensor divides all heads and `together`."""
     data, fsdp, context, tensor = (1 if -1 in wanted and size == 0 else size for size in wanted)
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    heads = math.gcd(config.num_heads, config.num_kv_heads)
+    heads = math.gcd(*(n for model in models for n in (model.num_heads, model.num_kv_heads)))
     return [
         (d, devices // (d * c * t), c, t)
         for t, c, d in itertools.product(divisors, repeat=3)
@@ -116,13 +122,13 @@ def _preference(config: ModelConfig, sizes: MeshSizes, load: Load, hbm: float | 
     return 0, slow, tensor, context, fsdp
 
 
-def check_tensor(config: ModelConfig, tensor: int) -> None:
-    """Raises UserError where the heads cannot be sharded over `tensor` devices."""
+def check_tensor(config: ModelConfig, tensor: int, name: str = "model") -> None:
+    """Raises UserError where the heads of the model, or what its `name` is, cannot be sharded over `tensor` devices."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if heads % tensor:
-        raise UserError(f"mesh.tensor = {tensor} must divide the model's {heads} attention heads")
+        raise UserError(f"mesh.tensor = {tensor} must divide the {name}'s {heads} attention heads")
     if kv_heads % tensor and tensor % kv_heads:
-        raise UserError(f"mesh.tensor = {tensor} must divide {kv_heads} kv heads or be a multiple of them")
+        raise UserError(f"mesh.tensor = {tensor} must divide the {name}'s {kv_heads} kv heads or be a multiple of them")
 
 
 def bytes_needed(config: ModelConfig, sizes: MeshSizes, load: Load) -> float:
@@ -138,9 +144,8 @@ def bytes_needed(config: ModelConfig, sizes: MeshSizes, load: Load) -> float:
     tokens = load.rows * load.row_length / (data * shards)
     # bf16 numbers per token and layer: its input; with the matmuls' results; with norms, rotation and gates too.
     kept = {"full": D, "dots": 3 * D + (heads + 2 * F) / tensor, "none": 8 * D + (3 * heads + 4 * F) / tensor}
-    layer = 4 * tokens * (4 * D + (2 * heads + 2 * F) / tensor)
-    # In bf16 of this layer and the next; the f32 gradient before it is scattered.
-    weights = (2 * 2 + 4) * (D * heads + config.num_heads * Dh * D + 3 * D * F) / tensor
+    layer, matrices = _of_layer(config, tokens, tensor)
+    weights = (2 * 2 + 4) * matrices  # in bf16 of this layer and the next; the f32 gradient before it is scattered
     chunk = shards * chunk_tokens(CHUNK_ELEMENTS["tpu"], -(-config.vocab_size // (shards * tensor)), D, shards)
     state = load.state_bytes * parameters(config) / (shards * tensor)
     cache = 2 * 2 * config.num_layers * config.num_kv_heads * Dh * load.cached_tokens / (data * shards * tensor)
@@ -152,10 +157,22 @@ def bytes_needed(config: ModelConfig, sizes: MeshSizes, load: Load) -> float:
     gathered = load.gathered_bytes * parameters(config)
     passing = load.passing_bytes * parameters(config) / (shards * tensor)
     work = work + gathered if load.ahead else max(work, gathered - passing)
+    if load.teacher is not None:
+        of_teacher = load.teacher_bytes * parameters(load.teacher) / (shards * tensor)
+        layer, matrices = _of_layer(load.teacher, tokens, tensor)
+        work = max(work, layer + 2 * 2 * matrices + LOGITS + of_teacher * load.teacher_apart)
+        state += of_teacher * (not load.teacher_apart)
     return state + (max(sampler, work) if load.apart else sampler + work)
 
 
-def load_of(config: Config, local: int = 0) -> Load:
+def _of_layer(config: ModelConfig, tokens: float, tensor: int) -> tuple[float, float]:
+    """Of one layer on a device: bytes of its intermediates, and numbers in its gathered matrices."""
+    D, F, queries = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+    heads = queries + 2 * config.num_kv_heads * config.head_dim
+    return 4 * tokens * (4 * D + (2 * heads + 2 * F) / tensor), (D * heads + queries * D + 3 * D * F) / tensor
+
+
+def load_of(config: Config, local: int = 0, teacher: ModelConfig | None = None) -> Load:
     """What a run's devices must hold.
 
     For each parameter: itself and its bf16 copy for matmuls; the accumulated gradient, that of the microbatch and two
@@ -166,6 +183,7 @@ def load_of(config: Config, local: int = 0) -> Load:
 
     Args:
         local: devices of each process where there are several, else 0.
+        teacher: the model that grpo.loss.teacher names.
     """
     rollout, itemsize = config.rollout, jnp.dtype(config.model.param_dtype).itemsize
     stages = ((config.sft.steps, config.sft.optimizer), (config.grpo.steps, config.optimizer))
@@ -187,13 +205,15 @@ def load_of(config: Config, local: int = 0) -> Load:
     if apart or ahead:
         cached *= 2
     T, remat = row_length(config), config.model.remat
-    return Load(rows, T, state, remat, sampler, cached, apart, gathered, passing, ahead)
+    load = Load(rows, T, state, remat, sampler, cached, apart, gathered, passing, ahead)
+    of_teacher = 4 if config.model.compute_dtype == "float32" else 2
+    return load._replace(teacher=teacher, teacher_bytes=of_teacher, teacher_apart=config.model.offload_reference)
 
 
-def mesh_sizes(config: Config, model: ModelConfig, devices: list) -> MeshSizes:
+def mesh_sizes(config: Config, model: ModelConfig, devices: list, teacher: ModelConfig | None = None) -> MeshSizes:
     """The sizes of config.mesh for the devices of all processes, automatic ones chosen. Raises UserError."""
     local = local_count(devices)
-    load = load_of(config, local)
+    load = load_of(config, local, teacher)
     load = load._replace(cached_tokens=load.cached_tokens * jax.process_count())  # each has its own slots
     return choose_mesh(model, len(devices), load, memory_of(devices[0]), config.mesh.sizes, local or None)
 

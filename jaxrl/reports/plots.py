@@ -33,6 +33,7 @@ CURVES = (  # of one run: title, the metric's name, factor
     ("Solved, % of sampled episodes", "solved", 100),
     ("Loss", "loss", 1),
     ("Entropy, nats a token", "entropy", 1),
+    ("Reverse KL to the teacher, nats a token", "distill/reverse_kl", 1),
     ("Length, tokens an episode", "length/mean", 1),
     ("Turns an episode", "turns/mean", 1),
     ("Tool calls an episode", "calls/mean", 1),

@@ -24,6 +24,7 @@ EVALUATION = "evaluate"  # the "stage" of records that are not of a training ste
 HEADLINE = "pass@1"  # the metric that counts where the record of an evaluation names none
 BOUNDS = ("low", "high", "standard_error")  # of a metric: not slices
 LOGPROBS = ("flops/old", "flops/reference")  # of a step that samples
+TEACHER = "flops/teacher"  # logprobs too, in records of stages with a teacher
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class TrainingCost:
     pretraining: float | None = 0.0
     supervised: float | None = 0.0  # and all else that samples nothing
     sampling: float | None = 0.0
-    logprobs: float | None = 0.0  # before the first update of a step, and of a reference policy
+    logprobs: float | None = 0.0  # before the first update of a step, of a reference policy and of a teacher
     update: float | None = 0.0  # of reinforcement learning
 
     def parts(self) -> dict[str, float | None]:
@@ -225,12 +226,12 @@ def own_cost(steps: Sequence[Record]) -> TrainingCost:
     def total(*names: str) -> float | None:
         return add(*(r.get(name) for r in sampled for name in names))
 
-    known = ("flops/update", "flops/sampling", *LOGPROBS)
+    known = ("flops/update", "flops/sampling", *LOGPROBS, TEACHER)
     others = sum(v for r in sampled for name, v in r.items() if name.startswith("flops/") and name not in known)
     return TrainingCost(
         supervised=add(*(r.get("flops") for r in steps if not samples(r))),
         sampling=total("flops/sampling"),
-        logprobs=total(*LOGPROBS),
+        logprobs=add(total(*LOGPROBS), *(r.get(TEACHER, 0.0) for r in sampled)),
         update=add(total("flops/update"), others),
     )
 

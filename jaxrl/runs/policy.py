@@ -23,6 +23,7 @@ from jaxrl.costs.mesh import mesh_sizes
 from jaxrl.distributed.processes import Processes, ordered_devices
 from jaxrl.errors import UserError
 from jaxrl.files import write_beside
+from jaxrl.runs.teacher import find_teacher
 from jaxrl.runs.tokenizer import keep_tokenizer, load_tokenizer, template_time, train_tokenizer
 from jaxrl.tasks import Task
 from models.adapters import start_adapters
@@ -78,7 +79,8 @@ def make_policy(
     with processes.after_first("tokenizer"):
         tokenizer = make_tokenizer(model, task, folder)
     source, model_config = found or (None, shape_of(model, len(tokenizer)))
-    sizes = mesh_sizes(config, model_config, devices)
+    teacher = None if sampling else find_teacher(config, model_config, tokenizer)
+    sizes = mesh_sizes(config, model_config, devices, teacher)
     if len(set(processes.exchange("mesh", sizes))) > 1:
         raise UserError("the processes have different config.mesh, or different devices; all must have the same")
     mesh = make_mesh(*sizes, devices=devices)

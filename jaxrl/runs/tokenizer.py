@@ -115,6 +115,12 @@ def keep_tokenizer(name: str, model: str, kept: Path) -> None:
     os.replace(partial, kept)
 
 
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model: a folder of any kind that holds one, a GGUF file or a hub name. Raises as above."""
+    with _folder_of(name) as source:
+        return load_tokenizer(str(source))
+
+
 @contextmanager
 def _folder_of(name: str) -> Iterator[Path]:
     """Where the tokenizer of an imported model or a run is; of other folders, themselves; of a GGUF file, a new one."""

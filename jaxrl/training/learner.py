@@ -78,8 +78,8 @@ class Learner:
         self._applying: Callable[..., Any] | None = None
         # Whole on every device, so that each process can read all of it.
         whole = None if compute.mesh is None else NamedSharding(compute.mesh, PartitionSpec())
-        alone = partial(_forward, graphdef, (), compute, temperature)
-        self._logprobs = jax.jit(lambda params, batch: alone(params, batch)[0].logprobs, out_shardings=whole)
+        self._whole, self._temperature = whole, temperature
+        self._logprobs = self.logprobs_program(graphdef)
         self._outputs = jax.jit(lambda weights, batch: forward(weights, batch)[0], out_shardings=whole)
 
     def init(self, params: Params, *, heads: Any = None, seed: int = 0) -> TrainState:
@@ -164,11 +164,21 @@ class Learner:
             self._applying = jax.jit(apply, donate_argnums=donated, out_shardings=(shardings, None, left))
         return self._applying
 
-    def prepare(self, state: TrainState, batch: Batch, reference: Params = None) -> Batch:
+    def prepare(
+        self,
+        state: TrainState,
+        batch: Batch,
+        reference: Params = None,
+        teacher: Callable[[Batch], np.ndarray] | None = None,
+    ) -> Batch:
         """The batch with everything that must be known before its first update, by `state`, on the host.
 
         That is what the objective `needs` and `prepare`s, and the trainer's logprobs of learned tokens that nobody
-        sampled. `reference` are the decoder's parameters for "reference_logprobs".
+        sampled.
+
+        Args:
+            reference: the decoder's parameters for "reference_logprobs".
+            teacher: gives "teacher_logprobs", see `logprobs_by`.
         """
         needs = self.objective.needs
         unknown = bool(np.isnan(np.asarray(batch.behaviour_logprobs)).any())
@@ -186,6 +196,11 @@ class Learner:
             if reference is None:
                 raise ValueError(f"objective {self.objective.name} needs a reference model")
             batch = dataclasses.replace(batch, reference_logprobs=self.logprobs(reference, batch))
+        if "teacher_logprobs" in needs:
+            if teacher is None:
+                raise ValueError(f"objective {self.objective.name} needs a teacher")
+            given = np.where(np.asarray(batch.loss_mask) > 0, teacher(batch), np.float32(0))
+            batch = dataclasses.replace(batch, extras=dict(batch.extras) | {"teacher_logprobs": given})
         batch = self.objective.prepare(batch)
         if batch.extras.keys() != set(self.objective.extras):
             found, wanted = sorted(batch.extras), sorted(self.objective.extras)
@@ -198,6 +213,15 @@ class Learner:
         Parameters in host memory are on the devices during the call only.
         """
         return self._of_batch(self._logprobs, params, batch)
+
+    def logprobs_by(self, graphdef: nnx.GraphDef, params: Params) -> Callable[[Batch], np.ndarray]:
+        """`logprobs` under another decoder than the policy's, such as a teacher."""
+        return partial(self._of_batch, self.logprobs_program(graphdef), params)
+
+    def logprobs_program(self, graphdef: nnx.GraphDef) -> Any:
+        """Jitted: (parameters of this decoder, microbatch) -> f32[b, T], the logprob of each token."""
+        forward = partial(_forward, graphdef, (), self.compute, self._temperature)
+        return jax.jit(lambda params, batch: forward(params, batch)[0].logprobs, out_shardings=self._whole)
 
     def outputs(self, state: TrainState, batch: Batch) -> Outputs:
         """What the decoder and its heads say about the batch, f32[B, T] on the host."""

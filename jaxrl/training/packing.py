@@ -45,7 +45,7 @@ def make_batch(
     examples, filtered, dropped = [], 0, 0
     for group in groups:
         episodes = usable(group)
-        if len(episodes) < objective.smallest_group:
+        if len(episodes) < objective.fewest_usable:
             dropped += 1
             continue
         for episode, credit in zip(episodes, objective.credit(episodes), strict=True):

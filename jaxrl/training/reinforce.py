@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrl.algorithms.batch import token_counts
+from jaxrl.algorithms.batch import Batch, token_counts
 from jaxrl.algorithms.credit import minibatches, select_groups
 from jaxrl.algorithms.objective import Objective
 from jaxrl.config import Config, row_length
@@ -17,6 +18,7 @@ from jaxrl.config.plugins import PLUGINS, load_plugin
 from jaxrl.costs.flops import step_flops
 from jaxrl.errors import UserError
 from jaxrl.runs.log import write_samples
+from jaxrl.runs.teacher import load_teacher
 from jaxrl.training.draws import Draw, SamplingAhead
 from jaxrl.training.learner import Learner, TrainState
 from jaxrl.training.optimizer import to_host
@@ -25,6 +27,7 @@ from jaxrl.training.replay import Replay, fill_reference_rewards, open_replay, r
 from jaxrl.training.stages import Progressing, Stage
 from jaxrl.training.step_metrics import episode_metrics, sandbox_seconds, staleness
 from jaxrl.training.trainer import Trainer, check_update
+from models.config import ModelConfig
 from models.lora import copy_trained, join_params, split_params
 from rollouts.episode import Group
 
@@ -55,6 +58,11 @@ def objective_of(config: Config) -> Objective:
             f"objective {settings.name!r}: Settings.needs_reference is {settings.needs_reference}, but it must say "
             "whether the objective needs 'reference_logprobs'"
         )
+    if ("teacher_logprobs" in objective.needs) != bool(settings.teacher_path):
+        raise UserError(
+            f"objective {settings.name!r}: grpo.loss.teacher = {settings.teacher_path!r} must be a model (folder, hub "
+            "name, GGUF file or run) where the objective needs 'teacher_logprobs', and '' elsewhere"
+        )
     own = 1 + sum(head.own for head in objective.heads)
     if own != settings.decoders:
         raise UserError(
@@ -80,6 +88,7 @@ class Reinforce(Progressing):
     def __init__(self, t: Trainer, stage: Stage, learner: Learner, state: TrainState, done: int):
         self.t, self.stage, self.learner = t, stage, learner
         self.reference = _reference_params(t, stage, state, done)
+        self.teacher, self.taught = _teacher(t, learner)
         self.replay = open_replay(t)
         fill_reference_rewards(t, stage.objective, state, done, stage.start, self.replay)
         self.sampling = SamplingAhead(
@@ -146,7 +155,7 @@ class Reinforce(Progressing):
             parts = minibatches(groups, min(config.grpo.loss.minibatches, len(groups)), config.seed, step)
         shape = {"row_length": row_length(config), "microbatch_rows": config.batch.microbatch_rows}
         batches = [make_batch(part, learner.objective, **shape) for part in parts]
-        ready = [learner.prepare(state, batch, self.reference) for batch, _ in batches]
+        ready = [learner.prepare(state, batch, self.reference, self.taught) for batch, _ in batches]
         updates = []
         for batch in ready:
             state, measured = learner.update(state, batch)
@@ -170,6 +179,7 @@ class Reinforce(Progressing):
             old=old,
             reference=self.reference is not None,
             critics=sum(head.own for head in learner.objective.heads),
+            teacher=self.teacher,
         )
 
     def wait(self) -> None:
@@ -208,6 +218,16 @@ def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> D
             break
     fresh = select_groups(drawn, size, objective.has_signal) if dynamic else drawn
     return Draw([*fresh, *old], drawn, seconds)
+
+
+def _teacher(t: Trainer, learner: Learner) -> tuple[ModelConfig | None, Callable[[Batch], np.ndarray] | None]:
+    """The teacher's architecture and the logprobs f32[B, T] that it gives a batch, where the objective has one."""
+    path = t.config.grpo.loss.teacher_path
+    if not path:
+        return None, None
+    config, graphdef, params = load_teacher(path, t.policy.compute, t.folder, t.processes)
+    params = to_host(params, "model.offload_reference") if t.config.model.offload_reference else params
+    return config, learner.logprobs_by(graphdef, params)
 
 
 def _copy_for_sampler(t: Trainer, params: Any) -> Any:

@@ -98,7 +98,7 @@ def test_texts_that_are_not_a_choice_are_refused(name):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("grpo.group_size=1", r"grpo\.group_size = 1 must be >= 2"),
+        ("grpo.group_size=0", r"grpo\.group_size = 0 must be >= 1"),
         ("sft.batch_size=0", r"sft\.batch_size = 0 must be >= 1"),
         ("grpo.steps=-1", r"grpo\.steps = -1 must be >= 0"),
         ("optimizer.max_grad_norm=-1", r"optimizer\.max_grad_norm = -1.0 must be >= 0"),

@@ -176,7 +176,7 @@ def test_given_sizes_are_kept():
     assert choose_mesh(config, 16, load, V5E, (-1, 1, 1, 4)) == (4, 1, 1, 4)  # 4 is a multiple of 2 kv heads
     with pytest.raises(ValueError, match=r"mesh.tensor = 8 must divide the model's 12 attention heads"):
         choose_mesh(config, 16, load, V5E, (1, -1, 1, 8))
-    with pytest.raises(ValueError, match=r"mesh.tensor = 3 must divide 2 kv heads or be a multiple"):
+    with pytest.raises(ValueError, match=r"mesh.tensor = 3 must divide the model's 2 kv heads or be a multiple"):
         choose_mesh(config, 12, load, V5E, (1, -1, 1, 3))
     with pytest.raises(ValueError, match="3 x 0 x 1 x 0 does not fit 16 devices"):
         choose_mesh(config, 16, load, V5E, (3, 0, 1, 0))
