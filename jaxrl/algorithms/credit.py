@@ -15,9 +15,11 @@ def advantages(rewards: np.ndarray, kind: str = "group_std", *, std_ddof: int = 
 
     group_std: (r - mean) / (std + epsilon), DeepSeekMath (arXiv 2402.03300); std's divisor is G - std_ddof.
     group_mean: r - mean, Dr.GRPO (2503.20783). leave_one_out: r - mean of the others, RLOO (2402.14740).
-    Equal rewards, or a single one, give exactly 0.
+    Of these, equal rewards, or a single one, give exactly 0. reward: r as it is, REINFORCE.
     """
     rewards = np.asarray(rewards, np.float64)
+    if kind == "reward":
+        return rewards
     if len(np.unique(rewards)) < 2:  # a rounded mean would leave dust, and the std of one reward is undefined
         return np.zeros_like(rewards)
     G = len(rewards)

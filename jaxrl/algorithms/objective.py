@@ -7,6 +7,7 @@ sft.py are the first two. The order of things for one batch:
     packing        puts these into the arrays of a Batch
     needs          the learner fills in what must be known before the first update
     prepare        on the host: the batch is complete after it (advantages from values, say)
+    across         on the host, once a step: what depends on all its problems (advantages on one scale)
     loss           on the device, once per microbatch of each update
 """
 
@@ -66,6 +67,10 @@ class Objective:
     heads_optimizer: OptimizerConfig | None = None
     heads_first: int = 0
     prepare: Callable[[Batch], Batch] = field(default=lambda batch: batch)
+    # The prepared batches of a step, one for each update of a pass, and all groups they were made of -> the batches.
+    across: Callable[[Sequence[Batch], Sequence[Group]], Sequence[Batch]] = field(
+        default=lambda batches, groups: batches
+    )
     measure: Callable[[Batch], dict[str, float]] = field(default=lambda batch: {})  # of a prepared batch, for the log
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
 

@@ -13,6 +13,7 @@ The settings (fields of Settings) that give a paper's loss, as TRL and verl comp
     GSPO     arXiv 2507.18071   ratio=sequence, averaging=sequence, clip_low=3e-4, clip_high=4e-4
     CISPO    arXiv 2506.13585   objective=cispo, clip_low=1, clip_high=4: no lower bound, rho at most 5
     SAPO     arXiv 2511.20347   objective=sapo, averaging=sequence
+    REINFORCE++  arXiv 2501.03262   advantage=reward, batch_scale=whiten (with baseline: advantage=group_mean)
 
 Formulas, conventions and where others differ: docs/reference/policy_gradient.md.
 """
@@ -29,20 +30,22 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from jaxrl.algorithms import LossMetrics
+from jaxrl.algorithms.across import divided, whitened
 from jaxrl.algorithms.batch import Array, Batch
-from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights
+from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
 from jaxrl.config.rules import AboveZero, Count, Infinite, NonNegative, Off, Positive, Share, check_settings
 from jaxrl.config.training import ObjectiveSettings
 from jaxrl.errors import UserError
-from rollouts.episode import Episode
+from rollouts.episode import Episode, Group
 
 
 @dataclass
 class Settings(ObjectiveSettings):
     """One policy-gradient loss; its published variants are these settings."""
 
-    advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"  # GRPO, Dr.GRPO, RLOO
+    advantage: Literal["group_std", "group_mean", "leave_one_out", "reward"] = "group_std"  # GRPO, Dr.GRPO, RLOO, none
+    batch_scale: Literal["none", "std", "whiten"] = "none"  # over all problems of a step: TRL's batch, REINFORCE++
     std_ddof: Literal[0, 1] = 1  # 1: sample std, as TRL and verl; 0: population std
     advantage_epsilon: NonNegative = 1e-4  # added to the std
     objective: Literal["clip", "cispo", "sapo"] = "clip"  # PPO, MiniMax-M1, a sigmoid instead of clipping
@@ -71,6 +74,16 @@ class Settings(ObjectiveSettings):
 
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
+        if self.batch_scale != "none" and self.advantage == "group_std":
+            raise UserError(
+                f"{where}.batch_scale = {self.batch_scale!r} needs another {where}.advantage than 'group_std', which "
+                "has a scale already"
+            )
+        if self.batch_scale == "std" and self.advantage == "reward":
+            raise UserError(
+                f"{where}.batch_scale = 'std' needs {where}.advantage = 'group_mean' or 'leave_one_out'; "
+                "'whiten' subtracts a mean itself"
+            )
         if self.kl_estimator == "k1":
             raise UserError(
                 f"{where}.kl_estimator = 'k1' must be k2 or k3: the gradient of k1 is 0 in expectation, so it adds "
@@ -107,16 +120,26 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
     def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, LossMetrics]:
         return policy_gradient_loss(outputs.logprobs, batch, settings)
 
-    def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
+    def rewards_of(episodes: Sequence[Episode]) -> np.ndarray:
         rewards = finite_rewards(episodes)
         if settings.overlong == "penalty":
             rewards += [overlong_penalty(e.length, max_new_tokens, settings.overlong_buffer) for e in episodes]
+        return rewards
+
+    def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
+        rewards = rewards_of(episodes)
         found = advantages(rewards, settings.advantage, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
         left_out = [settings.overlong == "filter" and e.status == "truncated" for e in episodes]
         return [None if out else Credit(float(advantage)) for out, advantage in zip(left_out, found)]
 
     def weights(lengths: Sequence[int]) -> np.ndarray:
         return token_weights(lengths, settings.averaging, settings.constant_length or max_new_tokens)
+
+    def across(batches: Sequence[Batch], groups: Sequence[Group]) -> Sequence[Batch]:
+        if settings.batch_scale == "std":
+            rewards = np.concatenate([rewards_of(usable(g)) for g in groups])
+            return divided(batches, rewards, ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+        return whitened(batches, epsilon=settings.advantage_epsilon) if settings.batch_scale == "whiten" else batches
 
     needs = set()
     if settings.minibatches > 1 and settings.old_logprobs == "trainer":
@@ -129,7 +152,8 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
         credit,
         weights,
         needs=frozenset(needs),
-        zero_credit_trains=settings.kl_coefficient > 0,
+        across=across,
+        zero_credit_trains=settings.kl_coefficient > 0 or settings.batch_scale == "whiten",
     )
 
 

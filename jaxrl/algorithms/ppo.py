@@ -86,7 +86,13 @@ class Settings(policy_gradient.Settings):
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
         super().check(where)
-        fixed = {"dynamic_sampling": False, "advantage": "group_std", "overlong": "none", "old_logprobs": "trainer"}
+        fixed = {
+            "dynamic_sampling": False,
+            "advantage": "group_std",
+            "batch_scale": "none",
+            "overlong": "none",
+            "old_logprobs": "trainer",
+        }
         for name, only in fixed.items():
             if getattr(self, name) != only:
                 raise UserError(

@@ -56,6 +56,11 @@ class Settings(policy_gradient.Settings):
                 f"{where}.overlong = 'penalty' must be none or filter with {where}.advantage = {self.advantage!r}: "
                 "the best of penalized rewards is not pass@k"
             )
+        if self.batch_scale != "none":
+            raise UserError(
+                f"{where}.batch_scale = {self.batch_scale!r} must be none with {where}.advantage = {self.advantage!r}: "
+                "the size of these advantages says how rare a right sample is"
+            )
         if self.advantage == "pkpo" and self.objective_on == "value":
             raise UserError(f"{where}.objective_on = 'value' must be solved with {where}.advantage = 'pkpo'")
 

@@ -147,6 +147,7 @@ class Reinforce(Progressing):
         shape = {"row_length": row_length(config), "microbatch_rows": config.batch.microbatch_rows}
         batches = [make_batch(part, learner.objective, **shape) for part in parts]
         ready = [learner.prepare(state, batch, self.reference) for batch, _ in batches]
+        ready = learner.objective.across(ready, groups) if ready else ready
         updates = []
         for batch in ready:
             state, measured = learner.update(state, batch)
