@@ -1,7 +1,7 @@
 """What the problems of a step have in common: advantages on one scale. On the host in f64.
 
-These are the functions behind `Objective.across`. Every process of a run has all episodes and arrays of the step, so that
-each computes the same numbers and nothing is sent.
+These are the functions behind `Objective.across`. Every process of a run has all episodes and arrays of the step, so
+that each computes the same numbers and nothing is sent.
 """
 
 from __future__ import annotations
@@ -71,6 +71,21 @@ def whitened(batches: Sequence[Batch], *, epsilon: float) -> list[Batch]:
     return [
         dataclasses.replace(b, advantages=_f32(np.where(m, (np.asarray(b.advantages, np.float64) - mean) * scale, 0)))
         for b, m in zip(batches, masks)
+    ]
+
+
+def with_entropy_mask(batches: Sequence[Batch], share: float) -> list[Batch]:
+    """The batches with extras["entropy_mask"]: 1 at the share of the step's learned tokens that had most entropy.
+
+    That is at or above the quantile 1 - share of extras["old_entropy"], interpolated linearly ("80/20", 2506.01939).
+    """
+    masks = [np.asarray(b.loss_mask) > 0 for b in batches]
+    entropies = [np.asarray(b.extras["old_entropy"], np.float64) for b in batches]
+    every = np.concatenate([x[m] for x, m in zip(entropies, masks)])
+    threshold = np.quantile(every, 1 - share) if len(every) else 0.0
+    return [
+        dataclasses.replace(b, extras=dict(b.extras) | {"entropy_mask": _f32(m & (x >= threshold))})
+        for b, x, m in zip(batches, entropies, masks)
     ]
 
 

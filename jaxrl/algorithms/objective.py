@@ -27,14 +27,18 @@ from jaxrl.config.training import OptimizerConfig
 from models.heads import Head
 from rollouts.episode import Episode, Group
 
-NEEDS = frozenset({"old_logprobs", "reference_logprobs", "heads"})
+OLD = frozenset({"old_logprobs", "old_entropy", "heads"})  # of the policy before the first update
+NEEDS = OLD | {"reference_logprobs"}
 
 
 class Outputs(NamedTuple):
-    """What the model says about a batch. At index t both are about token t; see `Batch` and `models.heads.Head`."""
+    """What the model says about a batch. At index t all is about token t; see `Batch` and `models.heads.Head`."""
 
     logprobs: Array  # f32[b, T], temperature applied; anything where loss_mask is 0
     heads: Mapping[str, Array]  # f32[b, T] by name of the head
+    # f32[b, T] of the distribution that the token was drawn from, temperature applied; no gradient unless
+    # Objective.entropy_gradient.
+    entropy: Array | None = None
 
 
 class Credit(NamedTuple):
@@ -58,8 +62,9 @@ class Objective:
     credit: Callable[[Sequence[Episode]], Sequence[Credit | None]]
     token_weights: Callable[[Sequence[int]], np.ndarray]  # learned tokens of E episodes -> f64[E]: of each token's term
     # What the learner fills in before the first update: "old_logprobs" and "reference_logprobs" in the fields of these
-    # names, "heads" as `old_NAME` of each head in `extras`.
+    # names, "old_entropy" in `extras`, "heads" as `old_NAME` of each head in `extras`.
     needs: frozenset[str] = frozenset()
+    entropy_gradient: bool = False  # whether the loss differentiates Outputs.entropy
     heads: tuple[Head, ...] = ()
     extras: tuple[str, ...] = ()  # all names in Batch.extras; 0 until credit, needs or prepare gives a value
     # How the heads are trained where that is not as the decoder is, with AdamW settings of their own, and the first
@@ -88,7 +93,10 @@ class Objective:
                 f"objective {self.name}: needs {sorted(unknown)} must be among: {', '.join(sorted(NEEDS))}"
             )
         names = [f"old_{head.name}" for head in self.heads] if "heads" in self.needs else []
+        names += ["old_entropy"] if "old_entropy" in self.needs else []
         if self.heads_first and self.heads_optimizer is None:
             raise ValueError(f"objective {self.name}: heads_first = {self.heads_first} needs heads_optimizer")
         if missing := [name for name in names if name not in self.extras]:
-            raise ValueError(f"objective {self.name}: needs 'heads', so extras must name {', '.join(missing)}")
+            raise ValueError(
+                f"objective {self.name}: needs {sorted(self.needs)}, so extras must name {', '.join(missing)}"
+            )

@@ -20,7 +20,7 @@ Formulas, conventions and where others differ: docs/reference/policy_gradient.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -30,7 +30,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from jaxrl.algorithms import LossMetrics
-from jaxrl.algorithms.across import divided, whitened
+from jaxrl.algorithms.across import divided, whitened, with_entropy_mask
 from jaxrl.algorithms.batch import Array, Batch
 from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
@@ -60,6 +60,8 @@ class Settings(ObjectiveSettings):
     kl_coefficient: NonNegative = 0.0  # 0: no reference model is kept
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # see docs/reference/policy_gradient.md
     kl_corrected: bool = False  # times pi / old with its gradient, so that k3 pulls as KL(pi || reference) does
+    entropy_coefficient: NonNegative = 0.0  # of a bonus for the entropy of the distribution that is sampled from
+    top_entropy: Annotated[float, Gt(0), Le(1)] = 1.0  # share of tokens, those of most entropy, that are trained
     sampler_correction: Literal["none", "truncate", "mask", "reject"] = "none"  # TIS, IcePop, or whole episodes
     sampler_correction_level: Literal["token", "sequence"] = "token"
     sampler_ratio_min: Share = 0.5  # used by mask
@@ -118,7 +120,7 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
         )
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, LossMetrics]:
-        return policy_gradient_loss(outputs.logprobs, batch, settings)
+        return policy_gradient_loss(outputs.logprobs, batch, settings, outputs.entropy)
 
     def rewards_of(episodes: Sequence[Episode]) -> np.ndarray:
         rewards = finite_rewards(episodes)
@@ -135,41 +137,65 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
     def weights(lengths: Sequence[int]) -> np.ndarray:
         return token_weights(lengths, settings.averaging, settings.constant_length or max_new_tokens)
 
-    def across(batches: Sequence[Batch], groups: Sequence[Group]) -> Sequence[Batch]:
-        if settings.batch_scale == "std":
-            rewards = np.concatenate([rewards_of(usable(g)) for g in groups])
-            return divided(batches, rewards, ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
-        return whitened(batches, epsilon=settings.advantage_epsilon) if settings.batch_scale == "whiten" else batches
-
-    needs = set()
-    if settings.minibatches > 1 and settings.old_logprobs == "trainer":
-        needs.add("old_logprobs")
-    if settings.kl_coefficient:
-        needs.add("reference_logprobs")
     return Objective(
         "policy_gradient",
         loss,
         credit,
         weights,
-        needs=frozenset(needs),
-        across=across,
-        zero_credit_trains=settings.kl_coefficient > 0 or settings.batch_scale == "whiten",
+        needs=_needs(settings),
+        entropy_gradient=settings.entropy_coefficient > 0,
+        extras=("old_entropy", "entropy_mask") if settings.top_entropy < 1 else (),
+        across=lambda batches, groups: _across(batches, groups, settings, rewards_of),
+        # Not so where an episode of advantage 0 has another term, or counts in the mean or the quantile of its tokens.
+        zero_credit_trains=settings.kl_coefficient > 0
+        or settings.entropy_coefficient > 0
+        or settings.top_entropy < 1
+        or settings.batch_scale == "whiten",
     )
+
+
+def _needs(settings: Settings) -> frozenset[str]:
+    asked = {
+        "old_logprobs": settings.minibatches > 1 and settings.old_logprobs == "trainer",
+        "old_entropy": settings.top_entropy < 1,
+        "reference_logprobs": settings.needs_reference,
+    }
+    return frozenset(name for name, wanted in asked.items() if wanted)
+
+
+def _across(
+    batches: Sequence[Batch],
+    groups: Sequence[Group],
+    settings: Settings,
+    rewards_of: Callable[[Sequence[Episode]], np.ndarray],
+) -> Sequence[Batch]:
+    """What the settings ask for that depends on all of a step's problems."""
+    if settings.top_entropy < 1:
+        batches = with_entropy_mask(batches, settings.top_entropy)
+    if settings.batch_scale == "std":
+        rewards = np.concatenate([rewards_of(usable(g)) for g in groups])
+        batches = divided(batches, rewards, ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+    elif settings.batch_scale == "whiten":
+        batches = whitened(batches, epsilon=settings.advantage_epsilon)
+    return batches
 
 
 def policy_gradient_loss(
     logprobs: Array,  # f32[B, T], of pi, temperature applied; anything where batch.loss_mask is 0
     batch: Batch,
     config: Settings,  # checked before (config.check())
+    entropy: Array | None = None,  # f32[B, T], where entropy_coefficient is above 0
 ) -> tuple[jax.Array, LossMetrics]:
-    """The loss to minimize, a sum over the batch's tokens, differentiable in `logprobs`; and its metrics.
+    """The loss to minimize, a sum over the batch's tokens, differentiable in `logprobs` and `entropy`; and its metrics.
 
-    loss = -sum_{i,t} w_{i,t} [c_{i,t} J(rho_{i,t}, A_i) - beta KL_{i,t}] with w the batch's loss_weights (the
-    averaging), c the sampler correction and J the objective. A batch without old_logprobs is in its first and only
-    update: old is pi without its gradient, rho exactly 1.
+    loss = -sum_{i,t} w_{i,t} [m_{i,t} (c_{i,t} J(rho_{i,t}, A_i) + alpha H_{i,t}) - beta KL_{i,t}] with w the batch's
+    loss_weights (the averaging), m the entropy mask (1 without), c the sampler correction, J the objective and alpha
+    the entropy's coefficient. A batch without old_logprobs is in its first and only update: old is pi without its
+    gradient, rho exactly 1.
 
     Metrics, means over tokens: clip_fraction; kl/old and kl/reference, of pi; mismatch/kl (sampler to old, k3);
-    mismatch/clipped, the share outside the bounds of the correction. Maximum: mismatch/max, of |log old / sampler|.
+    mismatch/clipped, the share outside the bounds of the correction; entropy/trained, the mask's share. Maximum:
+    mismatch/max, of |log old / sampler|.
     The tokens are those in the rows: without a KL term, episodes of advantage 0 have none there (see make_batch).
     """
     mask = batch.loss_mask > 0
@@ -193,6 +219,13 @@ def policy_gradient_loss(
         "mismatch/kl": kl_estimate(sampler, recomputed, "k3"),
         "mismatch/clipped": corrected,
     }
+    if config.entropy_coefficient:
+        if entropy is None:
+            raise ValueError(f"grpo.loss.entropy_coefficient = {config.entropy_coefficient} needs the entropy")
+        objective = objective + config.entropy_coefficient * on_sampled_tokens(entropy)
+    if config.top_entropy < 1:
+        sums["entropy/trained"] = on_sampled_tokens(batch.extras["entropy_mask"])
+        objective = objective * sums["entropy/trained"]
     if config.kl_coefficient:
         if batch.reference_logprobs is None:
             raise ValueError(f"grpo.loss.kl_coefficient = {config.kl_coefficient} needs batch.reference_logprobs")

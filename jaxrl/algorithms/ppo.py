@@ -133,13 +133,11 @@ def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
         name="ppo",
         loss=loss,
         credit=credit,
-        needs=plain.needs
-        | {"heads", "old_logprobs"}
-        | ({"reference_logprobs"} if settings.needs_reference else frozenset()),
+        needs=plain.needs | {"heads", "old_logprobs"},
         heads=(Head(VALUE, scale=settings.critic_scale, own=settings.critic == "own"),),
         heads_optimizer=settings.critic_optimizer,
         heads_first=settings.critic_warmup_steps,
-        extras=EXTRAS,
+        extras=(*EXTRAS, *plain.extras),
         prepare=lambda batch: with_advantages(batch, settings),
         measure=lambda batch: measurements(batch, settings),
         zero_credit_trains=True,

@@ -82,7 +82,7 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         offload=settings.offload,
     )
     rows, T = config.batch.microbatch_rows, row_length(config)
-    old, of_heads = "old_logprobs" in objective.needs, "heads" in objective.needs
+    old, outputs = "old_logprobs" in objective.needs, not objective.needs.isdisjoint({"heads", "old_entropy"})
     reference, offloaded = "reference_logprobs" in objective.needs, config.model.offload_reference
     batch = abstract_batch(rows, T, compute, old, reference, objective.extras)
     trained, _ = split_params(params)
@@ -101,9 +101,9 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         Program("accumulate", *named["accumulate"], microbatches, update + of_critic, executed, resident=(0,)),
         Program("apply", *named["apply"], loss.minibatches if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
     ]
-    if of_heads:  # and the old logprobs with them
+    if outputs:  # and the old logprobs with them
         programs.append(Program("outputs", *named["outputs"], microbatches, *2 * (forward + critic,), resident=(0,)))
-    if runs := microbatches * ((old and not of_heads) + reference):
+    if runs := microbatches * ((old and not outputs) + reference):
         beside = () if reference and offloaded else (0,)  # an offloaded reference comes beside the policy
         programs.append(Program("logprobs", *named["logprobs"], runs, forward, forward, resident=beside))
     resident = {"parameters": state.params, "optimizer state": state.opt_state}

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrl.algorithms.batch import token_counts
 from jaxrl.algorithms.credit import minibatches, select_groups
-from jaxrl.algorithms.objective import Objective
+from jaxrl.algorithms.objective import OLD, Objective
 from jaxrl.config import Config, row_length
 from jaxrl.config.plugins import PLUGINS, load_plugin
 from jaxrl.costs.flops import step_flops
@@ -162,7 +162,7 @@ class Reinforce(Progressing):
             metrics |= {name: float(np.mean([u[name] for u in updates if name in u])) for name in names}
             metrics |= {name: max(u[name] for u in updates) for name in updates[0] if name.endswith("/max")}
             metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
-        old = not learner.objective.needs.isdisjoint({"old_logprobs", "heads"})
+        old = not learner.objective.needs.isdisjoint(OLD)
         counts = [token_counts(batch) for batch in ready]
         return state, metrics | step_flops(
             t.policy.config,
