@@ -7,12 +7,16 @@ that each computes the same numbers and nothing is sent.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxrl.algorithms.batch import Array, Batch
+from rollouts.episode import Episode
+
+KEYS = ("problem_high", "problem_low")  # extras that tell problems apart: two f32 hold 48 bits
 
 
 class Episodes(NamedTuple):
@@ -34,6 +38,11 @@ class Episodes(NamedTuple):
         """f64[n]: x [B, T] at the learned tokens."""
         return np.asarray(x, np.float64)[self.learned]
 
+    def problems(self, extras: Mapping[str, Array]) -> np.ndarray:
+        """i64[E]: a number for each problem, from the extras KEYS."""
+        keys = np.stack([self.values(extras[name]) for name in KEYS], 1)
+        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+
     def spread(self, values: np.ndarray) -> np.ndarray:
         """f32[B, T]: the values [E] at every learned token of their episodes, 0 elsewhere."""
         x = np.zeros(self.learned.shape, np.float32)
@@ -47,6 +56,35 @@ def episodes_of(batch: Batch) -> Episodes:
     rows, segments = np.nonzero(learned)[0], np.asarray(batch.segment_ids)[learned]
     _, first, of_token = np.unique(rows * (learned.shape[1] + 1) + segments, return_index=True, return_inverse=True)
     return Episodes(learned, of_token.reshape(-1), first)
+
+
+def marks(episode: Episode, **values: float) -> dict[str, np.ndarray]:
+    """Extras f32[n] that are the same at each of the episode's n learned tokens: the values, and its problem's KEYS."""
+    digest = hashlib.blake2b(str(episode.problem.id).encode(), digest_size=6).digest()
+    values |= {name: int.from_bytes(part) for name, part in zip(KEYS, (digest[:3], digest[3:]))}
+    n = sum(len(t.tokens) for t in episode.turns if t.learned)
+    return {name: np.full(n, value, np.float32) for name, value in values.items()}
+
+
+def with_kl_in_reward(
+    batch: Batch, old: Array | None, beta: float, advantages: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Batch, np.ndarray]:
+    """The batch with the advantages of r - beta k1 instead of r, and these rewards f64[E] of its episodes.
+
+    k1 = sum over an episode's tokens of log old - log reference, as in RLHF. r is extras["reward"]; `advantages` is the
+    credit of one problem's rewards.
+    """
+    of = episodes_of(batch)
+    rewards = of.values(batch.extras["reward"]) - beta * log_ratio(batch, of, old)
+    problems, found = of.problems(batch.extras), np.zeros(len(rewards))
+    for problem in np.unique(problems):
+        found[problems == problem] = advantages(rewards[problems == problem])
+    return dataclasses.replace(batch, advantages=of.spread(found)), rewards
+
+
+def log_ratio(batch: Batch, of: Episodes, old: Array | None) -> np.ndarray:
+    """f64[E]: log old - log reference of each whole episode."""
+    return of.sums(old) - of.sums(batch.reference_logprobs)
 
 
 def divided(batches: Sequence[Batch], rewards: np.ndarray, *, ddof: int, epsilon: float) -> list[Batch]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import jax
@@ -30,7 +31,16 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from jaxrl.algorithms import LossMetrics
-from jaxrl.algorithms.across import divided, whitened, with_entropy_mask
+from jaxrl.algorithms.across import (
+    KEYS,
+    divided,
+    episodes_of,
+    log_ratio,
+    marks,
+    whitened,
+    with_entropy_mask,
+    with_kl_in_reward,
+)
 from jaxrl.algorithms.batch import Array, Batch
 from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
@@ -60,6 +70,7 @@ class Settings(ObjectiveSettings):
     kl_coefficient: NonNegative = 0.0  # 0: no reference model is kept
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # see docs/reference/policy_gradient.md
     kl_corrected: bool = False  # times pi / old with its gradient, so that k3 pulls as KL(pi || reference) does
+    kl_in_reward: NonNegative = 0.0  # beta of RLHF: reward - beta * sum over the episode of log old - log reference
     entropy_coefficient: NonNegative = 0.0  # of a bonus for the entropy of the distribution that is sampled from
     top_entropy: Annotated[float, Gt(0), Le(1)] = 1.0  # share of tokens, those of most entropy, that are trained
     sampler_correction: Literal["none", "truncate", "mask", "reject"] = "none"  # TIS, IcePop, or whole episodes
@@ -72,7 +83,7 @@ class Settings(ObjectiveSettings):
 
     @property
     def needs_reference(self) -> bool:
-        return self.kl_coefficient > 0
+        return self.kl_coefficient > 0 or self.kl_in_reward > 0
 
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
@@ -89,7 +100,13 @@ class Settings(ObjectiveSettings):
         if self.kl_estimator == "k1":
             raise UserError(
                 f"{where}.kl_estimator = 'k1' must be k2 or k3: the gradient of k1 is 0 in expectation, so it adds "
-                "noise and no pull to the reference; k2 has the gradient of KL(policy || reference), k3 of the reverse"
+                "noise and no pull to the reference; k2 has the gradient of KL(policy || reference), k3 the reverse; "
+                f"{where}.kl_in_reward is k1 in the reward"
+            )
+        if self.kl_in_reward and self.overlong == "filter":
+            raise UserError(
+                f"{where}.overlong = 'filter' must be none or penalty with {where}.kl_in_reward above 0: the logprobs "
+                "of filtered episodes, and so their rewards, are not computed"
             )
         if self.kl_corrected and not (self.kl_coefficient and self.kl_estimator == "k3"):
             raise UserError(f"{where}.kl_corrected = True needs {where}.kl_coefficient above 0 and kl_estimator = 'k3'")
@@ -130,9 +147,10 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
 
     def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
         rewards = rewards_of(episodes)
-        found = advantages(rewards, settings.advantage, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+        found = _advantages(rewards, settings)
         left_out = [settings.overlong == "filter" and e.status == "truncated" for e in episodes]
-        return [None if out else Credit(float(advantage)) for out, advantage in zip(left_out, found)]
+        extras = [marks(e, reward=r) if settings.kl_in_reward else {} for e, r in zip(episodes, rewards)]
+        return [None if out else Credit(float(a), x) for out, a, x in zip(left_out, found, extras)]
 
     def weights(lengths: Sequence[int]) -> np.ndarray:
         return token_weights(lengths, settings.averaging, settings.constant_length or max_new_tokens)
@@ -144,19 +162,28 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
         weights,
         needs=_needs(settings),
         entropy_gradient=settings.entropy_coefficient > 0,
-        extras=("old_entropy", "entropy_mask") if settings.top_entropy < 1 else (),
+        extras=(
+            *(("old_entropy", "entropy_mask") if settings.top_entropy < 1 else ()),
+            *(("reward", *KEYS) if settings.kl_in_reward else ()),
+        ),
         across=lambda batches, groups: _across(batches, groups, settings, rewards_of),
+        measure=lambda batch: _measure(batch, settings),
         # Not so where an episode of advantage 0 has another term, or counts in the mean or the quantile of its tokens.
-        zero_credit_trains=settings.kl_coefficient > 0
+        zero_credit_trains=settings.needs_reference
         or settings.entropy_coefficient > 0
         or settings.top_entropy < 1
         or settings.batch_scale == "whiten",
     )
 
 
+def _advantages(rewards: np.ndarray, settings: Settings) -> np.ndarray:
+    return advantages(rewards, settings.advantage, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+
+
 def _needs(settings: Settings) -> frozenset[str]:
+    again = settings.minibatches > 1 or settings.kl_in_reward > 0
     asked = {
-        "old_logprobs": settings.minibatches > 1 and settings.old_logprobs == "trainer",
+        "old_logprobs": again and settings.old_logprobs == "trainer",
         "old_entropy": settings.top_entropy < 1,
         "reference_logprobs": settings.needs_reference,
     }
@@ -172,12 +199,28 @@ def _across(
     """What the settings ask for that depends on all of a step's problems."""
     if settings.top_entropy < 1:
         batches = with_entropy_mask(batches, settings.top_entropy)
+    if settings.kl_in_reward:
+        credit = partial(_advantages, settings=settings)
+        found = [with_kl_in_reward(b, _old(b, settings), settings.kl_in_reward, credit) for b in batches]
+        batches, rewards = [b for b, _ in found], [r for _, r in found]
+    else:
+        rewards = [rewards_of(usable(g)) for g in groups]
     if settings.batch_scale == "std":
-        rewards = np.concatenate([rewards_of(usable(g)) for g in groups])
+        rewards = np.concatenate(rewards)
         batches = divided(batches, rewards, ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
     elif settings.batch_scale == "whiten":
         batches = whitened(batches, epsilon=settings.advantage_epsilon)
     return batches
+
+
+def _old(batch: Batch, settings: Settings) -> Array | None:
+    return batch.behaviour_logprobs if settings.old_logprobs == "sampler" else batch.old_logprobs
+
+
+def _measure(batch: Batch, settings: Settings) -> dict[str, float]:
+    """kl/episode: the mean of k1, log old - log reference, of whole episodes."""
+    k1 = log_ratio(batch, episodes_of(batch), _old(batch, settings)) if settings.kl_in_reward else []
+    return {"kl/episode": float(np.mean(k1))} if len(k1) else {}
 
 
 def policy_gradient_loss(

@@ -72,10 +72,6 @@ class Settings(policy_gradient.Settings):
     critic_warmup_steps: Count = 0  # steps of the stage in which only the critic is trained
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl_in_reward > 0 or self.kl_coefficient > 0
-
-    @property
     def decoders(self) -> int:
         return 1 + (self.critic == "own")
 
@@ -115,7 +111,10 @@ class Steps(NamedTuple):
 def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
     """The objective of these settings. Raises UserError for a wrong one."""
     check_settings(settings, "grpo.loss")
-    plain = policy_gradient.make_objective(settings, max_new_tokens=max_new_tokens)
+    # Its KL in the reward is that of turns.
+    plain = policy_gradient.make_objective(
+        dataclasses.replace(settings, kl_in_reward=0.0), max_new_tokens=max_new_tokens
+    )
 
     def credit(episodes: Sequence[Episode]) -> list[Credit]:
         finite_rewards(episodes)
@@ -133,7 +132,9 @@ def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
         name="ppo",
         loss=loss,
         credit=credit,
-        needs=plain.needs | {"heads", "old_logprobs"},
+        needs=plain.needs
+        | {"heads", "old_logprobs"}
+        | ({"reference_logprobs"} if settings.needs_reference else frozenset()),
         heads=(Head(VALUE, scale=settings.critic_scale, own=settings.critic == "own"),),
         heads_optimizer=settings.critic_optimizer,
         heads_first=settings.critic_warmup_steps,

@@ -56,6 +56,11 @@ class Settings(policy_gradient.Settings):
                 f"{where}.overlong = 'penalty' must be none or filter with {where}.advantage = {self.advantage!r}: "
                 "the best of penalized rewards is not pass@k"
             )
+        if self.kl_in_reward:
+            raise UserError(
+                f"{where}.kl_in_reward = {self.kl_in_reward:g} must be 0 with {where}.advantage = {self.advantage!r}; "
+                f"{where}.kl_coefficient is of each sample alone"
+            )
         if self.batch_scale != "none":
             raise UserError(
                 f"{where}.batch_scale = {self.batch_scale!r} must be none with {where}.advantage = {self.advantage!r}: "
