@@ -79,6 +79,9 @@ class Objective:
     measure: Callable[[Batch], dict[str, float]] = field(default=lambda batch: {})  # of a prepared batch, for the log
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
 
+    # The objective of a step of the stage (1 is the first), where credit changes from step to step: a function of the
+    # step alone, so that a resumed run goes on as it would have. Loss, heads and needs stay.
+    at_step: Callable[[int], Objective] | None = None
     has_signal: Callable[[Group], bool] = has_signal  # for dynamic sampling, and counted in each batch
     smallest_group: int = 1  # usable episodes; a problem with fewer gets no credit
     needs_answers: bool = False  # Reward.answer, which not every task gives
@@ -86,6 +89,10 @@ class Objective:
     # Episodes of each problem that the policy plays before the stage; their rewards by problem id are filled in then.
     reference_samples: int = 0
     reference_rewards: dict[str, Sequence[float]] = field(default_factory=dict, compare=False)
+
+    def at(self, stage_step: int) -> Objective:
+        """The objective of this step of the stage."""
+        return self.at_step(stage_step) if self.at_step else self
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:

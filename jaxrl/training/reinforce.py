@@ -83,7 +83,7 @@ class Reinforce(Progressing):
         self.replay = open_replay(t)
         fill_reference_rewards(t, stage.objective, state, done, stage.start, self.replay)
         self.sampling = SamplingAhead(
-            lambda step: draw(t, stage.objective, step - stage.start, self.replay),
+            lambda step: draw(t, stage.objective.at(step - stage.start), step - stage.start, self.replay),
             t.engine.load_weights,
             copy=partial(_copy_for_sampler, t),
             staleness=t.config.rollout.max_staleness,
@@ -141,28 +141,27 @@ class Reinforce(Progressing):
     ) -> tuple[TrainState, dict[str, float]]:
         """The updates on the groups, one for each minibatch of them; what they measured, and the step's FLOPs."""
         t, learner, config, metrics = self.t, self.learner, self.t.config, {}
+        objective = learner.objective.at(step - self.stage.start)
         parts = [groups] if groups else []
         if groups and config.grpo.loss.minibatches > 1:
             parts = minibatches(groups, min(config.grpo.loss.minibatches, len(groups)), config.seed, step)
         shape = {"row_length": row_length(config), "microbatch_rows": config.batch.microbatch_rows}
-        batches = [make_batch(part, learner.objective, **shape) for part in parts]
+        batches = [make_batch(part, objective, **shape) for part in parts]
         ready = [learner.prepare(state, batch, self.reference) for batch, _ in batches]
-        ready = learner.objective.across(ready, groups) if ready else ready
+        ready = objective.across(ready, groups) if ready else ready
         updates = []
         for batch in ready:
             state, measured = learner.update(state, batch)
             if config.rollout.mismatch_limit and "mismatch/max" not in measured:
-                raise UserError(
-                    f"rollout.mismatch_limit: objective {learner.objective.name!r} measures no mismatch/max"
-                )
+                raise UserError(f"rollout.mismatch_limit: objective {objective.name!r} measures no mismatch/max")
             check_update(t, measured, batch, step)
-            updates.append(measured | learner.objective.measure(batch))
+            updates.append(measured | objective.measure(batch))
         if updates:
             names = dict.fromkeys(name for u in updates for name in u if name != "tokens")
             metrics |= {name: float(np.mean([u[name] for u in updates if name in u])) for name in names}
             metrics |= {name: max(u[name] for u in updates) for name in updates[0] if name.endswith("/max")}
             metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
-        old = not learner.objective.needs.isdisjoint(OLD)
+        old = not objective.needs.isdisjoint(OLD)
         counts = [token_counts(batch) for batch in ready]
         return state, metrics | step_flops(
             t.policy.config,
@@ -170,7 +169,7 @@ class Reinforce(Progressing):
             counts,
             old=old,
             reference=self.reference is not None,
-            critics=sum(head.own for head in learner.objective.heads),
+            critics=sum(head.own for head in objective.heads),
         )
 
     def wait(self) -> None:
