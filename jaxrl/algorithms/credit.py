@@ -1,8 +1,8 @@
-"""Rewards of a problem's episodes to credit, on the host in float64; which groups carry a gradient."""
+"""Rewards of a problem's episodes to credit, on the host in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -98,22 +98,6 @@ def is_usable(episode: Episode) -> bool:
 def usable(group: Group) -> list[Episode]:
     """The group's episodes that say something about the policy."""
     return [e for e in group.episodes if is_usable(e)]
-
-
-def has_signal(group: Group) -> bool:
-    """Whether the rewards of the usable episodes differ. Length penalties do not count (DAPO filters on accuracy)."""
-    return len({e.reward.value for e in usable(group)}) > 1
-
-
-def select_groups(
-    groups: Sequence[Group], wanted: int, has_signal: Callable[[Group], bool] = has_signal
-) -> list[Group]:
-    """Dynamic sampling (DAPO): the first `wanted` groups with a signal, in the order drawn, or all if there are fewer.
-
-    The caller draws more problems until there are enough or it reaches its bound. The batch is never filled up with
-    groups without a signal: in the average they would only shrink the step.
-    """
-    return [g for g in groups if has_signal(g)][:wanted]
 
 
 def minibatches(groups: Sequence[Group], count: int, seed: int, step: int) -> list[list[Group]]:

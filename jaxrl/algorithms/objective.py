@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxrl.algorithms import LossMetrics
 from jaxrl.algorithms.batch import Array, Batch
-from jaxrl.algorithms.credit import has_signal
+from jaxrl.algorithms.credit import usable
 from jaxrl.config.training import OptimizerConfig
 from models.heads import Head
 from rollouts.episode import Episode, Group
@@ -48,6 +48,10 @@ class Credit(NamedTuple):
     extras: Mapping[str, np.ndarray] = {}  # f32[n] by name, for `Batch.extras`
 
 
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is maximized, and what the learner must know to do so.
@@ -71,7 +75,7 @@ class Objective:
     # steps of the stage in which nothing but the heads is trained.
     heads_optimizer: OptimizerConfig | None = None
     heads_first: int = 0
-    prepare: Callable[[Batch], Batch] = field(default=lambda batch: batch)
+    prepare: Callable[[Batch], Batch] = _as_it_is
     # The prepared batches of a step, one for each update of a pass, and all groups they were made of -> the batches.
     across: Callable[[Sequence[Batch], Sequence[Group]], Sequence[Batch]] = field(
         default=lambda batches, groups: batches
@@ -82,13 +86,27 @@ class Objective:
     # The objective of a step of the stage (1 is the first), where credit changes from step to step: a function of the
     # step alone, so that a resumed run goes on as it would have. Loss, heads and needs stay.
     at_step: Callable[[int], Objective] | None = None
-    has_signal: Callable[[Group], bool] = has_signal  # for dynamic sampling, and counted in each batch
+    has_signal: Callable[[Group], bool] | None = None  # None: see `signal`
     smallest_group: int = 1  # usable episodes; a problem with fewer gets no credit
     needs_answers: bool = False  # Reward.answer, which not every task gives
     off_policy: bool = False  # whether it may learn from episodes that others sampled (grpo.replay)
     # Episodes of each problem that the policy plays before the stage; their rewards by problem id are filled in then.
     reference_samples: int = 0
     reference_rewards: dict[str, Sequence[float]] = field(default_factory=dict, compare=False)
+
+    def signal(self, group: Group) -> bool:
+        """Whether a group's episodes have credit: for dynamic sampling, and counted in each step.
+
+        That is, some advantage is not 0. Where `prepare` gives the advantages, every group that is not too small may.
+        """
+        if self.has_signal is not None:
+            return self.has_signal(group)
+        episodes = usable(group)
+        if len(episodes) < max(self.smallest_group, 1):
+            return False
+        return self.prepare is not _as_it_is or any(
+            c is not None and np.any(c.advantage) for c in self.credit(episodes)
+        )
 
     def at(self, stage_step: int) -> Objective:
         """The objective of this step of the stage."""

@@ -181,7 +181,7 @@ def _advantages(rewards: np.ndarray, settings: Settings) -> np.ndarray:
 
 
 def _needs(settings: Settings) -> frozenset[str]:
-    again = settings.minibatches > 1 or settings.kl_in_reward > 0
+    again = settings.updates > 1 or settings.kl_in_reward > 0
     asked = {
         "old_logprobs": again and settings.old_logprobs == "trainer",
         "old_entropy": settings.top_entropy < 1,

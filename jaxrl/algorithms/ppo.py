@@ -75,10 +75,6 @@ class Settings(policy_gradient.Settings):
     def decoders(self) -> int:
         return 1 + (self.critic == "own")
 
-    @property
-    def across_problems(self) -> bool:
-        return True
-
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
         super().check(where)

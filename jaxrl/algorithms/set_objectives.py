@@ -24,11 +24,11 @@ from typing import Literal
 import numpy as np
 
 from jaxrl.algorithms import policy_gradient
-from jaxrl.algorithms.credit import advantages, finite_rewards, usable
+from jaxrl.algorithms.credit import advantages, finite_rewards
 from jaxrl.algorithms.objective import Credit, Objective
 from jaxrl.config.rules import Count, Positive
 from jaxrl.errors import UserError
-from rollouts.episode import Episode, Group
+from rollouts.episode import Episode
 
 MOST_SUBSETS = 2_000  # enumerated; of more than this, this many are drawn for each sample
 
@@ -108,10 +108,7 @@ def _with_k(base: Objective, settings: Settings, k: int) -> Objective:
         left_out = [settings.overlong == "filter" and e.status == "truncated" for e in episodes]
         return [None if out else Credit(float(a)) for out, a in zip(left_out, _advantages(episodes, settings, k))]
 
-    def has_signal(group: Group) -> bool:
-        return any(c is not None and c.advantage != 0 for c in credit(usable(group)))
-
-    return dataclasses.replace(base, credit=credit, has_signal=has_signal, smallest_group=k)
+    return dataclasses.replace(base, credit=credit, smallest_group=k)
 
 
 def _advantages(episodes: Sequence[Episode], settings: Settings, k: int) -> np.ndarray:

@@ -53,10 +53,6 @@ class Settings(ObjectiveSettings):
     def needs_reference(self) -> bool:
         return True
 
-    @property
-    def across_problems(self) -> bool:
-        return True  # a group of equal rewards has a gradient
-
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
         if self.dynamic_sampling:

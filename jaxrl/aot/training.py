@@ -87,7 +87,7 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
     batch = abstract_batch(rows, T, compute, old, reference, objective.extras)
     trained, _ = split_params(params)
     state = learner.abstract(params)
-    microbatches = microbatches_of(config, name, T)
+    microbatches, epochs = microbatches_of(config, name, T), loss.epochs if rl else 1
     forward, update = forward_flops(model, rows * T, T / 2), update_flops(model, rows * T, T / 2)
     own = sum(head.own for head in objective.heads)  # decoders beside the policy's
     critic, of_critic = (
@@ -98,8 +98,8 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
     stepped = (1 + own) * (adapter_parameters(model) or parameters(model))
     named = learner.programs(state, batch)
     programs = [
-        Program("accumulate", *named["accumulate"], microbatches, update + of_critic, executed, resident=(0,)),
-        Program("apply", *named["apply"], loss.minibatches if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
+        Program("accumulate", *named["accumulate"], microbatches * epochs, update + of_critic, executed, resident=(0,)),
+        Program("apply", *named["apply"], loss.updates if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
     ]
     if outputs:  # and the old logprobs with them
         programs.append(Program("outputs", *named["outputs"], microbatches, *2 * (forward + critic,), resident=(0,)))

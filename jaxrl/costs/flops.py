@@ -117,6 +117,7 @@ def step_flops(
     old: bool,
     reference: bool,
     critics: int = 0,
+    epochs: int = 1,
 ) -> dict[str, float]:
     """Flops of an RL step: flops/sampling, flops/old and flops/reference (logprobs), flops/update; their sum as flops.
 
@@ -127,15 +128,17 @@ def step_flops(
         counts: tokens and mean context of each batch that was trained on.
         old, reference: whether logprobs were computed before the first update, and with a reference policy.
         critics: decoders beside the policy's that are trained.
+        epochs: passes over the batches.
     """
     alone = without_vocabulary(config)
     forward = sum(forward_flops(config, *count) for count in counts)
     values = critics * sum(forward_flops(alone, *count) for count in counts)
+    once = sum(update_flops(config, *count) + critics * update_flops(alone, *count) for count in counts)
     parts = {
         "flops/sampling": group_flops(config, drawn),
         "flops/old": (forward + values) * old,
         "flops/reference": forward * reference,
-        "flops/update": sum(update_flops(config, *count) + critics * update_flops(alone, *count) for count in counts),
+        "flops/update": once * epochs,
     }
     parts = {name: float(flops) for name, flops in parts.items()}
     return parts | {"flops": sum(parts.values())}

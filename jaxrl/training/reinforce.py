@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxrl.algorithms.batch import token_counts
-from jaxrl.algorithms.credit import minibatches, select_groups
+from jaxrl.algorithms.credit import minibatches
 from jaxrl.algorithms.objective import OLD, Objective
 from jaxrl.config import Config, row_length
 from jaxrl.config.plugins import PLUGINS, load_plugin
@@ -40,7 +40,7 @@ def grpo_stage(config: Config, start: int) -> Stage:
         optimizer=config.optimizer,
         objective=objective_of(config),
         begin=Reinforce,
-        updates=config.grpo.loss.minibatches,
+        updates=config.grpo.loss.updates,
         temperature=config.rollout.temperature or 1.0,
     )
 
@@ -115,7 +115,8 @@ class Reinforce(Progressing):
         clock = time.perf_counter()
         metrics = replay_metrics(groups)
         if drawn:
-            metrics |= episode_metrics(drawn) | staleness(drawn, step, t.config.rollout.max_staleness)
+            has_signal = self.stage.objective.at(stage_step).signal
+            metrics |= episode_metrics(drawn, has_signal) | staleness(drawn, step, t.config.rollout.max_staleness)
         else:
             metrics["tokens"] = float(sum(e.sampled_length for g in groups for e in g.episodes))
         state, measured = self.update(state, groups, drawn, step)
@@ -139,7 +140,11 @@ class Reinforce(Progressing):
     def update(
         self, state: TrainState, groups: list[Group], drawn: list[Group], step: int
     ) -> tuple[TrainState, dict[str, float]]:
-        """The updates on the groups, one for each minibatch of them; what they measured, and the step's FLOPs."""
+        """The updates on the groups, in each pass one for each minibatch; what they measured, and the step's FLOPs.
+
+        What objective and learner need to know beforehand is computed once: old is the policy before the first update
+        of the first pass.
+        """
         t, learner, config, metrics = self.t, self.learner, self.t.config, {}
         objective = learner.objective.at(step - self.stage.start)
         parts = [groups] if groups else []
@@ -150,7 +155,7 @@ class Reinforce(Progressing):
         ready = [learner.prepare(state, batch, self.reference) for batch, _ in batches]
         ready = objective.across(ready, groups) if ready else ready
         updates = []
-        for batch in ready:
+        for batch in [*ready] * config.grpo.loss.epochs:
             state, measured = learner.update(state, batch)
             if config.rollout.mismatch_limit and "mismatch/max" not in measured:
                 raise UserError(f"rollout.mismatch_limit: objective {objective.name!r} measures no mismatch/max")
@@ -170,6 +175,7 @@ class Reinforce(Progressing):
             old=old,
             reference=self.reference is not None,
             critics=sum(head.own for head in objective.heads),
+            epochs=config.grpo.loss.epochs,
         )
 
     def wait(self) -> None:
@@ -188,14 +194,18 @@ class Reinforce(Progressing):
 
 
 def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> Draw:
-    """What the engine samples for a step, with its current weights, and what is replayed."""
+    """What the engine samples for a step, with its current weights, and what is replayed.
+
+    Dynamic sampling (DAPO) keeps the first groups that have a signal, in the order drawn. If there are too few, the
+    batch is not filled up with others, which would only shrink the step in the average.
+    """
     config = t.config
     replayed = round(config.grpo.replay.share * config.grpo.problems_per_step)
     old = replay.draw(stage_step, replayed, config.grpo.group_size, config.seed)
     size = config.grpo.problems_per_step - replayed
     dynamic = config.grpo.loss.dynamic_sampling
     draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
-    drawn: list[Group] = []
+    drawn, kept = [], []
     seconds = 0.0
     for attempt in range(draws if size else 0):
         problems = t.selection.next((stage_step - 1) * draws + attempt, size)
@@ -204,10 +214,10 @@ def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> D
         seconds += max(e.timings["sample"] for g in groups for e in g.episodes)
         t.selection.observe(groups)
         drawn += groups
-        if dynamic and sum(map(objective.has_signal, drawn)) >= size:
+        kept += [g for g in groups if objective.signal(g)] if dynamic else groups
+        if len(kept) >= size:
             break
-    fresh = select_groups(drawn, size, objective.has_signal) if dynamic else drawn
-    return Draw([*fresh, *old], drawn, seconds)
+    return Draw([*kept[:size], *old], drawn, seconds)
 
 
 def _copy_for_sampler(t: Trainer, params: Any) -> Any:
