@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from judging import MBPP
 from test_learner import CONFIG, groups
 from test_train import final_params, run, without_times
 
@@ -93,3 +95,38 @@ def test_passes_are_updates_on_the_same_batches_with_the_first_policy_as_old():
     assert metrics["loss"] == np.mean(losses) and metrics["kl/old"] > 0
     once = step_flops(CONFIG, whole, [token_counts(b) for b in parts], old=True, reference=False)
     assert metrics["flops/update"] == 2 * once["flops/update"] and metrics["flops/old"] == once["flops/old"]
+
+
+WITHOUT_ANSWERS = """
+from jaxrl.config import TaskSettings
+from jaxrl.tasks import Task
+from rollouts.episode import Problem, Reward
+
+class Settings(TaskSettings):
+    pass
+
+def make_task(settings, seed):
+    async def judge(problem, submission, services):
+        return Reward(0.0, False)
+    problems = [Problem("p", ({"role": "user", "content": "?"},))]
+    return Task("silent", problems, problems, judge)
+"""
+MAJORITY = ["--config.grpo.loss=set_objectives", "--config.grpo.loss.advantage=maj_at_k", "--config.sft.steps=0"]
+
+
+def test_maj_at_k_is_refused_for_tasks_without_answers(tmp_path):
+    """Before anything is made of the run, with one line that says what would do."""
+    (tmp_path / "silent.py").write_text(WITHOUT_ANSWERS)
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MBPP))
+    silent, mbpp = (
+        f"--config.task={tmp_path / 'silent.py'}",
+        ["--config.task=mbpp", f"--config.task.path={tmp_path}/mbpp.jsonl"],
+    )
+    for name, task, hint in (
+        ("silent", [silent], "needs for maj@k; take advantage = 'pass_at_k'"),
+        ("mbpp", mbpp, "needs for maj@k; set task.answers = 'behaviour', or take advantage = 'pass_at_k'"),
+    ):
+        result = run(tmp_path / name, *MAJORITY, *task)
+        assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+        assert f"task.name = '{name}' gives no answers to vote on" in result.stderr and hint in result.stderr
+        assert not list((tmp_path / name).rglob("checkpoints"))
