@@ -75,9 +75,10 @@ def _train(config: Config, folder: Path, processes: Processes) -> Path:
     stages = stages_of(config)
     task = load_task(config.task, config.seed)
     if config.grpo.steps and stages[-1].objective.needs_answers and not task.answers:
+        able = "set task.answers = 'behaviour', or " if hasattr(config.task, "answers") else ""
         raise UserError(
             f"task.name = {task.name!r} gives no answers to vote on, which grpo.loss.name = {config.grpo.loss.name!r} "
-            "needs for maj@k; take advantage = 'pass_at_k'"
+            f"needs for maj@k; {able}take advantage = 'pass_at_k'"
         )
     if config.sft.path:
         task = dataclasses.replace(task, demonstrations=read_conversations(config.sft.path, config.sft.split))

@@ -110,13 +110,15 @@ def token_logprobs(
     mesh: Mesh | None = None,
     frozen: bool = False,
     wanted: jax.Array | None = None,  # bool[...], targets whose results are used; None: all
+    entropy_gradient: bool = False,
 ) -> tuple[jax.Array, jax.Array]:  # f32[...], f32[...]
     """log softmax(logits / temperature) at the targets, and the entropy of that distribution in nats.
 
-    Logits are computed for one chunk of tokens at a time, and again in the backward pass. The entropy has no gradient.
+    Logits are computed for one chunk of tokens at a time, and again in the backward pass.
 
     Args:
         frozen: the unembedding gets no gradient.
+        entropy_gradient: the entropy has a gradient; otherwise none.
         wanted: on one device the others are left out, chunk by chunk; their results are 0 or right.
     """
 
@@ -128,7 +130,7 @@ def token_logprobs(
         flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         rows, D = unembedding.shape
         chunk = chunk_tokens(elements, rows, D, mesh_size(mesh, parts.tokens))
-        of_chunk = partial(_logprobs, parts, unembedding, temperature)
+        of_chunk = partial(_logprobs, parts, unembedding, temperature, entropy_gradient)
         if wanted is not None and not parts.vocabulary and not parts.tokens:
             out = _of_wanted(of_chunk, flat, chunk, wanted.reshape(-1))
         else:
@@ -151,19 +153,22 @@ def chunk_tokens(elements: int, rows: int, D: int, devices: int) -> int:
     return min(elements // (rows * devices), max(TILE, GATHERED_ELEMENTS // (D * devices)))
 
 
-def _logprobs(parts, unembedding, temperature, hidden, targets):
+def _logprobs(parts, unembedding, temperature, entropy_gradient, hidden, targets):
     """Logprobs and entropies of n tokens of this device: hidden [n, D], targets i32[n]."""
     n, rows = len(targets), len(unembedding)
     logits = matmul_transposed(parts.gather(hidden), unembedding) / temperature  # [f * n, rows]
     here = parts.gather(targets) - parts.first(rows)
     highest = parts.max(jax.lax.stop_gradient(logits).max(axis=-1))
-    weights = jnp.exp(logits - highest[:, None])
+    below = logits - highest[:, None]
+    weights = jnp.exp(below)
     total = parts.sum(weights.sum(axis=-1))
     log_z = highest + jnp.log(total)
     chosen = jnp.take_along_axis(logits, jnp.clip(here, 0, rows - 1)[:, None], axis=-1)[:, 0]
     chosen = parts.sum(jnp.where((here >= 0) & (here < rows), chosen, 0))
-    mean = parts.sum(jax.lax.stop_gradient((weights * logits).sum(axis=-1))) / total
-    entropy = jax.lax.stop_gradient(log_z - mean)
+    seen = (lambda x: x) if entropy_gradient else jax.lax.stop_gradient
+    # Of logits below the highest: where one token is nearly certain, the logits themselves would cancel badly.
+    mean = parts.sum(seen((weights * below).sum(axis=-1))) / total
+    entropy = seen(jnp.log(total) - mean)
     return parts.own(chosen - log_z, n), parts.own(entropy, n)
 
 

@@ -19,7 +19,7 @@ from sandbox.examiner import modules_of
 from sandbox.launch import WorkerError, WorkerProcess
 from sandbox.layers import IsolationError
 from sandbox.plain import TRUSTED_FRAME, decode, parse, read_bytes, read_frame, write_frame
-from sandbox.results import MAX_SHOWN, Outcome, Result, TaskError, cut_middle
+from sandbox.results import MAX_SHOWN, Outcome, Result, TaskError, cut_middle, digest
 from sandbox.values import DataTest, NeedsExaminer, data_test
 from sandbox.verdict import Limits
 
@@ -180,6 +180,7 @@ class Judge:
             return {"status": "passed"}
         shown, expected = cut_middle(actual, MAX_SHOWN), cut_middle(test["stdout"], MAX_SHOWN)
         message = f"printed {shown!r}, expected {expected!r}"
+        result |= {"digest": digest(actual)} if len(actual) > MAX_SHOWN else {}
         return {"message": message} | result | {"status": "wrong_answer", "expected": expected, "actual": shown}
 
     def _checked(self, test: dict[str, Any], actual: str, limits: Limits, deadline: float) -> tuple[bool, str]:

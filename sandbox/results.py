@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -37,6 +38,10 @@ def shown(value: Any) -> str:
     if len(text := json.dumps(value)) > 100 * MAX_SHOWN:  # not decoded: see sandbox/compare.py
         return cut_middle(text, MAX_SHOWN)
     return shown_value(decode(value))
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def shown_value(value: Any) -> str:

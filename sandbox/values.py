@@ -16,7 +16,7 @@ from sandbox.compare import TooMuchWork, matches
 from sandbox.evaluate import Unsupported, evaluate
 from sandbox.plain import ERROR, PRINTED, VALUE, NeedsObject, decode, is_iterator, parse, to_json
 from sandbox.reference import Expected, is_right, right_text
-from sandbox.results import MAX_SHOWN, Result, claim, cut_middle, output_limit, shown, shown_value
+from sandbox.results import MAX_SHOWN, Result, claim, cut_middle, digest, output_limit, shown, shown_value
 from sandbox.translate import Check, Translated, translate
 from sandbox.verdict import Limits
 
@@ -87,7 +87,9 @@ def _compare_call(test: dict[str, Any], answer: bytes) -> Result | None:
     value = _value(answer)
     if matches(value, test["expected"], test["tolerance"], test["order"]):
         return None
-    return _wrong(call_text(test["function"], test["args"], test["kwargs"]), shown(value), shown(test["expected"]))
+    text = shown(value)
+    wrong = _wrong(call_text(test["function"], test["args"], test["kwargs"]), text, shown(test["expected"]))
+    return wrong | ({"digest": digest(answer[1:].decode())} if len(text) > MAX_SHOWN else {})
 
 
 def _compare_reference(test: dict[str, Any], expected: Expected, number: int, answers: list[bytes]) -> Result | None:

@@ -169,6 +169,7 @@ class TestResult:
     message: a short reason for people (last traceback line; expected and actual).
     form: how the test was kept from the program.
     input, expected, actual: for a test that failed, as far as they are known; long ones cut.
+    digest: where `actual` was cut, of all of it: tells long values or outputs apart.
     """
 
     __test__ = False  # not a pytest class
@@ -179,6 +180,7 @@ class TestResult:
     input: str = ""
     expected: str = ""
     actual: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Rewards of a problem's episodes to credit, on the host in float64; which groups carry a gradient."""
+"""Rewards of a problem's episodes to credit, on the host in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,9 +15,11 @@ def advantages(rewards: np.ndarray, kind: str = "group_std", *, std_ddof: int = 
 
     group_std: (r - mean) / (std + epsilon), DeepSeekMath (arXiv 2402.03300); std's divisor is G - std_ddof.
     group_mean: r - mean, Dr.GRPO (2503.20783). leave_one_out: r - mean of the others, RLOO (2402.14740).
-    Equal rewards, or a single one, give exactly 0.
+    Of these, equal rewards, or a single one, give exactly 0. reward: r as it is, REINFORCE.
     """
     rewards = np.asarray(rewards, np.float64)
+    if kind == "reward":
+        return rewards
     if len(np.unique(rewards)) < 2:  # a rounded mean would leave dust, and the std of one reward is undefined
         return np.zeros_like(rewards)
     G = len(rewards)
@@ -96,22 +98,6 @@ def is_usable(episode: Episode) -> bool:
 def usable(group: Group) -> list[Episode]:
     """The group's episodes that say something about the policy."""
     return [e for e in group.episodes if is_usable(e)]
-
-
-def has_signal(group: Group) -> bool:
-    """Whether the rewards of the usable episodes differ. Length penalties do not count (DAPO filters on accuracy)."""
-    return len({e.reward.value for e in usable(group)}) > 1
-
-
-def select_groups(
-    groups: Sequence[Group], wanted: int, has_signal: Callable[[Group], bool] = has_signal
-) -> list[Group]:
-    """Dynamic sampling (DAPO): the first `wanted` groups with a signal, in the order drawn, or all if there are fewer.
-
-    The caller draws more problems until there are enough or it reaches its bound. The batch is never filled up with
-    groups without a signal: in the average they would only shrink the step.
-    """
-    return [g for g in groups if has_signal(g)][:wanted]
 
 
 def minibatches(groups: Sequence[Group], count: int, seed: int, step: int) -> list[list[Group]]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from jaxrl.algorithms import LossMetrics, policy_gradient
 from jaxrl.algorithms.batch import Array, Batch
-from jaxrl.algorithms.credit import has_signal, usable
+from jaxrl.algorithms.credit import usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
 from jaxrl.algorithms.policy_gradient import before_update
 from jaxrl.config.rules import AboveZero
@@ -36,7 +36,7 @@ from rollouts.episode import Episode
 
 TEACHER = "teacher_logprobs"
 # Settings of the task's reward, which do nothing without it.
-OF_REWARD = ("advantage", "std_ddof", "advantage_epsilon", "dynamic_sampling")
+OF_REWARD = ("advantage", "batch_scale", "std_ddof", "advantage_epsilon", "kl_in_reward", "dynamic_sampling")
 
 
 @dataclass
@@ -89,9 +89,9 @@ def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
         loss=loss,
         credit=credit if alone else plain.credit,
         needs=plain.needs | {TEACHER},
-        extras=(TEACHER,),
+        extras=(*plain.extras, TEACHER),
         zero_credit_trains=True,
-        has_signal=(lambda group: bool(usable(group))) if alone else has_signal,
+        has_signal=(lambda group: bool(usable(group))) if alone else None,
         smallest_group=1 if alone else 2,
     )
 

@@ -7,6 +7,7 @@ sft.py are the first two. The order of things for one batch:
     packing        puts these into the arrays of a Batch
     needs          the learner fills in what must be known before the first update
     prepare        on the host: the batch is complete after it (advantages from values, say)
+    across         on the host, once a step: what depends on all its problems (advantages on one scale)
     loss           on the device, once per microbatch of each update
 """
 
@@ -21,19 +22,23 @@ import numpy as np
 
 from jaxrl.algorithms import LossMetrics
 from jaxrl.algorithms.batch import Array, Batch
-from jaxrl.algorithms.credit import has_signal
+from jaxrl.algorithms.credit import usable
 from jaxrl.config.training import OptimizerConfig
 from models.heads import Head
 from rollouts.episode import Episode, Group
 
-NEEDS = frozenset({"old_logprobs", "reference_logprobs", "teacher_logprobs", "heads"})
+OLD = frozenset({"old_logprobs", "old_entropy", "heads"})  # of the policy before the first update
+NEEDS = OLD | {"reference_logprobs", "teacher_logprobs"}
 
 
 class Outputs(NamedTuple):
-    """What the model says about a batch. At index t both are about token t; see `Batch` and `models.heads.Head`."""
+    """What the model says about a batch. At index t all is about token t; see `Batch` and `models.heads.Head`."""
 
     logprobs: Array  # f32[b, T], temperature applied; anything where loss_mask is 0
     heads: Mapping[str, Array]  # f32[b, T] by name of the head
+    # f32[b, T] of the distribution that the token was drawn from, temperature applied; no gradient unless
+    # Objective.entropy_gradient.
+    entropy: Array | None = None
 
 
 class Credit(NamedTuple):
@@ -41,6 +46,10 @@ class Credit(NamedTuple):
 
     advantage: float | np.ndarray  # of every learned token, or f64[n]
     extras: Mapping[str, np.ndarray] = {}  # f32[n] by name, for `Batch.extras`
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 @dataclass(frozen=True)
@@ -57,19 +66,27 @@ class Objective:
     credit: Callable[[Sequence[Episode]], Sequence[Credit | None]]
     token_weights: Callable[[Sequence[int]], np.ndarray]  # learned tokens of E episodes -> f64[E]: of each token's term
     # What the learner fills in before the first update: "old_logprobs" and "reference_logprobs" in the fields of these
-    # names, "teacher_logprobs" in the one of `extras`, "heads" as `old_NAME` of each head in `extras`.
+    # names, "old_entropy" and "teacher_logprobs" in `extras`, "heads" as `old_NAME` of each head in `extras`.
     needs: frozenset[str] = frozenset()
+    entropy_gradient: bool = False  # whether the loss differentiates Outputs.entropy
     heads: tuple[Head, ...] = ()
     extras: tuple[str, ...] = ()  # all names in Batch.extras; 0 until credit, needs or prepare gives a value
     # How the heads are trained where that is not as the decoder is, with AdamW settings of their own, and the first
     # steps of the stage in which nothing but the heads is trained.
     heads_optimizer: OptimizerConfig | None = None
     heads_first: int = 0
-    prepare: Callable[[Batch], Batch] = field(default=lambda batch: batch)
+    prepare: Callable[[Batch], Batch] = _as_it_is
+    # The prepared batches of a step, one for each update of a pass, and all groups they were made of -> the batches.
+    across: Callable[[Sequence[Batch], Sequence[Group]], Sequence[Batch]] = field(
+        default=lambda batches, groups: batches
+    )
     measure: Callable[[Batch], dict[str, float]] = field(default=lambda batch: {})  # of a prepared batch, for the log
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
 
-    has_signal: Callable[[Group], bool] = has_signal  # for dynamic sampling, and counted in each batch
+    # The objective of a step of the stage (1 is the first), where credit changes from step to step: a function of the
+    # step alone, so that a resumed run goes on as it would have. Loss, heads and needs stay.
+    at_step: Callable[[int], Objective] | None = None
+    has_signal: Callable[[Group], bool] | None = None  # None: see `signal`
     smallest_group: int = 1  # the least grpo.group_size
     fewest_usable: int = 1  # usable episodes; a problem with fewer gets no credit
     needs_answers: bool = False  # Reward.answer, which not every task gives
@@ -78,13 +95,31 @@ class Objective:
     reference_samples: int = 0
     reference_rewards: dict[str, Sequence[float]] = field(default_factory=dict, compare=False)
 
+    def signal(self, group: Group) -> bool:
+        """Whether a group's episodes have credit: for dynamic sampling, and counted in each step.
+
+        That is, some advantage is not 0. Where `prepare` gives the advantages, every group that is not too small may.
+        """
+        if self.has_signal is not None:
+            return self.has_signal(group)
+        episodes = usable(group)
+        if len(episodes) < self.fewest_usable:
+            return False
+        return self.prepare is not _as_it_is or any(
+            c is not None and np.any(c.advantage) for c in self.credit(episodes)
+        )
+
+    def at(self, stage_step: int) -> Objective:
+        """The objective of this step of the stage."""
+        return self.at_step(stage_step) if self.at_step else self
+
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:
             raise ValueError(
                 f"objective {self.name}: needs {sorted(unknown)} must be among: {', '.join(sorted(NEEDS))}"
             )
         names = [f"old_{head.name}" for head in self.heads] if "heads" in self.needs else []
-        names += self.needs & {"teacher_logprobs"}
+        names += sorted(self.needs & {"old_entropy", "teacher_logprobs"})
         if self.heads_first and self.heads_optimizer is None:
             raise ValueError(f"objective {self.name}: heads_first = {self.heads_first} needs heads_optimizer")
         if missing := [name for name in names if name not in self.extras]:

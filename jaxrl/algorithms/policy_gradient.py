@@ -13,14 +13,16 @@ The settings (fields of Settings) that give a paper's loss, as TRL and verl comp
     GSPO     arXiv 2507.18071   ratio=sequence, averaging=sequence, clip_low=3e-4, clip_high=4e-4
     CISPO    arXiv 2506.13585   objective=cispo, clip_low=1, clip_high=4: no lower bound, rho at most 5
     SAPO     arXiv 2511.20347   objective=sapo, averaging=sequence
+    REINFORCE++  arXiv 2501.03262   advantage=reward, batch_scale=whiten (with baseline: advantage=group_mean)
 
 Formulas, conventions and where others differ: docs/reference/policy_gradient.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import jax
@@ -29,20 +31,31 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from jaxrl.algorithms import LossMetrics
+from jaxrl.algorithms.across import (
+    KEYS,
+    divided,
+    episodes_of,
+    log_ratio,
+    marks,
+    whitened,
+    with_entropy_mask,
+    with_kl_in_reward,
+)
 from jaxrl.algorithms.batch import Array, Batch
-from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights
+from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
 from jaxrl.config.rules import AboveZero, Count, Infinite, NonNegative, Off, Positive, Share, check_settings
 from jaxrl.config.training import ObjectiveSettings
 from jaxrl.errors import UserError
-from rollouts.episode import Episode
+from rollouts.episode import Episode, Group
 
 
 @dataclass
 class Settings(ObjectiveSettings):
     """One policy-gradient loss; its published variants are these settings."""
 
-    advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"  # GRPO, Dr.GRPO, RLOO
+    advantage: Literal["group_std", "group_mean", "leave_one_out", "reward"] = "group_std"  # GRPO, Dr.GRPO, RLOO, none
+    batch_scale: Literal["none", "std", "whiten"] = "none"  # over all problems of a step: TRL's batch, REINFORCE++
     std_ddof: Literal[0, 1] = 1  # 1: sample std, as TRL and verl; 0: population std
     advantage_epsilon: NonNegative = 1e-4  # added to the std
     objective: Literal["clip", "cispo", "sapo"] = "clip"  # PPO, MiniMax-M1, a sigmoid instead of clipping
@@ -57,6 +70,9 @@ class Settings(ObjectiveSettings):
     kl_coefficient: NonNegative = 0.0  # 0: no reference model is kept
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # see docs/reference/policy_gradient.md
     kl_corrected: bool = False  # times pi / old with its gradient, so that k3 pulls as KL(pi || reference) does
+    kl_in_reward: NonNegative = 0.0  # beta of RLHF: reward - beta * sum over the episode of log old - log reference
+    entropy_coefficient: NonNegative = 0.0  # of a bonus for the entropy of the distribution that is sampled from
+    top_entropy: Annotated[float, Gt(0), Le(1)] = 1.0  # share of tokens, those of most entropy, that are trained
     sampler_correction: Literal["none", "truncate", "mask", "reject"] = "none"  # TIS, IcePop, or whole episodes
     sampler_correction_level: Literal["token", "sequence"] = "token"
     sampler_ratio_min: Share = 0.5  # used by mask
@@ -67,14 +83,30 @@ class Settings(ObjectiveSettings):
 
     @property
     def needs_reference(self) -> bool:
-        return self.kl_coefficient > 0
+        return self.kl_coefficient > 0 or self.kl_in_reward > 0
 
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
+        if self.batch_scale != "none" and self.advantage == "group_std":
+            raise UserError(
+                f"{where}.batch_scale = {self.batch_scale!r} needs another {where}.advantage than 'group_std', which "
+                "has a scale already"
+            )
+        if self.batch_scale == "std" and self.advantage == "reward":
+            raise UserError(
+                f"{where}.batch_scale = 'std' needs {where}.advantage = 'group_mean' or 'leave_one_out'; "
+                "'whiten' subtracts a mean itself"
+            )
         if self.kl_estimator == "k1":
             raise UserError(
                 f"{where}.kl_estimator = 'k1' must be k2 or k3: the gradient of k1 is 0 in expectation, so it adds "
-                "noise and no pull to the reference; k2 has the gradient of KL(policy || reference), k3 of the reverse"
+                "noise and no pull to the reference; k2 has the gradient of KL(policy || reference), k3 the reverse; "
+                f"{where}.kl_in_reward is k1 in the reward"
+            )
+        if self.kl_in_reward and self.overlong == "filter":
+            raise UserError(
+                f"{where}.overlong = 'filter' must be none or penalty with {where}.kl_in_reward above 0: the logprobs "
+                "of filtered episodes, and so their rewards, are not computed"
             )
         if self.kl_corrected and not (self.kl_coefficient and self.kl_estimator == "k3"):
             raise UserError(f"{where}.kl_corrected = True needs {where}.kl_coefficient above 0 and kl_estimator = 'k3'")
@@ -105,48 +137,109 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
         )
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, LossMetrics]:
-        return policy_gradient_loss(outputs.logprobs, batch, settings)
+        return policy_gradient_loss(outputs.logprobs, batch, settings, outputs.entropy)
 
-    def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
+    def rewards_of(episodes: Sequence[Episode]) -> np.ndarray:
         rewards = finite_rewards(episodes)
         if settings.overlong == "penalty":
             rewards += [overlong_penalty(e.length, max_new_tokens, settings.overlong_buffer) for e in episodes]
-        found = advantages(rewards, settings.advantage, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+        return rewards
+
+    def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
+        rewards = rewards_of(episodes)
+        found = _advantages(rewards, settings)
         left_out = [settings.overlong == "filter" and e.status == "truncated" for e in episodes]
-        return [None if out else Credit(float(advantage)) for out, advantage in zip(left_out, found)]
+        extras = [marks(e, reward=r) if settings.kl_in_reward else {} for e, r in zip(episodes, rewards)]
+        return [None if out else Credit(float(a), x) for out, a, x in zip(left_out, found, extras)]
 
     def weights(lengths: Sequence[int]) -> np.ndarray:
         return token_weights(lengths, settings.averaging, settings.constant_length or max_new_tokens)
 
-    needs = set()
-    if settings.minibatches > 1 and settings.old_logprobs == "trainer":
-        needs.add("old_logprobs")
-    if settings.kl_coefficient:
-        needs.add("reference_logprobs")
     return Objective(
         "policy_gradient",
         loss,
         credit,
         weights,
-        needs=frozenset(needs),
-        zero_credit_trains=settings.kl_coefficient > 0,
-        smallest_group=2,
+        needs=_needs(settings),
+        entropy_gradient=settings.entropy_coefficient > 0,
+        extras=(
+            *(("old_entropy", "entropy_mask") if settings.top_entropy < 1 else ()),
+            *(("reward", *KEYS) if settings.kl_in_reward else ()),
+        ),
+        across=lambda batches, groups: _across(batches, groups, settings, rewards_of),
+        measure=lambda batch: _measure(batch, settings),
+        # Not so where an episode of advantage 0 has another term, or counts in the mean or the quantile of its tokens.
+        zero_credit_trains=settings.needs_reference
+        or settings.entropy_coefficient > 0
+        or settings.top_entropy < 1
+        or settings.batch_scale == "whiten",
+        smallest_group=1 if settings.advantage == "reward" else 2,
     )
+
+
+def _advantages(rewards: np.ndarray, settings: Settings) -> np.ndarray:
+    return advantages(rewards, settings.advantage, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+
+
+def _needs(settings: Settings) -> frozenset[str]:
+    again = settings.updates > 1 or settings.kl_in_reward > 0
+    asked = {
+        "old_logprobs": again and settings.old_logprobs == "trainer",
+        "old_entropy": settings.top_entropy < 1,
+        "reference_logprobs": settings.needs_reference,
+    }
+    return frozenset(name for name, wanted in asked.items() if wanted)
+
+
+def _across(
+    batches: Sequence[Batch],
+    groups: Sequence[Group],
+    settings: Settings,
+    rewards_of: Callable[[Sequence[Episode]], np.ndarray],
+) -> Sequence[Batch]:
+    """What the settings ask for that depends on all of a step's problems."""
+    if settings.top_entropy < 1:
+        batches = with_entropy_mask(batches, settings.top_entropy)
+    if settings.kl_in_reward:
+        credit = partial(_advantages, settings=settings)
+        found = [with_kl_in_reward(b, _old(b, settings), settings.kl_in_reward, credit) for b in batches]
+        batches, rewards = [b for b, _ in found], [r for _, r in found]
+    else:
+        rewards = [rewards_of(usable(g)) for g in groups]
+    if settings.batch_scale == "std":
+        rewards = np.concatenate(rewards)
+        batches = divided(batches, rewards, ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+    elif settings.batch_scale == "whiten":
+        batches = whitened(batches, epsilon=settings.advantage_epsilon)
+    return batches
+
+
+def _old(batch: Batch, settings: Settings) -> Array | None:
+    return batch.behaviour_logprobs if settings.old_logprobs == "sampler" else batch.old_logprobs
+
+
+def _measure(batch: Batch, settings: Settings) -> dict[str, float]:
+    """kl/episode: the mean of k1, log old - log reference, of whole episodes."""
+    k1 = log_ratio(batch, episodes_of(batch), _old(batch, settings)) if settings.kl_in_reward else []
+    return {"kl/episode": float(np.mean(k1))} if len(k1) else {}
 
 
 def policy_gradient_loss(
     logprobs: Array,  # f32[B, T], of pi, temperature applied; anything where batch.loss_mask is 0
     batch: Batch,
     config: Settings,  # checked before (config.check())
+    entropy: Array | None = None,  # f32[B, T], where entropy_coefficient is above 0
 ) -> tuple[jax.Array, LossMetrics]:
-    """The loss to minimize, a sum over the batch's tokens, differentiable in `logprobs`; and its metrics.
+    """The loss to minimize, a sum over the batch's tokens, differentiable in `logprobs` and `entropy`; and its metrics.
 
-    loss = -sum_{i,t} w_{i,t} [c_{i,t} J(rho_{i,t}, A_i) - beta KL_{i,t}] with w the batch's loss_weights (the
-    averaging), c the sampler correction and J the objective. A batch without old_logprobs is in its first and only
-    update: old is pi without its gradient, rho exactly 1.
+    loss = -sum_{i,t} w_{i,t} [m_{i,t} (c_{i,t} J(rho_{i,t}, A_i) + alpha H_{i,t}) - beta KL_{i,t}] with w the batch's
+    loss_weights (the averaging), m the entropy mask (1 without), c the sampler correction, J the objective and alpha
+    the entropy's coefficient. A batch without old_logprobs is in its first and only update: old is pi without its
+    gradient, rho exactly 1.
 
     Metrics, means over tokens: clip_fraction; kl/old and kl/reference, of pi; mismatch/kl (sampler to old, k3);
-    mismatch/clipped, the share outside the bounds of the correction. Maximum: mismatch/max, of |log old / sampler|.
+    mismatch/clipped, the share outside the bounds of the correction; entropy/trained, the mask's share. Maximum:
+    mismatch/max, of |log old / sampler|.
     The tokens are those in the rows: without a KL term, episodes of advantage 0 have none there (see make_batch).
     """
     mask = batch.loss_mask > 0
@@ -170,6 +263,13 @@ def policy_gradient_loss(
         "mismatch/kl": kl_estimate(sampler, recomputed, "k3"),
         "mismatch/clipped": corrected,
     }
+    if config.entropy_coefficient:
+        if entropy is None:
+            raise ValueError(f"grpo.loss.entropy_coefficient = {config.entropy_coefficient} needs the entropy")
+        objective = objective + config.entropy_coefficient * on_sampled_tokens(entropy)
+    if config.top_entropy < 1:
+        sums["entropy/trained"] = on_sampled_tokens(batch.extras["entropy_mask"])
+        objective = objective * sums["entropy/trained"]
     if config.kl_coefficient:
         if batch.reference_logprobs is None:
             raise ValueError(f"grpo.loss.kl_coefficient = {config.kl_coefficient} needs batch.reference_logprobs")

@@ -72,21 +72,19 @@ class Settings(policy_gradient.Settings):
     critic_warmup_steps: Count = 0  # steps of the stage in which only the critic is trained
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl_in_reward > 0 or self.kl_coefficient > 0
-
-    @property
     def decoders(self) -> int:
         return 1 + (self.critic == "own")
-
-    @property
-    def across_problems(self) -> bool:
-        return True
 
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
         super().check(where)
-        fixed = {"dynamic_sampling": False, "advantage": "group_std", "overlong": "none", "old_logprobs": "trainer"}
+        fixed = {
+            "dynamic_sampling": False,
+            "advantage": "group_std",
+            "batch_scale": "none",
+            "overlong": "none",
+            "old_logprobs": "trainer",
+        }
         for name, only in fixed.items():
             if getattr(self, name) != only:
                 raise UserError(
@@ -109,7 +107,10 @@ class Steps(NamedTuple):
 def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
     """The objective of these settings. Raises UserError for a wrong one."""
     check_settings(settings, "grpo.loss")
-    plain = policy_gradient.make_objective(settings, max_new_tokens=max_new_tokens)
+    # Its KL in the reward is that of turns.
+    plain = policy_gradient.make_objective(
+        dataclasses.replace(settings, kl_in_reward=0.0), max_new_tokens=max_new_tokens
+    )
 
     def credit(episodes: Sequence[Episode]) -> list[Credit]:
         finite_rewards(episodes)
@@ -133,7 +134,7 @@ def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
         heads=(Head(VALUE, scale=settings.critic_scale, own=settings.critic == "own"),),
         heads_optimizer=settings.critic_optimizer,
         heads_first=settings.critic_warmup_steps,
-        extras=EXTRAS,
+        extras=(*EXTRAS, *plain.extras),
         prepare=lambda batch: with_advantages(batch, settings),
         measure=lambda batch: measurements(batch, settings),
         zero_credit_trains=True,

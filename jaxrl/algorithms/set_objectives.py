@@ -24,11 +24,11 @@ from typing import Literal
 import numpy as np
 
 from jaxrl.algorithms import policy_gradient
-from jaxrl.algorithms.credit import finite_rewards, usable
+from jaxrl.algorithms.credit import advantages, finite_rewards
 from jaxrl.algorithms.objective import Credit, Objective
-from jaxrl.config.rules import Positive
+from jaxrl.config.rules import Count, Positive
 from jaxrl.errors import UserError
-from rollouts.episode import Episode, Group
+from rollouts.episode import Episode
 
 MOST_SUBSETS = 2_000  # enumerated; of more than this, this many are drawn for each sample
 
@@ -39,6 +39,8 @@ class Settings(policy_gradient.Settings):
 
     advantage: Literal["pass_at_k", "pkpo", "maj_at_k"] = "pass_at_k"  # pyright: ignore[reportIncompatibleVariableOverride]
     objective_k: Positive = 4  # samples that are judged together, from 2 to grpo.group_size
+    objective_k_last: Count = 0  # k of the last steps, in a straight line from objective_k, rounded; 0: k stays
+    objective_k_steps: Count = 0  # of the stage, until k is objective_k_last
     objective_on: Literal["solved", "value"] = "solved"  # value: the reward with its partial credit
     objective_centred: bool = False  # subtract the group's mean advantage: biased, and wrong samples are pushed down
     averaging: Literal["token", "sequence", "constant"] = "sequence"  # token weighs long answers more
@@ -51,52 +53,80 @@ class Settings(policy_gradient.Settings):
                 f"{where}.objective_k = {self.objective_k} must be at least 2; for the mean reward take objective "
                 "policy_gradient with advantage = 'leave_one_out'"
             )
+        if bool(self.objective_k_last) != bool(self.objective_k_steps) or self.objective_k_last == self.objective_k:
+            raise UserError(
+                f"{where}.objective_k_last = {self.objective_k_last} and {where}.objective_k_steps = "
+                f"{self.objective_k_steps} must both be above 0, with another k than {where}.objective_k, or both 0"
+            )
         if self.overlong == "penalty":
             raise UserError(
                 f"{where}.overlong = 'penalty' must be none or filter with {where}.advantage = {self.advantage!r}: "
                 "the best of penalized rewards is not pass@k"
+            )
+        if self.kl_in_reward:
+            raise UserError(
+                f"{where}.kl_in_reward = {self.kl_in_reward:g} must be 0 with {where}.advantage = {self.advantage!r}; "
+                f"{where}.kl_coefficient is of each sample alone"
+            )
+        if self.batch_scale != "none":
+            raise UserError(
+                f"{where}.batch_scale = {self.batch_scale!r} must be none with {where}.advantage = {self.advantage!r}: "
+                "the size of these advantages says how rare a right sample is"
             )
         if self.advantage == "pkpo" and self.objective_on == "value":
             raise UserError(f"{where}.objective_on = 'value' must be solved with {where}.advantage = 'pkpo'")
 
 
 def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grpo.loss") -> Objective:
-    """The objective of these settings. Groups of fewer than objective_k usable episodes get no credit.
+    """The objective of these settings. Groups of fewer than k usable episodes get no credit.
 
     Raises UserError for a wrong setting, named as `where`.NAME.
     """
     base = policy_gradient.make_objective(settings, max_new_tokens=max_new_tokens, where=where)
+    base = dataclasses.replace(base, name="set_objectives", needs_answers=settings.advantage == "maj_at_k")
+    if not settings.objective_k_last:
+        return _with_k(base, settings, settings.objective_k)
 
+    def at_step(stage_step: int) -> Objective:
+        k = k_at(settings, stage_step)
+        return dataclasses.replace(_with_k(base, settings, k), measure=lambda batch: {"objective/k": float(k)})
+
+    most = max(settings.objective_k, settings.objective_k_last)
+    return dataclasses.replace(_with_k(base, settings, most), at_step=at_step)
+
+
+def k_at(settings: Settings, stage_step: int) -> int:
+    """k of a step of the stage, 1 the first: objective_k there, objective_k_last from step objective_k_steps on."""
+    done = min((stage_step - 1) / max(settings.objective_k_steps - 1, 1), 1.0)
+    return round(settings.objective_k + done * (settings.objective_k_last - settings.objective_k))
+
+
+def _with_k(base: Objective, settings: Settings, k: int) -> Objective:
     def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
-        if len(episodes) < settings.objective_k:
+        if len(episodes) < k:
             return [None] * len(episodes)
         left_out = [settings.overlong == "filter" and e.status == "truncated" for e in episodes]
-        return [None if out else Credit(float(a)) for out, a in zip(left_out, _advantages(episodes, settings))]
+        return [None if out else Credit(float(a)) for out, a in zip(left_out, _advantages(episodes, settings, k))]
 
-    def has_signal(group: Group) -> bool:
-        return any(c is not None and c.advantage != 0 for c in credit(usable(group)))
-
-    return dataclasses.replace(
-        base,
-        name="set_objectives",
-        credit=credit,
-        has_signal=has_signal,
-        smallest_group=settings.objective_k,
-        fewest_usable=settings.objective_k,
-        needs_answers=settings.advantage == "maj_at_k",
-    )
+    return dataclasses.replace(base, credit=credit, smallest_group=max(k, 2), fewest_usable=k)
 
 
-def _advantages(episodes: Sequence[Episode], settings: Settings) -> np.ndarray:
-    """f64[n], of the usable episodes of one problem."""
-    k, rewards = settings.objective_k, finite_rewards(episodes)
+def _advantages(episodes: Sequence[Episode], settings: Settings, k: int) -> np.ndarray:
+    """f64[n], of the usable episodes of one problem. With k = 1 the gradient is that of the mean: leave one out."""
+    rewards, answers = finite_rewards(episodes), [e.reward.answer for e in episodes]
+    majority = settings.advantage == "maj_at_k"
     if settings.objective_on == "solved":
         rewards = np.array([e.reward.solved for e in episodes], np.float64)
-    if settings.advantage == "maj_at_k":
+    if settings.advantage == "pkpo":
+        found = pkpo_weights(rewards, k)
+    elif k == 1:
+        rewards = np.array([vote([a], [r]) for a, r in zip(answers, rewards)]) if majority else rewards
+        found = advantages(rewards, "leave_one_out")
+    elif majority:
         seed = zlib.crc32(str(episodes[0].problem.id).encode())
-        found = maj_advantages([e.reward.answer for e in episodes], rewards, k, seed=seed)
+        found = maj_advantages(answers, rewards, k, seed=seed)
     else:
-        found = (pkpo_weights if settings.advantage == "pkpo" else max_advantages)(rewards, k)
+        found = max_advantages(rewards, k)
     if settings.objective_centred and len(np.unique(found)) < 2:  # a rounded mean would leave dust
         return np.zeros_like(found)
     return found - found.mean() if settings.objective_centred else found

@@ -12,7 +12,6 @@ and what is not known of the paper: docs/reference/spo.md.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ import numpy as np
 from annotated_types import Ge
 
 from jaxrl.algorithms import LossMetrics
+from jaxrl.algorithms.across import KEYS, episodes_of, log_ratio, marks
 from jaxrl.algorithms.batch import Array, Batch
 from jaxrl.algorithms.credit import finite_rewards, token_weights, usable
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
@@ -34,7 +34,6 @@ from jaxrl.errors import UserError
 from rollouts.episode import Episode
 
 NEAR_ONE = 1e-3  # nats below probability 1, where the cross-entropy becomes a straight line: it has a pole at 1
-KEYS = ("problem_high", "problem_low")  # extras that tell problems apart: two f32 hold 48 bits
 
 
 @dataclass
@@ -53,10 +52,6 @@ class Settings(ObjectiveSettings):
     @property
     def needs_reference(self) -> bool:
         return True
-
-    @property
-    def across_problems(self) -> bool:
-        return True  # a group of equal rewards has a gradient
 
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
@@ -123,12 +118,8 @@ def _baseline(problem: str, table: dict[str, Sequence[float]], settings: Setting
 
 def _credit(episode: Episode, reward: float, q0: float, settings: Settings) -> Credit:
     """Reward and Q0 at each learned token; for q0 = group also the problem, as two numbers that f32 holds exactly."""
-    n = sum(len(t.tokens) for t in episode.turns if t.learned)
-    values = {"returns": reward, "q0": q0}
-    if settings.q0 == "group":
-        digest = hashlib.blake2b(str(episode.problem.id).encode(), digest_size=6).digest()
-        values |= {name: int.from_bytes(part) for name, part in zip(KEYS, (digest[:3], digest[3:]))}
-    return Credit(0.0, {name: np.full(n, value, np.float32) for name, value in values.items()})
+    found = marks(episode, returns=reward, q0=q0)
+    return Credit(0.0, {n: x for n, x in found.items() if settings.q0 == "group" or n not in KEYS})
 
 
 def soft_value(rewards: Sequence[float], beta: float, best: float | None = None) -> float:
@@ -159,22 +150,11 @@ def with_group_q0(batch: Batch, beta: float) -> Batch:
     That minimizes the squared loss in Q0, so the gradient of the loss with this Q0 held fixed is that of the variance
     of r - beta log(pi / ref) within the group, times (G - 1) / G or 1, as one likes to divide.
     """
-    learned = np.asarray(batch.loss_mask) > 0
-    rows, segments = np.nonzero(learned)[0], np.asarray(batch.segment_ids)[learned]
-    of_token = rows * (learned.shape[1] + 1) + segments
-    _, first, episode = np.unique(of_token, return_index=True, return_inverse=True)
-
-    def of_tokens(x: Array | None) -> np.ndarray:
-        return np.asarray(x, np.float64)[learned]
-
-    log_ratio = np.bincount(episode, of_tokens(batch.old_logprobs) - of_tokens(batch.reference_logprobs))
-    target = of_tokens(batch.extras["returns"])[first] - beta * log_ratio
-    keys = np.stack([of_tokens(batch.extras[name])[first] for name in KEYS], 1)
-    problem = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    of = episodes_of(batch)
+    target = of.values(batch.extras["returns"]) - beta * log_ratio(batch, of, batch.old_logprobs)
+    problem = of.problems(batch.extras)
     mean = np.bincount(problem, target) / np.bincount(problem)
-    q0 = np.zeros(learned.shape, np.float32)
-    q0[learned] = mean[problem][episode]
-    return dataclasses.replace(batch, extras=dict(batch.extras) | {"q0": q0})
+    return dataclasses.replace(batch, extras=dict(batch.extras) | {"q0": of.spread(mean[problem])})
 
 
 def spo_loss(logprobs: Array, batch: Batch, config: Settings) -> tuple[jax.Array, LossMetrics]:

@@ -87,12 +87,12 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         offload=settings.offload,
     )
     rows, T = config.batch.microbatch_rows, row_length(config)
-    old, of_heads = "old_logprobs" in objective.needs, "heads" in objective.needs
+    old, outputs = "old_logprobs" in objective.needs, not objective.needs.isdisjoint({"heads", "old_entropy"})
     reference, offloaded = "reference_logprobs" in objective.needs, config.model.offload_reference
     batch = abstract_batch(rows, T, compute, old, reference, objective.extras)
     trained, _ = split_params(params)
     state = learner.abstract(params)
-    microbatches = microbatches_of(config, name, T)
+    microbatches, epochs = microbatches_of(config, name, T), loss.epochs if rl else 1
     forward, update = forward_flops(model, rows * T, T / 2), update_flops(model, rows * T, T / 2)
     own = sum(head.own for head in objective.heads)  # decoders beside the policy's
     critic, of_critic = (
@@ -103,12 +103,12 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
     stepped = (1 + own) * (adapter_parameters(model) or parameters(model))
     named = learner.programs(state, batch)
     programs = [
-        Program("accumulate", *named["accumulate"], microbatches, update + of_critic, executed, resident=(0,)),
-        Program("apply", *named["apply"], loss.minibatches if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
+        Program("accumulate", *named["accumulate"], microbatches * epochs, update + of_critic, executed, resident=(0,)),
+        Program("apply", *named["apply"], loss.updates if rl else 1, 0.0, 10.0 * stepped, resident=(0,)),
     ]
-    if of_heads:  # and the old logprobs with them
+    if outputs:  # and the old logprobs with them
         programs.append(Program("outputs", *named["outputs"], microbatches, *2 * (forward + critic,), resident=(0,)))
-    if runs := microbatches * ((old and not of_heads) + reference):
+    if runs := microbatches * ((old and not outputs) + reference):
         beside = () if reference and offloaded else (0,)  # an offloaded reference comes beside the policy
         programs.append(Program("logprobs", *named["logprobs"], runs, forward, forward, resident=beside))
     resident = {"parameters": state.params, "optimizer state": state.opt_state}

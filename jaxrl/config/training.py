@@ -34,9 +34,15 @@ class ObjectiveSettings:
     """Settings that all objectives have; an objective's own class Settings inherits them."""
 
     name: str = ""  # a module of jaxrl.algorithms, an import path, or a file
-    minibatches: Positive = 1  # updates a batch
-    dynamic_sampling: bool = False  # replace groups of equal reward
+    minibatches: Positive = 1  # updates a pass over a batch
+    epochs: Positive = 1  # passes over a batch
+    dynamic_sampling: bool = False  # replace groups whose episodes have no credit, as where rewards are equal
     dynamic_sampling_max_draws: Positive = 3  # batches drawn at most for one step
+
+    @property
+    def updates(self) -> int:
+        """Updates a batch, at most: a batch of few problems has fewer minibatches."""
+        return self.minibatches * self.epochs
 
     @property
     def needs_reference(self) -> bool:
@@ -52,11 +58,6 @@ class ObjectiveSettings:
     def decoders(self) -> int:
         """Decoders that are trained: 2 with a critic whose parameters are its own."""
         return 1
-
-    @property
-    def across_problems(self) -> bool:
-        """Whether episodes of different problems are compared, so that a group of equal rewards has a gradient."""
-        return False
 
 
 @dataclass

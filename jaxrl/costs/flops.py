@@ -118,6 +118,7 @@ def step_flops(
     reference: bool,
     critics: int = 0,
     teacher: ModelConfig | None = None,
+    epochs: int = 1,
 ) -> dict[str, float]:
     """Flops of an RL step: flops/sampling, flops/old and flops/reference (logprobs), flops/update; their sum as flops.
 
@@ -130,15 +131,17 @@ def step_flops(
         old, reference: whether logprobs were computed before the first update, and with a reference policy.
         critics: decoders beside the policy's that are trained.
         teacher: another model whose logprobs were computed.
+        epochs: passes over the batches.
     """
     alone = without_vocabulary(config)
     forward = sum(forward_flops(config, *count) for count in counts)
     values = critics * sum(forward_flops(alone, *count) for count in counts)
+    once = sum(update_flops(config, *count) + critics * update_flops(alone, *count) for count in counts)
     parts = {
         "flops/sampling": group_flops(config, drawn),
         "flops/old": (forward + values) * old,
         "flops/reference": forward * reference,
-        "flops/update": sum(update_flops(config, *count) + critics * update_flops(alone, *count) for count in counts),
+        "flops/update": once * epochs,
     }
     if teacher is not None:
         parts["flops/teacher"] = sum(forward_flops(teacher, *count) for count in counts)

@@ -24,11 +24,12 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxrl.config.rules import Count, Positive
 from jaxrl.config.task import DataSettings
 from jaxrl.tasks import Task
+from jaxrl.tasks.behaviour import by_behaviour
 from jaxrl.tasks.extract import code_block
 from jaxrl.tasks.rewards import judge_program
 from jaxrl.tasks.rows import DataError, Row, described, read_rows
@@ -55,6 +56,7 @@ class Settings(DataSettings):
     max_prompt_characters: Count = 0  # longer ones are rejected; 0: no limit
     language: str = "python"  # others are rejected
     require_solution: bool = False  # reject a problem whose reference solution does not pass
+    answers: Literal["none", "behaviour"] = "none"  # by which programs vote: what they give on public inputs
 
 
 def make_task(settings: Settings, seed: int) -> Task:
@@ -73,7 +75,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         counts = ", ".join(f"{reason}: {count}" for reason, count in rejected.items()) or "the file is empty"
         raise DataError(f"{settings.path}: no problem is left ({counts})")
     train, held_out = train[: settings.train_problems], held_out[: settings.held_out_problems]
-    return Task(
+    task = Task(
         name="contest",
         train=train,
         held_out=held_out,
@@ -82,6 +84,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         demonstrations=[p for p in train if p.demonstration],
         rejected=dict(rejected),
     )
+    return by_behaviour(task) if settings.answers == "behaviour" else task
 
 
 def _select(rows: list[Row], settings: Settings, rejected: Counter[str]) -> list[Problem]:

@@ -20,6 +20,7 @@ the first 2") are they in both.
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ from jaxrl.config.rules import Share
 from jaxrl.config.task import TaskSettings
 from jaxrl.errors import UserError
 from jaxrl.tasks import Task
+from jaxrl.tasks.behaviour import by_behaviour
 from jaxrl.tasks.extract import code_block, normal_form
 from jaxrl.tasks.rewards import judge_program
 from jaxrl.tasks.sampling import Generated
@@ -44,6 +46,7 @@ from sandbox.verdict import CallTest
 PARTIAL_CREDIT = 0.2  # times the share of tests passed, when not all pass
 TESTS = 6  # at least; each near miss that none of them tells adds one
 DRAWS = 40  # inputs tried to tell a near miss
+VOTING_INPUTS = 12
 LONGEST_VALUE = 160  # characters of an input or output
 MAX_DIFFICULTY = 6
 HELD_OUT_SEED = 20_000_003  # the same held-out problems for every run
@@ -348,6 +351,7 @@ class Settings(TaskSettings):
     demonstration_difficulty: Annotated[int, Ge(1), Le(MAX_DIFFICULTY)] = 2  # steps of the longest easy demonstration
     hard_demonstrations: Share = 0.1  # share of demonstrations of up to max_difficulty steps
     lazy_demonstrations: Share = 0.0  # share that does the last step only
+    answers: Literal["text", "behaviour"] = "text"  # by which programs vote: their text, or what they return
 
     def check(self, where: str = "task") -> None:
         """Raises UserError for settings that contradict each other."""
@@ -377,7 +381,7 @@ def make_task(settings: Settings, seed: int) -> Task:
             yield f"user\n{problem.messages[-1]['content']}"
             yield f"assistant\n{problem.demonstration}"
 
-    return Task(
+    task = Task(
         name="functions",
         train=generated("train", settings.train_problems, trained, seed, families),
         held_out=held_out_problems(settings.held_out_problems, settings.max_difficulty, families),
@@ -389,3 +393,12 @@ def make_task(settings: Settings, seed: int) -> Task:
         ),
         corpus=corpus,
     )
+    return by_behaviour(task, voting_inputs) if settings.answers == "behaviour" else task
+
+
+def voting_inputs(problem: Problem, rng: random.Random) -> list[CallTest]:
+    """Calls of f on inputs of the kind that tests have, by which programs are told apart; drawn from what is asked."""
+    family = next(f for f in FAMILIES if f.name == problem.meta["kind"].split()[0])
+    constants = [int(c) for c in re.findall(r"\d+", problem.messages[-1]["content"])]
+    near = [c + d for c in constants for d in (-1, 0, 1)]
+    return [CallTest("f", (family.draw(rng, near),)) for _ in range(VOTING_INPUTS)]

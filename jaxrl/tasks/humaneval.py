@@ -14,6 +14,7 @@ from typing import Literal
 
 from jaxrl.config.task import DataSettings
 from jaxrl.tasks import Task, evalplus
+from jaxrl.tasks.behaviour import by_behaviour
 from jaxrl.tasks.evalplus import PLUS_LIMITS, evalplus_tests, is_evalplus
 from jaxrl.tasks.evalplus_hub import hub_test, is_hub
 from jaxrl.tasks.extract import ExtractionConfig, function_program, parses
@@ -33,6 +34,7 @@ class Settings(DataSettings):
     # completion is for base models, with rollout.stop_strings; evalplus is EvalPlus' chat, with an answer begun
     prompt_style: Literal["chat", "completion", "evalplus"] = "chat"
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+    answers: Literal["none", "behaviour"] = "none"  # by which programs vote: what they give on public inputs
 
 
 def make_task(settings: Settings, seed: int) -> Task:
@@ -42,13 +44,14 @@ def make_task(settings: Settings, seed: int) -> Task:
     train = [make_problem(row, settings.prompt_style) for row in read_rows(settings.path, settings.split)]
     rows = read_rows(settings.held_out_path, settings.split) if settings.held_out_path else None
     held_out = [make_problem(row, settings.prompt_style) for row in rows] if rows else train
-    return Task(
+    task = Task(
         name="humaneval",
         train=train[: settings.train_problems],
         held_out=held_out[: settings.held_out_problems],
         judge=judge,
         extract=partial(extract, extraction=settings.extraction),
     )
+    return by_behaviour(task) if settings.answers == "behaviour" else task
 
 
 def make_problem(row: Row, style: str) -> Problem:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from jaxrl.config.task import DataSettings
 from jaxrl.tasks import Task, evalplus
+from jaxrl.tasks.behaviour import by_behaviour
 from jaxrl.tasks.evalplus import PLUS_LIMITS, evalplus_tests, is_evalplus
 from jaxrl.tasks.evalplus_hub import hub_test, is_hub
 from jaxrl.tasks.extract import ExtractionConfig, block_program
@@ -37,6 +38,7 @@ class Settings(DataSettings):
     prompt_style: Literal["chat", "evalplus"] = "chat"  # evalplus: EvalPlus' chat, with an answer begun
     held_out_part: Literal["test", "all"] = "test"  # ids 11 to 510, or as EvalPlus counts (then train on none)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+    answers: Literal["none", "behaviour"] = "none"  # by which programs vote: what they give on public inputs
 
 
 def make_task(settings: Settings, seed: int) -> Task:
@@ -52,7 +54,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         if not problems:
             raise DataError(f"{settings.path} has no {name} problems (task_id {ids.start} to {ids.stop - 1})")
     train, held_out = train[: settings.train_problems], held_out[: settings.held_out_problems]
-    return Task(
+    task = Task(
         name="mbpp",
         train=train,
         held_out=held_out,
@@ -60,6 +62,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         extract=partial(extract, extraction=settings.extraction),
         demonstrations=[p for p in train if p.demonstration],
     )
+    return by_behaviour(task) if settings.answers == "behaviour" else task
 
 
 def number(row: Row) -> int:

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl.algorithms import LossMetrics, combine, summarize
 from jaxrl.algorithms.batch import Batch, fill_behaviour
-from jaxrl.algorithms.objective import Objective, Outputs
+from jaxrl.algorithms.objective import OLD, Objective, Outputs
 from jaxrl.training.optimizer import check_host_memory, state_shardings, to_device
 from models.decoder import Compute, Decoder
 from models.heads import Head, head_outputs, initial_heads, with_heads, without_heads
@@ -73,14 +73,14 @@ class Learner:
         self.turns, self.objective = turns, objective
         self.optimizer, self.microbatch_rows, self.compute = optimizer, microbatch_rows, compute
         self.offload = offload
-        forward = partial(_forward, graphdef, objective.heads, compute, temperature)
+        forward = partial(_forward, graphdef, objective.heads, compute, temperature, objective.entropy_gradient)
         self._gradient, self._accumulate, self._zeros = _gradient_programs(forward, objective, compute)
         self._applying: Callable[..., Any] | None = None
         # Whole on every device, so that each process can read all of it.
         whole = None if compute.mesh is None else NamedSharding(compute.mesh, PartitionSpec())
         self._whole, self._temperature = whole, temperature
         self._logprobs = self.logprobs_program(graphdef)
-        self._outputs = jax.jit(lambda weights, batch: forward(weights, batch)[0], out_shardings=whole)
+        self._outputs = jax.jit(forward, out_shardings=whole)
 
     def init(self, params: Params, *, heads: Any = None, seed: int = 0) -> TrainState:
         """A state with a fresh optimizer, and heads drawn from the seed unless given. Raises as `check` does."""
@@ -182,11 +182,13 @@ class Learner:
         """
         needs = self.objective.needs
         unknown = bool(np.isnan(np.asarray(batch.behaviour_logprobs)).any())
-        if unknown or not needs.isdisjoint({"old_logprobs", "heads"}):
-            if "heads" in needs:
-                logprobs, heads = self.outputs(state, batch)
+        if unknown or not needs.isdisjoint(OLD):
+            if not needs.isdisjoint({"heads", "old_entropy"}):
+                logprobs, heads, entropy = self.outputs(state, batch)
+                found = dict(heads) if "heads" in needs else {}
+                found |= {"entropy": np.asarray(entropy)} if "old_entropy" in needs else {}
                 learned = np.asarray(batch.loss_mask) > 0
-                old = {f"old_{name}": np.where(learned, x, np.float32(0)) for name, x in heads.items()}
+                old = {f"old_{name}": np.where(learned, x, np.float32(0)) for name, x in found.items()}
                 batch = dataclasses.replace(batch, extras=dict(batch.extras) | old)
             else:
                 logprobs = self.logprobs(state.params, batch)
@@ -220,8 +222,8 @@ class Learner:
 
     def logprobs_program(self, graphdef: nnx.GraphDef) -> Any:
         """Jitted: (parameters of this decoder, microbatch) -> f32[b, T], the logprob of each token."""
-        forward = partial(_forward, graphdef, (), self.compute, self._temperature)
-        return jax.jit(lambda params, batch: forward(params, batch)[0].logprobs, out_shardings=self._whole)
+        forward = partial(_forward, graphdef, (), self.compute, self._temperature, False)
+        return jax.jit(lambda params, batch: forward(params, batch).logprobs, out_shardings=self._whole)
 
     def outputs(self, state: TrainState, batch: Batch) -> Outputs:
         """What the decoder and its heads say about the batch, f32[B, T] on the host."""
@@ -246,7 +248,8 @@ class Learner:
     def programs(self, state: TrainState, batch: Batch) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The compiled programs by name, each with the arguments that it gets for this state and microbatch.
 
-        To lower them ahead of time, state and batch may be ShapeDtypeStructs. "outputs" only if there are heads.
+        To lower them ahead of time, state and batch may be ShapeDtypeStructs. "outputs" only if there are heads, or
+        the entropy is needed.
         """
         trained, _ = split_trained(state.weights)
         gradient = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), trained)
@@ -256,7 +259,8 @@ class Learner:
             "apply": (self.apply_program(before), (before, gradient)),
             "logprobs": (self._logprobs, (state.params, batch)),
         }
-        return programs | ({"outputs": (self._outputs, (state.weights, batch))} if self.objective.heads else {})
+        more = self.objective.heads or "old_entropy" in self.objective.needs
+        return programs | ({"outputs": (self._outputs, (state.weights, batch))} if more else {})
 
     def microbatches(self, batch: Batch) -> Iterator[Batch]:
         """The batch in parts of microbatch_rows rows, placed on the mesh."""
@@ -277,9 +281,9 @@ def _gradient_programs(forward: Callable[..., Any], objective: Objective, comput
     """Jitted: the gradient of a microbatch, the same added to a sum (donated), and a sum to begin with."""
 
     def loss(trained: Weights, frozen: Params, batch: Batch) -> tuple[jax.Array, LossMetrics]:
-        outputs, entropy = forward(join_params(trained, frozen), batch)
+        outputs = forward(join_params(trained, frozen), batch)
         value, metrics = objective.loss(outputs, batch)
-        sums = {**metrics.sums, "entropy": jnp.sum(entropy * batch.loss_mask)}
+        sums = {**metrics.sums, "entropy": jnp.sum(outputs.entropy * batch.loss_mask)}
         return value, metrics._replace(sums=sums)
 
     def pinned(weights: Weights) -> Weights:
@@ -325,13 +329,11 @@ def _forward(
     heads: tuple[Head, ...],
     compute: Compute,
     temperature: float,
+    entropy_gradient: bool,
     weights: Weights,
     batch: Batch,
-) -> tuple[Outputs, jax.Array]:
-    """The outputs f32[b, T], and the entropy f32[b, T] of the distribution that each token was drawn from.
-
-    Logprob and entropy are 0 for a row's first token, and may be 0 where loss_mask is.
-    """
+) -> Outputs:
+    """The outputs f32[b, T]. Logprob and entropy are 0 for a row's first token, and may be 0 where loss_mask is."""
     params, state = without_heads(weights)
     model: Decoder = nnx.merge(graphdef, params)
     tokens = jnp.asarray(batch.tokens)
@@ -341,7 +343,14 @@ def _forward(
     wanted = jnp.roll(jnp.asarray(batch.loss_mask), -1, axis=1) > 0
     frozen = model.config.lora is not None
     of_following = token_logprobs(
-        hidden, following, model.unembedding(), temperature, mesh=compute.mesh, frozen=frozen, wanted=wanted
+        hidden,
+        following,
+        model.unembedding(),
+        temperature,
+        mesh=compute.mesh,
+        frozen=frozen,
+        wanted=wanted,
+        entropy_gradient=entropy_gradient,
     )
     logprobs, entropy = (jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in of_following)
 
@@ -349,4 +358,4 @@ def _forward(
         own: Decoder = nnx.merge(graphdef, join_params(trained, split_params(params)[1]))
         return own(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
 
-    return Outputs(logprobs, head_outputs(heads, state, hidden, of_own) if state is not None else {}), entropy
+    return Outputs(logprobs, head_outputs(heads, state, hidden, of_own) if state is not None else {}, entropy)

@@ -61,7 +61,7 @@ def make_batch(
     batch = pack([examples[i] for i in used], weights[used], row_length, microbatch_rows, objective.extras)
     log = {
         "groups": len(groups),
-        "groups_without_signal": sum(not objective.has_signal(g) for g in groups),
+        "groups_without_signal": sum(not objective.signal(g) for g in groups),
         "groups_too_small": dropped,
         "episodes": len(examples),
         "sandbox_errors": sum(e.status == "sandbox_error" for g in groups for e in g.episodes),

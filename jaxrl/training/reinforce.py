@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from jaxrl.algorithms.batch import Batch, token_counts
-from jaxrl.algorithms.credit import minibatches, select_groups
-from jaxrl.algorithms.objective import Objective
+from jaxrl.algorithms.credit import minibatches
+from jaxrl.algorithms.objective import OLD, Objective
 from jaxrl.config import Config, row_length
 from jaxrl.config.plugins import PLUGINS, load_plugin
 from jaxrl.costs.flops import step_flops
@@ -43,7 +43,7 @@ def grpo_stage(config: Config, start: int) -> Stage:
         optimizer=config.optimizer,
         objective=objective_of(config),
         begin=Reinforce,
-        updates=config.grpo.loss.minibatches,
+        updates=config.grpo.loss.updates,
         temperature=config.rollout.temperature or 1.0,
     )
 
@@ -92,7 +92,7 @@ class Reinforce(Progressing):
         self.replay = open_replay(t)
         fill_reference_rewards(t, stage.objective, state, done, stage.start, self.replay)
         self.sampling = SamplingAhead(
-            lambda step: draw(t, stage.objective, step - stage.start, self.replay),
+            lambda step: draw(t, stage.objective.at(step - stage.start), step - stage.start, self.replay),
             t.engine.load_weights,
             copy=partial(_copy_for_sampler, t),
             staleness=t.config.rollout.max_staleness,
@@ -124,7 +124,8 @@ class Reinforce(Progressing):
         clock = time.perf_counter()
         metrics = replay_metrics(groups)
         if drawn:
-            metrics |= episode_metrics(drawn) | staleness(drawn, step, t.config.rollout.max_staleness)
+            has_signal = self.stage.objective.at(stage_step).signal
+            metrics |= episode_metrics(drawn, has_signal) | staleness(drawn, step, t.config.rollout.max_staleness)
         else:
             metrics["tokens"] = float(sum(e.sampled_length for g in groups for e in g.episodes))
         state, measured = self.update(state, groups, drawn, step)
@@ -148,29 +149,33 @@ class Reinforce(Progressing):
     def update(
         self, state: TrainState, groups: list[Group], drawn: list[Group], step: int
     ) -> tuple[TrainState, dict[str, float]]:
-        """The updates on the groups, one for each minibatch of them; what they measured, and the step's FLOPs."""
+        """The updates on the groups, in each pass one for each minibatch; what they measured, and the step's FLOPs.
+
+        What objective and learner need to know beforehand is computed once: old is the policy before the first update
+        of the first pass.
+        """
         t, learner, config, metrics = self.t, self.learner, self.t.config, {}
+        objective = learner.objective.at(step - self.stage.start)
         parts = [groups] if groups else []
         if groups and config.grpo.loss.minibatches > 1:
             parts = minibatches(groups, min(config.grpo.loss.minibatches, len(groups)), config.seed, step)
         shape = {"row_length": row_length(config), "microbatch_rows": config.batch.microbatch_rows}
-        batches = [make_batch(part, learner.objective, **shape) for part in parts]
+        batches = [make_batch(part, objective, **shape) for part in parts]
         ready = [learner.prepare(state, batch, self.reference, self.taught) for batch, _ in batches]
+        ready = objective.across(ready, groups) if ready else ready
         updates = []
-        for batch in ready:
+        for batch in [*ready] * config.grpo.loss.epochs:
             state, measured = learner.update(state, batch)
             if config.rollout.mismatch_limit and "mismatch/max" not in measured:
-                raise UserError(
-                    f"rollout.mismatch_limit: objective {learner.objective.name!r} measures no mismatch/max"
-                )
+                raise UserError(f"rollout.mismatch_limit: objective {objective.name!r} measures no mismatch/max")
             check_update(t, measured, batch, step)
-            updates.append(measured | learner.objective.measure(batch))
+            updates.append(measured | objective.measure(batch))
         if updates:
             names = dict.fromkeys(name for u in updates for name in u if name != "tokens")
             metrics |= {name: float(np.mean([u[name] for u in updates if name in u])) for name in names}
             metrics |= {name: max(u[name] for u in updates) for name in updates[0] if name.endswith("/max")}
             metrics |= {f"batch/{name}": float(np.mean([log[name] for _, log in batches])) for name in batches[0][1]}
-        old = not learner.objective.needs.isdisjoint({"old_logprobs", "heads"})
+        old = not objective.needs.isdisjoint(OLD)
         counts = [token_counts(batch) for batch in ready]
         return state, metrics | step_flops(
             t.policy.config,
@@ -178,8 +183,9 @@ class Reinforce(Progressing):
             counts,
             old=old,
             reference=self.reference is not None,
-            critics=sum(head.own for head in learner.objective.heads),
+            critics=sum(head.own for head in objective.heads),
             teacher=self.teacher,
+            epochs=config.grpo.loss.epochs,
         )
 
     def wait(self) -> None:
@@ -198,14 +204,18 @@ class Reinforce(Progressing):
 
 
 def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> Draw:
-    """What the engine samples for a step, with its current weights, and what is replayed."""
+    """What the engine samples for a step, with its current weights, and what is replayed.
+
+    Dynamic sampling (DAPO) keeps the first groups that have a signal, in the order drawn. If there are too few, the
+    batch is not filled up with others, which would only shrink the step in the average.
+    """
     config = t.config
     replayed = round(config.grpo.replay.share * config.grpo.problems_per_step)
     old = replay.draw(stage_step, replayed, config.grpo.group_size, config.seed)
     size = config.grpo.problems_per_step - replayed
     dynamic = config.grpo.loss.dynamic_sampling
     draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
-    drawn: list[Group] = []
+    drawn, kept = [], []
     seconds = 0.0
     for attempt in range(draws if size else 0):
         problems = t.selection.next((stage_step - 1) * draws + attempt, size)
@@ -214,10 +224,10 @@ def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> D
         seconds += max(e.timings["sample"] for g in groups for e in g.episodes)
         t.selection.observe(groups)
         drawn += groups
-        if dynamic and sum(map(objective.has_signal, drawn)) >= size:
+        kept += [g for g in groups if objective.signal(g)] if dynamic else groups
+        if len(kept) >= size:
             break
-    fresh = select_groups(drawn, size, objective.has_signal) if dynamic else drawn
-    return Draw([*fresh, *old], drawn, seconds)
+    return Draw([*kept[:size], *old], drawn, seconds)
 
 
 def _teacher(t: Trainer, learner: Learner) -> tuple[ModelConfig | None, Callable[[Batch], np.ndarray] | None]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxrl.algorithms.credit import has_signal
 from jaxrl.errors import TrainingError
 from rollouts.episode import Episode, Group
 
 
-def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the sampled episodes say, before any update. Shares and means of nothing are left out."""
+def episode_metrics(groups: Sequence[Group], has_signal: Callable[[Group], bool]) -> dict[str, float]:
+    """What the sampled episodes say, before any update. Shares and means of nothing are left out.
+
+    groups/zero_variance is the share of groups without a signal: those whose episodes have no credit.
+    """
     episodes = [e for g in groups for e in g.episodes]
     rewards = np.array([e.reward.value for e in episodes])
     lengths = [e.sampled_length for e in episodes]

@@ -49,11 +49,10 @@ class Watch:
         return ""
 
     def _learned_nothing(self, metrics: Mapping[str, float]) -> bool:
-        """No update, none with a gradient, or one that only pulls back to the reference policy."""
+        """No update, none with a gradient, or one that only pulls to the reference policy or to more entropy."""
         loss = self.settings.loss
-        shaped = getattr(loss, "overlong", "none") == "penalty" or loss.across_problems
-        pulled = loss.needs_reference and not shaped and metrics.get("groups/zero_variance") == 1.0
-        return bool(not metrics.get("grad_norm") or pulled)
+        pulled = loss.needs_reference or getattr(loss, "entropy_coefficient", 0.0) > 0
+        return bool(not metrics.get("grad_norm") or (pulled and metrics.get("groups/zero_variance") == 1.0))
 
 
 WHY = "all episodes of a problem had the same reward: the problems are too hard or too easy for this model"

@@ -1,4 +1,4 @@
-"""Advantages, length penalties, rewards of turns, and which groups are kept."""
+"""Advantages, length penalties, rewards of turns, and how groups are cut."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import pytest
 
 from jaxrl.algorithms.credit import (
     advantages,
-    has_signal,
     minibatches,
     overlong_penalty,
-    select_groups,
     token_weights,
     turn_rewards,
 )
@@ -83,16 +81,6 @@ def group_of(rewards: list[float], statuses: list[str] | None = None, name: str 
         Episode(problem, np.array([1], np.int32), [turn], Reward(r, False), s, "")  # pyright: ignore[reportArgumentType]
         for r, s in zip(rewards, statuses)
     ])  # fmt: skip
-
-
-def test_dynamic_sampling_keeps_groups_whose_usable_rewards_differ():
-    mixed, right, wrong = group_of([0, 1, 1]), group_of([1, 1]), group_of([0, 0])
-    broken = group_of([0, 1], ["sandbox_error", "finished"])  # the difference is the sandbox's
-    assert [has_signal(g) for g in (mixed, right, wrong, broken, group_of([]))] == [True, False, False, False, False]
-    other = group_of([0.5, 0.25])
-    chosen = select_groups([right, mixed, broken, other, mixed], 2)
-    assert [id(g) for g in chosen] == [id(mixed), id(other)]
-    assert select_groups([right, mixed], 2) == [mixed]
 
 
 def test_minibatches_are_a_function_of_seed_and_step():

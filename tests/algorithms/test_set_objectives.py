@@ -12,6 +12,7 @@ import pytest
 
 from jaxrl.algorithms.set_objectives import (
     Settings,
+    k_at,
     maj_advantages,
     make_objective,
     max_advantages,
@@ -174,7 +175,41 @@ def test_centred_advantages_push_wrong_samples_down():
     assert [c and c.advantage for c in objective.credit(group_of([1, 0, 0, 0]).episodes)] == [3, -1, -1, -1]
 
 
+def test_k_is_a_function_of_the_step_alone():
+    settings = Settings(objective_k=8, objective_k_last=2, objective_k_steps=13)
+    assert [k_at(settings, step) for step in (1, 2, 3, 7, 12, 13, 14, 1000)] == [8, 8, 7, 5, 2, 2, 2, 2]
+    rising = Settings(objective_k=2, objective_k_last=4, objective_k_steps=1)  # from the second step on
+    assert [k_at(rising, step) for step in (1, 2, 3)] == [2, 4, 4]
+    objective = make_objective(settings, max_new_tokens=4)
+    group, solved = group_of([1, 1, 0, 0, 0, 0, 0, 0]), np.array([1, 1, 0, 0, 0, 0, 0, 0])
+    assert objective.smallest_group == 8
+    for step in (13, 1, 7, 1):
+        now, k = objective.at(step), k_at(settings, step)
+        np.testing.assert_allclose([c.advantage for c in now.credit(group.episodes) if c], max_advantages(solved, k))
+        batch, log = make_batch([group, group_of([1, 0, 0])], now, row_length=8, microbatch_rows=1)
+        assert now.measure(batch) == {"objective/k": k} and now.loss is objective.loss
+        assert log["groups_too_small"] == (k > 3)
+    fixed = make_objective(Settings(objective_k=8), max_new_tokens=4)
+    assert fixed.at(5) is fixed
+
+
+@pytest.mark.parametrize("advantage", ["pass_at_k", "pkpo", "maj_at_k"])
+def test_annealed_to_one_the_gradient_is_that_of_the_mean(advantage):
+    """p = sigmoid(theta): over all outcomes of four samples, d p / d theta."""
+    settings = Settings(advantage=advantage, objective_k=3, objective_k_last=1, objective_k_steps=2)
+    objective, p, found = make_objective(settings, max_new_tokens=4).at(2), 0.3, 0.0
+    for outcome in itertools.product((0, 1), repeat=4):
+        right = np.array(outcome, np.float64)
+        credit = objective.credit(group_of(outcome, ["a" if r else None for r in outcome]).episodes)
+        A = np.array([c.advantage for c in credit if c is not None])
+        found += np.prod(np.where(right > 0, p, 1 - p)) * np.mean(A * (right - p))
+    np.testing.assert_allclose(found, p * (1 - p), atol=1e-12)
+
+
 @pytest.mark.parametrize(("settings", "words"), [
+    ({"objective_k_last": 2}, "objective_k_steps = 0 must both be above 0"),
+    ({"objective_k_steps": 2}, "objective_k_last = 0 and"),
+    ({"objective_k_last": 4, "objective_k_steps": 2}, "another k than"),
     ({"objective_k": 1}, "leave_one_out"),
     ({"overlong": "penalty"}, "overlong"),
     ({"advantage": "pkpo", "objective_on": "value"}, "objective_on"),

@@ -38,9 +38,29 @@ def test_no_array_of_all_logits_is_made():
     """The largest array in the compiled program's memory is a chunk's."""
     N, V, D = 4096, 4096, 8
     shapes = [jax.ShapeDtypeStruct(s, t) for s, t in (((N, D), np.float32), ((N,), np.int32), ((V, D), np.float32))]
-    loss = lambda h, t, w: token_logprobs(h, t, w, chunk_elements=2**18)[0].sum()  # noqa: E731
+
+    def loss(h, t, w):
+        return sum(x.sum() for x in token_logprobs(h, t, w, chunk_elements=2**18, entropy_gradient=True))
+
     memory = jax.jit(jax.grad(loss, (0, 2))).lower(*shapes).compile().memory_analysis()
     assert memory.temp_size_in_bytes < N * V * 4 / 4
+
+
+@pytest.mark.parametrize("chunk", [53 * 7, 2**25])
+def test_the_gradient_of_the_entropy_equals_torch_and_is_there_only_if_asked_for(chunk):
+    weights = np.random.default_rng(3).normal(size=37)
+
+    def total(hidden, table, asked):
+        entropy = token_logprobs(hidden, TARGETS, table, 0.7, chunk, entropy_gradient=asked)[1]
+        return (entropy * weights).sum()
+
+    gradient, nothing = (jax.grad(total, (0, 1))(HIDDEN, WEIGHTS, asked) for asked in (True, False))
+    h, w = torch.tensor(HIDDEN, dtype=torch.float64), torch.tensor(WEIGHTS, dtype=torch.float64)
+    h, w = h.requires_grad_(), w.requires_grad_()
+    (torch.distributions.Categorical(logits=h @ w.T / 0.7).entropy() * torch.tensor(weights)).sum().backward()
+    for found, expected, none in zip(gradient, (h.grad, w.grad), nothing):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+        assert not np.asarray(none).any()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -93,8 +113,9 @@ targets, weights = rng.integers(0, 56, (8, 24)), rng.normal(size=(8, 24))
 
 def total(table, mesh):
     hidden = vocabulary.embed(table, tokens, np.dtype("float32"), mesh)
-    logprobs, entropy = vocabulary.token_logprobs(hidden, targets, table, 0.7, 7 * 56, mesh)
-    return (logprobs * weights).sum() + (hidden * weights[..., None]).sum(), (logprobs, entropy)
+    logprobs, entropy = vocabulary.token_logprobs(hidden, targets, table, 0.7, 7 * 56, mesh, entropy_gradient=True)
+    sums = (logprobs * weights).sum() + (entropy * weights**2).sum() + (hidden * weights[..., None]).sum()
+    return sums, (logprobs, entropy)
 
 def run(mesh):
     return jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)(table, mesh)

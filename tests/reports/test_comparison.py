@@ -382,11 +382,13 @@ def test_steps_say_how_their_episodes_went():
         return Episode(problem, np.zeros(3, np.int32), turns, Reward(float(solved), solved), "finished", "")
 
     metrics = episode_metrics(
-        [Group(problem, [episode(4, True, "passed", "timeout"), episode(2, False, "passed"), episode(9, False)])]
+        [Group(problem, [episode(4, True, "passed", "timeout"), episode(2, False, "passed"), episode(9, False)])],
+        lambda group: False,
     )
+    assert metrics["groups/zero_variance"] == 1
     assert metrics["turns/mean"] == 2 and metrics["calls/mean"] == 1 and metrics["calls/failed"] == pytest.approx(1 / 3)
     assert (metrics["length/solved"], metrics["length/unsolved"]) == (6, 6)
-    without = episode_metrics([Group(problem, [episode(4, True)])])
+    without = episode_metrics([Group(problem, [episode(4, True)])], lambda group: True)
     assert without["calls/mean"] == 0 and not {"calls/failed", "length/unsolved"} & without.keys()
 
 

@@ -10,6 +10,12 @@ from jaxrl.tasks import Task
 from rollouts.episode import Problem, Reward
 from rollouts.services import Services
 
+# Two rows of mbpp.jsonl: the first is held out, the second for training.
+MBPP = [
+    {"task_id": i, "text": "Add one.", "code": "def add(n): return n + 1", "test_list": [f"assert add({i}) == {i + 1}"]}
+    for i in (11, 511)
+]  # fmt: skip
+
 
 def judge(task: Task, problem: Problem, text: str, pool: Any = None) -> Reward:
     """The reward of a text."""

@@ -221,7 +221,7 @@ def test_prepare_sees_the_heads_old_outputs_on_learned_tokens():
     plain = batch(objective, 4)
     learned = np.asarray(plain.loss_mask) > 0
     ready = learner.prepare(state, plain)
-    logprobs, heads = learner.outputs(state, plain)
+    logprobs, heads, _ = learner.outputs(state, plain)
     np.testing.assert_array_equal(ready.extras["old_value"], np.where(learned, heads["value"], 0))
     np.testing.assert_array_equal(ready.advantages, ready.extras["returns"] - np.asarray(ready.extras["old_value"]))
     assert np.abs(heads["value"][learned]).min() > 0 and np.abs(heads["value"][~learned]).max() > 0
@@ -234,7 +234,9 @@ def test_prepare_sees_the_heads_old_outputs_on_learned_tokens():
 
 def test_an_objective_names_what_it_needs():
     objective = regression()
-    with pytest.raises(ValueError, match=r"needs \['values'\] must be among: heads, old_logprobs, reference_logprobs"):
+    with pytest.raises(
+        ValueError, match=r"needs \['values'\] must be among: heads, old_entropy, old_logprobs, reference_logprobs"
+    ):
         dataclasses.replace(objective, needs=frozenset({"values"}))
     with pytest.raises(ValueError, match="extras must name old_score"):
         dataclasses.replace(objective, needs=frozenset({"heads"}))

@@ -204,3 +204,43 @@ def test_every_mesh_of_eight_devices_gives_the_same_update(chosen):
 def test_mesh_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="does not fit 1 devices"):
         make_mesh(2, 1, devices=jax.devices()[:1])
+
+
+# --- the entropy ---
+
+
+@pytest.mark.parametrize("rows", [2, 16])
+def test_the_entropy_is_of_the_tempered_distribution_and_its_gradient_that_of_all_logits(rows):
+    settings = Settings(entropy_coefficient=0.5, top_entropy=0.3)
+    objective = make_objective(settings, max_new_tokens=10)
+    graphdef, params = nnx.split(initialize(Decoder(CONFIG), jax.random.key(0), scale=0.5))
+    learner = Learner(graphdef, objective, optax.sgd(1.0), temperature=0.7, microbatch_rows=rows)
+    whole = make_batch(groups(), objective, row_length=24, microbatch_rows=rows)[0]
+    state = learner.init(params)
+    ready = learner.prepare(state, whole)
+
+    def all_logprobs(params):  # f32[B, T, V], of the distribution that each token was drawn from
+        model = nnx.merge(graphdef, params)
+        logits = model(whole.tokens, whole.positions, whole.segment_ids) @ model.unembedding().T / 0.7
+        return jnp.pad(jax.nn.log_softmax(logits[:, :-1]), ((0, 0), (1, 0), (0, 0)))
+
+    def entropy_of(every):
+        return -jnp.sum(jnp.exp(every) * every, -1)
+
+    learned = np.asarray(whole.loss_mask) > 0
+    entropy = np.where(learned, entropy_of(all_logprobs(params)), 0)
+    np.testing.assert_allclose(ready.extras["old_entropy"], entropy, atol=1e-4)
+    (ready,) = objective.across([ready], [])
+    assert 0.28 < np.asarray(ready.extras["entropy_mask"])[learned].mean() < 0.32
+
+    def loss(params):
+        every = all_logprobs(params)
+        chosen = jnp.take_along_axis(every, jnp.asarray(whole.tokens)[..., None], -1)[..., 0]
+        return policy_gradient_loss(chosen, ready, settings, entropy_of(every))[0]
+
+    expected = jax.grad(loss)(params)
+    before, value = jax.device_get((params, loss(params)))
+    after, metrics = learner.update(state, ready)  # which donates the parameters
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4)
+    stepped = jax.tree.map(np.subtract, before, after.params)
+    chex.assert_trees_all_close(stepped, expected, atol=2e-5, rtol=1e-3)

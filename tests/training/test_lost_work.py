@@ -349,7 +349,12 @@ def test_a_stage_without_any_gradient_is_said_at_its_end():
 
 def test_the_pull_to_the_reference_is_no_learning():
     pulled = {"grad_norm": 0.3, "groups/zero_variance": 1.0}
-    for loss, stops in ((PolicyGradientConfig(kl_coefficient=0.1), True), (PolicyGradientConfig(), False)):
+    for loss, stops in (
+        (PolicyGradientConfig(kl_coefficient=0.1), True),
+        (PolicyGradientConfig(kl_in_reward=0.1, overlong="penalty"), True),
+        (PolicyGradientConfig(entropy_coefficient=0.1), True),
+        (PolicyGradientConfig(), False),
+    ):
         watch = Watch(GRPOConfig(patience=3, loss=loss), steps=50)
         assert any(watch.look(pulled) for _ in range(5)) == stops
 

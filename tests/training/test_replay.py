@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -108,6 +109,37 @@ def test_what_must_not_be_replayed(online, tmp_path):
         objective_of(config)
     result = run(tmp_path, *replay, "--config.sft.steps=0", "--config.model.tokenizer_size=290")
     assert result.returncode == 1 and "another tokenizer or chat template" in result.stderr, result.stderr
+
+
+def test_a_resumed_run_must_find_the_same_files(online, tmp_path):
+    shutil.copytree(online / "scramble", tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints"))
+    extra = ["--config.grpo.replay.share=1", f"--config.grpo.replay.folders={tmp_path / 'old'}",
+             "--config.grpo.loss.q0=group", "--config.sft.steps=2", "--config.grpo.steps=2"]  # fmt: skip
+    extra += ["--config.checkpoint.every=3"]
+    result = run(tmp_path, *extra)
+    assert result.returncode == 0, result.stderr
+    shutil.rmtree(tmp_path / "scramble" / "checkpoints" / "4")
+    (first, *_) = files = sorted((tmp_path / "old" / "samples").glob("[0-9]*.jsonl"))
+    account, content = tmp_path / "scramble" / "replay.json", first.read_bytes()
+    kept = account.read_bytes()
+    assert json.loads(kept)["files"] == {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+    first.write_bytes(content.replace(b": ", b":  ", 1))  # the same record in another layout
+    refused = run(tmp_path, *extra)
+    first.write_bytes(content)
+    first.rename(first.with_suffix(".away"))
+    missing = run(tmp_path, *extra)
+    first.with_suffix(".away").rename(first)
+    (more := first.with_name("99999999.jsonl")).write_bytes(content)
+    added = run(tmp_path, *extra)
+    more.unlink()
+    for result, name in ((refused, first), (missing, first), (added, more)):
+        assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+        assert f"{name} is not what this run began with ({account})" in result.stderr
+        assert "a resumed run must replay the same files" in result.stderr
+    assert account.read_bytes() == kept
+    result = run(tmp_path, *extra)
+    assert result.returncode == 0 and "after step 3" in result.stdout, result.stderr
 
 
 def episode(problem: str, source: str) -> Episode:
