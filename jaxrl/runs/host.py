@@ -37,8 +37,8 @@ def prepare_process(cache: Path = Path("~/.cache/jaxrl/xla")) -> None:
 def _return_memory_of_compiler() -> None:
     """Long compilations end with their memory given back: gigabytes for a model with unrolled layers."""
 
-    def compiled(event: str, seconds: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration" and seconds > LONG_COMPILATION:
+    def compiled(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and duration_secs > LONG_COMPILATION:
             LIBC.malloc_trim(ctypes.c_size_t(0))
             _prepare_heap()
 
