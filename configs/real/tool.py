@@ -3,7 +3,7 @@
     python -m jaxrl.train --config configs/real/tool.py:tool --config.model.path=qwen2.5-coder-0.5b.gguf
     python -m jaxrl.train --config configs/real/tool.py:direct --config.model.path=qwen2.5-coder-0.5b.gguf
 
-Both get the same prompt and train adapters alone, on two cores, for about an hour each. The model often writes Python
+Both get the same prompt and train adapters alone, on two cores, for less than an hour each. The model often writes Python
 and then what it believes to be the output; with the interpreter, the output is the true one. Before the first step each
 is scored on 200 held-out problems, which have other constants: those are the scores of the model as it is. Figures:
 docs/results/real_models.md.
@@ -28,7 +28,8 @@ def get_config(arm: str = "tool") -> Config:
     config.rollout.max_prompt_length = 128
     config.rollout.max_new_tokens = 256
     config.batch.microbatch_rows = 1
-    config.grpo.steps = 30
+    config.batch.row_length = 512  # two episodes
+    config.grpo.steps = 20
     config.grpo.problems_per_step = 8
     config.grpo.group_size = 8
     config.optimizer.learning_rate = 2e-4
