@@ -1,6 +1,7 @@
 """The study: how much is tool use worth, and at what cost? All its runs, one after another, and their report.
 
     python -m jaxrl.study                                    the small model, one seed; make study
+    python -m jaxrl.study --runs objectives                  what to learn from feedback with: GRPO, PPO or SPO
     python -m jaxrl.study --seeds 3                          with intervals over seeds
     python -m jaxrl.study --model /models/Qwen2.5-Coder-1.5B --folder runs/qwen
 
@@ -31,7 +32,10 @@ from rollouts.vllm.supervisor import die_with_parent
 
 
 class Run(NamedTuple):
-    """A run of the study: its command (train or evaluate), its config in configs/study, its name and overrides."""
+    """A run of the study: its command (train or evaluate), its config in configs/study, its name and overrides.
+
+    "{seed}" in an override is the folder of the runs of its seed.
+    """
 
     command: str
     config: str
@@ -39,30 +43,53 @@ class Run(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-RUNS = (
-    Run("train", "sft", "sft"),
-    Run(
-        "evaluate", "direct", "sft_regenerate",
-        ("--config.label=SFT + regenerate", "--config.evaluation.regenerate=3"),
+SFT = Run("train", "sft", "sft")
+SFT_FEEDBACK = Run("evaluate", "feedback", "sft_feedback", ("--config.label=SFT + feedback",))
+TEN = ("--config.evaluation.samples=10",)  # for pass@10, and how many different solutions there are
+FROM_FEEDBACK = "--config.grpo.replay.folders={seed}/feedback"
+RUNS = {
+    "tools": (
+        SFT,
+        Run(
+            "evaluate", "direct", "sft_regenerate",
+            ("--config.label=SFT + regenerate", "--config.evaluation.regenerate=3"),
+        ),
+        Run("evaluate", "tool", "sft_tool", ("--config.label=SFT + tool use",)),
+        SFT_FEEDBACK,
+        Run("train", "direct", "direct"),
+        Run("train", "tool", "tool"),
+        Run("train", "feedback", "feedback"),
     ),
-    Run("evaluate", "tool", "sft_tool", ("--config.label=SFT + tool use",)),
-    Run("evaluate", "feedback", "sft_feedback", ("--config.label=SFT + feedback",)),
-    Run("train", "direct", "direct"),
-    Run("train", "tool", "tool"),
-    Run("train", "feedback", "feedback"),
-)  # fmt: skip
+    "objectives": (
+        SFT,
+        SFT_FEEDBACK._replace(overrides=(*SFT_FEEDBACK.overrides, *TEN)),
+        Run("train", "feedback", "feedback", TEN),
+        *(Run("train", name, name, TEN) for name in ("ppo_turn", "ppo_token", "ppo_random")),
+        Run("train", "spo", "spo", TEN),
+        Run(
+            "train", "spo", "spo_replay",
+            ("--config.label=SPO, half replayed", "--config.grpo.replay.share=0.5", FROM_FEEDBACK, *TEN),
+        ),
+        Run(
+            "train", "spo", "spo_files",
+            ("--config.label=SPO, files alone", "--config.grpo.replay.share=1", FROM_FEEDBACK, *TEN),
+        ),
+    ),
+}  # fmt: skip
 
 
-def commands(folder: Path, seed: int, model: str, overrides: Sequence[str]) -> list[list[str]]:
+def commands(
+    folder: Path, seed: int, model: str, overrides: Sequence[str], runs: Sequence[Run] = RUNS["tools"]
+) -> list[list[str]]:
     """The command line of each run of one seed, in order: all after the first start from what SFT has made."""
     place = folder / f"seed_{seed}"
     lines = []
-    for run in RUNS:
+    for run in runs:
         config = f"configs/study/{run.config}.py" + (f":{model}" if model else "")
         line = [sys.executable, "-m", f"jaxrl.{run.command}", f"--config={config}", f"--config.name={run.name}"]
         line += [f"--config.runs_dir={place}", f"--config.seed={seed}"]
         line += [] if run.config == "sft" else [f"--config.model.path={place / 'sft'}"]
-        lines.append([*line, *run.overrides, *overrides])
+        lines.append([*line, *(override.format(seed=place) for override in run.overrides), *overrides])
     return lines
 
 
@@ -122,29 +149,32 @@ def main(arguments: Sequence[str]) -> int:
     """Runs what is not complete, then writes the report into the folder; the exit status of the first that fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=at_least(1), default=1)
+    parser.add_argument("--runs", choices=RUNS, default="tools", help="which comparison")
     parser.add_argument("--model", default="", help="Hugging Face folder; the default is the small model")
-    parser.add_argument("--folder", type=Path, default=Path("runs/study"))
+    parser.add_argument("--folder", type=Path, help="default: runs/study, or runs/study_RUNS")
     options, overrides = parser.parse_known_args(arguments)
     wrong = [o for o in overrides if not o.startswith("--config.")]
     if wrong:
         parser.error(f"unexpected argument {wrong[0]!r}; overrides look like --config.grpo.steps=50")
-    check_settings_of(commands(options.folder, 0, options.model, overrides))
-    began, done, total = time.monotonic(), 0, options.seeds * len(RUNS)
+    runs, folder = RUNS[options.runs], options.folder
+    folder = folder or Path("runs/study" if options.runs == "tools" else f"runs/study_{options.runs}")
+    check_settings_of(commands(folder, 0, options.model, overrides, runs))
+    began, done, total = time.monotonic(), 0, options.seeds * len(runs)
     for seed in range(options.seeds):
-        for i, (run, line) in enumerate(zip(RUNS, commands(options.folder, seed, options.model, overrides))):
-            place = options.folder / f"seed_{seed}" / run.name
+        for i, (run, line) in enumerate(zip(runs, commands(folder, seed, options.model, overrides, runs))):
+            place = folder / f"seed_{seed}" / run.name
             if complete(place):
                 print(f"{place} is complete")
                 continue
-            number, minutes = seed * len(RUNS) + i + 1, (time.monotonic() - began) / 60
+            number, minutes = seed * len(runs) + i + 1, (time.monotonic() - began) / 60
             left = f", about {minutes / done * (total - number + 1):.0f} minutes left" if done else ""
             print(f"--- {place} ({number} of {total}{left})", flush=True)
             status = run_command(line)
             if status:
                 return status
             done += 1
-    runs = [str(options.folder / f"seed_{seed}" / run.name) for seed in range(options.seeds) for run in RUNS]
-    return subprocess.run([sys.executable, "-m", "jaxrl.report", *runs, "--output", str(options.folder)]).returncode
+    folders = [str(folder / f"seed_{seed}" / run.name) for seed in range(options.seeds) for run in runs]
+    return subprocess.run([sys.executable, "-m", "jaxrl.report", *folders, "--output", str(folder)]).returncode
 
 
 if __name__ == "__main__":

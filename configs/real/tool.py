@@ -3,10 +3,10 @@
     python -m jaxrl.train --config configs/real/tool.py:tool --config.model.path=qwen2.5-coder-0.5b.gguf
     python -m jaxrl.train --config configs/real/tool.py:direct --config.model.path=qwen2.5-coder-0.5b.gguf
 
-Both get the same prompt and train adapters alone, on two cores, for less than an hour each. The model often writes Python
-and then what it believes to be the output; with the interpreter, the output is the true one. Before the first step each
-is scored on 200 held-out problems, which have other constants: those are the scores of the model as it is. Figures:
-docs/results/real_models.md.
+Both get the same prompt and train adapters alone, on two cores, for less than an hour each. The model often writes
+Python and then what it believes to be the output; with the interpreter, the output is the true one. Before the first
+step each is scored on 200 held-out problems, which have other constants: those are the scores of the model as it is.
+Figures: docs/results/real_models.md.
 """
 
 from jaxrl.config import Config

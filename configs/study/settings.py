@@ -32,18 +32,25 @@ def grpo_config(name: str, model: str = "") -> Config:
     return config
 
 
-def ppo_config(
-    name: str, label: str, model: str, loss: ppo.Settings | None = None, environment: feedback.Settings | None = None
-) -> Config:
-    """PPO with execution feedback, as RLEF (arXiv 2410.02089): 1024 episodes a step and 4 updates in the paper."""
-    config, loss = grpo_config(name, model), loss or ppo.Settings()
-    config.label, config.grpo.loss = label, loss
+def feedback_config(name: str, model: str = "", environment: feedback.Settings | None = None) -> Config:
+    """RL with execution feedback: a program a turn, the failures of its public tests as the next message."""
+    config = grpo_config(name, model)
     config.rollout.environment = environment or feedback.Settings()
     config.rollout.max_turn_tokens = 1024
     if not model:
         config.rollout.instruction = compute.PROGRAM
         config.rollout.max_new_tokens = 208
         config.rollout.max_turn_tokens = 64
+    return config
+
+
+def ppo_config(
+    name: str, label: str, model: str, loss: ppo.Settings | None = None, environment: feedback.Settings | None = None
+) -> Config:
+    """PPO with execution feedback, as RLEF (arXiv 2410.02089): 1024 episodes a step and 4 updates in the paper."""
+    config, loss = feedback_config(name, model, environment), loss or ppo.Settings()
+    config.label, config.grpo.loss = label, loss
+    if not model:
         loss.critic_warmup_steps = 5
     config.optimizer.weight_decay = 0.1
     critic = loss.critic_optimizer

@@ -11,6 +11,7 @@ from jaxrl.config import EvaluationConfig
 from jaxrl.errors import UserError
 from jaxrl.evaluation.estimators import best_of_n, bootstrap_interval, maj_at_k, n_at_k_of_episodes, pass_at_k
 from jaxrl.tasks import Task
+from jaxrl.tasks.extract import normal_form
 from rollouts.episode import Attempt, Group
 
 
@@ -31,6 +32,7 @@ def scores(
                                     T `programs`, k counts T an episode
     held_out/best_of_k/logprob      of the sample with the best mean logprob of its tokens; best_of_k/public: with the
                                     largest share of the public tests passed
+    held_out/distinct_solutions     right programs of the `samples` that differ in more than layout and comments
     held_out/NAME                   for each of task.metrics
     held_out/HEADLINE/SLICE_VALUE   the task's headline for each of its slices, such as pass@1/difficulty_3
     """
@@ -68,6 +70,10 @@ def _sampled(
             values[f"{settings.submissions}@{k * turns}"] = attempts
         if ranks and k > 1:
             values[f"best_of_{k}/{settings.best_of}"] = best_of_n(ranks, solved, k)
+    programs_of = [e.submitted.program for e in group.episodes]
+    if settings.samples > 1 and any(programs_of):
+        right = {normal_form(program) for program, passed in zip(programs_of, solved) if program and passed}
+        values["distinct_solutions"] = float(len(right))
     return values
 
 

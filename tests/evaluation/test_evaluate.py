@@ -74,6 +74,7 @@ def test_the_metrics_by_hand():
     assert metrics["held_out/2@4"] == pytest.approx((1 - 1 / 6) / 2)  # any two of the four
     assert metrics["held_out/best_of_4/logprob"] == 0.5
     assert metrics["held_out/best_of_2/logprob"] == pytest.approx((3 + 1) / 6 / 2)
+    assert metrics["held_out/distinct_solutions"] == (1 + 0) / 2  # "f = 1" and "f=1" are one
     low, high = bootstrap_interval([0.5, 0.0])
     assert (metrics["held_out/pass@1/low"], metrics["held_out/pass@1/high"]) == (low, high) == (0, 0.5)
     assert metrics["held_out/n"] == 2 and "held_out/attempts" not in metrics
