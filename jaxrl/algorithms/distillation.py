@@ -36,7 +36,7 @@ from rollouts.episode import Episode
 
 TEACHER = "teacher_logprobs"
 # Settings of the task's reward, which do nothing without it.
-OF_REWARD = ("advantage", "batch_scale", "std_ddof", "advantage_epsilon", "kl_in_reward", "dynamic_sampling")
+OF_REWARD = ("advantage", "batch_scale", "std_ddof", "advantage_epsilon", "kl_in_reward")
 
 
 @dataclass
@@ -51,13 +51,11 @@ class Settings(policy_gradient.Settings):
     def teacher_path(self) -> str:
         return self.teacher
 
-    @property
-    def across_problems(self) -> bool:
-        return True  # a group of equal rewards has a gradient
-
     def check(self, where: str = "grpo.loss") -> None:
         """Raises UserError for settings that contradict each other."""
         super().check(where)
+        if self.dynamic_sampling:
+            raise UserError(f"{where}.dynamic_sampling = True must be False: every group has a gradient by its teacher")
         if self.reward == "task":
             return
         usual = Settings()
@@ -91,8 +89,8 @@ def make_objective(settings: Settings, *, max_new_tokens: int) -> Objective:
         needs=plain.needs | {TEACHER},
         extras=(*plain.extras, TEACHER),
         zero_credit_trains=True,
-        has_signal=(lambda group: bool(usable(group))) if alone else None,
-        smallest_group=1 if alone else 2,
+        has_signal=lambda group: bool(usable(group)),
+        smallest_group=1 if alone else plain.smallest_group,
     )
 
 
