@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
 from typing import Any
@@ -196,6 +197,38 @@ def training_bars(rows: Sequence[Row]) -> dict[str, Any]:
         bars.append((row.label, pieces, short(row.training.total)))
     note = f"Pretraining, {pretraining:.2e} FLOPs, is in the numbers and not in the bars." if hidden else ""
     return {"bars": bars, "legend": list(parts.values()), "note": note}
+
+
+def samples_curves(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """pass@k over k of the variants evaluated at three or more k, as a plot and a table; None if there are none."""
+    found = {row.label: pass_at(row) for row in rows}
+    found = {label: values for label, values in found.items() if len(values) > 2}
+    if not found:
+        return None
+    colours = palette([row.label for row in rows])
+    figure, axis = plain_axes(4.6, 2.8, "pass@k, % of problems, over k")
+    for label, values in found.items():
+        axis.plot(values.keys(), [100 * v for v in values.values()], "o-", color=colours[label], markersize=4)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    ks = sorted(set().union(*found.values()))
+    distinct = {row.label: mean([e.record.get("held_out/distinct_solutions") for e in row.entries]) for row in rows}
+    table = [
+        [label, *(f"{100 * values[k]:.1f}" if k in values else "–" for k in ks), short(distinct[label], "–")]
+        for label, values in found.items()
+    ]
+    return {
+        "figure": svg(figure),
+        "legend": [(label, colours[label]) for label in found],
+        "table": (["variant", *(f"pass@{k}, %" for k in ks), "distinct solutions"], table),
+    }
+
+
+def pass_at(row: Row) -> dict[int, float]:
+    """pass@k by k, each the mean over the row's entries."""
+    names = (re.fullmatch(r"held_out/pass@(\d+)", name) for name in row.entries[0].record)
+    values = {int(n[1]): mean([e.record.get(n[0]) for e in row.entries]) for n in names if n}
+    return {k: value for k, value in sorted(values.items()) if value is not None}
 
 
 def training_curves(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
         headline=comparison.headline(rows),
         scores=_scores_and_costs(rows, runs),
         slices=comparison.slices([(row.label, [e.record for e in row.entries]) for row in rows]),
+        samples=plots.samples_curves(rows),
         training=plots.training_curves(runs, rows) if any(run.sampled for run in runs) else None,
         measured=measured(runs) if any(run.records for run in runs) else None,
         episodes=_viewer(runs, EPISODES_COMPARED),

@@ -21,7 +21,7 @@ from jaxrl.report import main
 from jaxrl.reports.comparison import differences, headline, make_row, make_rows, notes, pareto_front, table
 from jaxrl.reports.episodes import Span, pieces, token_class, turn_spans
 from jaxrl.reports.page import markdown_table
-from jaxrl.reports.plots import label_places, moving_mean
+from jaxrl.reports.plots import label_places, moving_mean, samples_curves
 from jaxrl.reports.run_folder import Run, find_parent, read_run
 from jaxrl.reports.run_page import with_distinct_names
 from jaxrl.runs.tokenizer import train_tokenizer
@@ -230,6 +230,21 @@ def test_moving_mean():
 def test_markdown_table_shows_text_as_it_is():
     text = markdown_table(["a", "b|c"], [["<b>", "x_y"]])
     assert text == "| a | b\\|c |\n| --- | ---: |\n| &lt;b> | x\\_y |\n"
+
+
+def test_more_samples_are_shown_where_three_k_were_evaluated(tmp_path):
+    def after(**values):
+        return scored(0.2) | {f"held_out/{name}": value for name, value in values.items()}
+
+    many = {"pass@2": 0.3, "pass@16": 0.5, "pass@4": 0.4, "distinct_solutions": 2.5}
+    runs = [training_run(tmp_path / "many", "grpo", after(**many), after(**many), label="many")]
+    runs += [training_run(tmp_path / "two", "grpo", after(**{"pass@2": 0.3}), after(**{"pass@2": 0.3}), label="two")]
+    shown = samples_curves([row for row in rows_of(*runs).values() if row.label != "base"])
+    header, (line,) = shown["table"]
+    assert header == ["variant", "pass@1, %", "pass@2, %", "pass@4, %", "pass@16, %", "distinct solutions"]
+    assert line == ["many", "20.0", "30.0", "40.0", "50.0", "2.5"]
+    assert [label for label, _ in shown["legend"]] == ["many"] and "<svg" in shown["figure"]
+    assert samples_curves([row for row in rows_of(runs[1]).values() if row.label == "two"]) is None
 
 
 def test_pieces_are_whole_characters():
