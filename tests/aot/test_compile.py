@@ -66,6 +66,16 @@ def compiled(program: Program) -> jax.stages.Compiled:
     return program.function.lower(*program.arguments, **program.static).compile()
 
 
+@needs_libtpu
+def test_every_pass_is_counted_and_what_is_known_before_it_once():
+    config = small()
+    once = {p.name: p.runs for p in programs(config)}
+    config.grpo.loss.epochs, config.grpo.loss.top_entropy = 3, 0.2
+    assert {p.name: p.runs for p in programs(config)} == {
+        "accumulate": 3 * once["accumulate"], "apply": 3 * 2, "outputs": once["logprobs"],
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[Collective]]:
     """The collectives of each program of a small model's GRPO update on four v5e chips, weights over fsdp."""

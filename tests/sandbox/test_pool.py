@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -280,6 +281,17 @@ def test_kinds_of_tests_may_be_mixed(pool):
     assert [t.status for t in v.tests] == ["passed", "passed", "passed", "wrong_answer"]
     assert [t.form for t in v.tests] == ["values", "output", "values", "output"]
     assert (v.first_failure.input, v.first_failure.expected, v.first_failure.actual) == ("4", "6", "5\n")
+
+
+def test_what_is_cut_has_a_digest_of_the_whole(pool):
+    long, printed = [0] * 100, "x" * 201
+    code = f"def f(x): return {long!r}\nif __name__ == '__main__': print({printed!r}, end='')"
+    v = verdict(pool, code, CallTest("f", (1,), 2), StdioTest("", "5"), CallTest("f", (1,), long))
+    assert [t.status for t in v.tests] == ["wrong_answer", "wrong_answer", "passed"]
+    assert v.tests[1].digest == hashlib.sha256(printed.encode()).hexdigest()[:16]
+    assert v.tests[0].digest and not v.tests[2].digest and len(v.tests[0].actual) < len(repr(long))
+    (short,) = verdict(pool, "def f(x): return x", CallTest("f", (1,), 2)).tests
+    assert (short.actual, short.digest) == ("1", "")
 
 
 OBJECTS = """

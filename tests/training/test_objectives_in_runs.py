@@ -49,14 +49,15 @@ def test_a_run_trains_and_goes_on_as_it_would_have(name, tmp_path):
     assert result.returncode == 0, result.stderr
     before, params = without_times(tmp_path), final_params(tmp_path)
     steps = [r for r in before if r["stage"] == "grpo"]
-    assert all(r["grad_norm"] > 0 for r in steps)
+    learned = [r for r in steps if r["grad_norm"] > 0]
+    assert len(learned) > len(steps) // 2  # a draw of two problems may be without a signal
     if name == "annealed":
         assert [r["objective/k"] for r in steps] == [4, 4, 3, 2, 2, 2, 1, 1]
     else:
         assert all(0.4 < r["entropy/trained"] < 0.65 for r in steps)
         assert abs(steps[0]["kl/episode"]) < 1e-3 < max(abs(r["kl/episode"]) for r in steps)
         assert all(r["flops/old"] < r["flops/update"] / 5 for r in steps)  # one pass before, two updates of three
-    assert all(r["kl/old"] > 0 for r in steps)  # the second pass is off-policy
+    assert all(r["kl/old"] > 0 for r in learned)  # the second pass is off-policy
     for checkpoint in ("12", "14"):
         shutil.rmtree(tmp_path / "scramble" / "checkpoints" / checkpoint, ignore_errors=True)
     result = run(tmp_path, *RUNS[name])
@@ -80,7 +81,8 @@ def test_passes_are_updates_on_the_same_batches_with_the_first_policy_as_old():
     state, again = learner.init(jax.tree.map(jnp.copy, params)), learner.init(params)  # an update donates them
     stage = object.__new__(Reinforce)
     stage.t = SimpleNamespace(config=config, policy=SimpleNamespace(config=CONFIG))  # pyright: ignore
-    stage.learner, stage.stage, stage.reference = learner, SimpleNamespace(start=0), None  # pyright: ignore
+    stage.learner, stage.stage = learner, SimpleNamespace(start=0)  # pyright: ignore
+    stage.reference = stage.teacher = stage.taught = None  # pyright: ignore
     found, metrics = stage.update(state, whole, whole, step=1)
 
     state = again
