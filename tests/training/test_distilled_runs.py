@@ -282,7 +282,7 @@ def test_what_is_in_host_memory_gives_the_same():
 ON_EIGHT = """
 import sys; sys.path[:0] = ["tests/training"]
 import jax, numpy as np
-from test_distillation import made
+from test_distilled_runs import made
 from models.shapes import known_shape
 from models.sharding import make_mesh
 found = []
