@@ -83,8 +83,8 @@ class Objective:
     measure: Callable[[Batch], dict[str, float]] = field(default=lambda batch: {})  # of a prepared batch, for the log
     zero_credit_trains: bool = True  # False: an episode whose credit is 0 has no gradient and needs no row
 
-    # The objective of a step of the stage (1 is the first), where credit changes from step to step: a function of the
-    # step alone, so that a resumed run goes on as it would have. Loss, heads and needs stay.
+    # The objective for a step of the stage (the first is 1), if credit changes over the steps. It depends on the step
+    # alone, so that a resumed run gives the same result. Loss, heads and needs are the same in every step.
     at_step: Callable[[int], Objective] | None = None
     has_signal: Callable[[Group], bool] | None = None  # None: see `signal`
     smallest_group: int = 1  # the least grpo.group_size

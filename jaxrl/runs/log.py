@@ -255,7 +255,7 @@ class Progress:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Stages that begin within this block end with it, and the present one goes on."""
+        """Stages that begin inside the block end with it; then the current one continues."""
         before = self._task, self._stage, self._total, self._first, self._began
         self._task = None
         try:

@@ -32,8 +32,7 @@ class Teacher(NamedTuple):
 def find_teacher(config: Config, policy: ModelConfig, tokenizer: Any) -> ModelConfig | None:
     """The architecture of the teacher in config.grpo.loss; None without one. Its weights are not read.
 
-    Raises UserError where there is no such model, or the policy has tokens, rows of the vocabulary or positions that it
-    does not have.
+    Raises UserError if the model does not exist, or lacks some of the policy's tokens, vocabulary rows or positions.
     """
     path = config.grpo.loss.teacher_path if config.grpo.steps else ""
     if not path:

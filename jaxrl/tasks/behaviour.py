@@ -51,7 +51,7 @@ def by_behaviour(task: Task, inputs: Inputs | None = None) -> Task:
 async def answer(
     problem: Problem, submission: Submission, services: Services, inputs: Inputs | None = None
 ) -> str | None:
-    """A digest of what the program gives on the problem's inputs; its text's normal form where there are no inputs.
+    """A digest of what the program gives on the problem's inputs. Without inputs, the normal form of its text.
 
     None, which has no vote, if it gives nothing on any of them, or the sandbox failed.
     """

@@ -147,7 +147,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(teach
 
 
 def test_the_first_token_that_differs_is_named():
-    """Tokens that only the teacher has are no obstacle."""
+    """The teacher may have tokens that the policy lacks."""
     small, large = (train_tokenizer(["banana bandana"] * 3 + list("xyz"), size) for size in (262, 264))
     check_tokens(small, large, "teacher")
     new = large.convert_ids_to_tokens(262)
