@@ -80,7 +80,7 @@ def test_dynamic_sampling_keeps_the_first_groups_with_a_signal():
                                   observe=lambda groups: None),
         processes=SimpleNamespace(collect=collect), engine=None, environment=None,
     )  # fmt: skip
-    # With k = 4, every set holds all four episodes: a group with two right ones has no signal. So a third draw is needed.
+    # With k = 4 every set holds all four episodes: two right ones give no signal, and a third draw is needed.
     objective = of(set_objectives, objective_k=4)
     config.grpo.loss.dynamic_sampling = True
     found = draw(t, objective, 1, Replay())  # pyright: ignore[reportArgumentType]
