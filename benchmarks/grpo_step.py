@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path(__file__).parent
-STEPS = {"small": 20, "medium": 10, "large": 3}  # counted ones of a round
+STEPS = {"small": 20, "medium": 10, "large": 3, "smollm2": 3, "qwen": 2}  # counted ones of a round
 
 
 class Peer(NamedTuple):

@@ -17,8 +17,10 @@ from jaxrl.runs.host import prepare_process
 from jaxrl.training.learner import Learner
 from jaxrl.training.optimizer import make_optimizer
 from jaxrl.training.packing import make_batch
-from models.config import from_hf
+from models.adapters import attach
+from models.config import LORA_TARGETS, Lora, from_hf
 from models.decoder import Compute, Decoder, initialize
+from models.lora import split_params
 from rollouts.collect import collect
 from rollouts.engine import SamplingParams
 from rollouts.environments.dialogue import Budget
@@ -35,7 +37,7 @@ class Numbers:
 
 
 # Rows of a microbatch; at the medium size 4, 8, 16 and 32 differ by less than the noise, 10%.
-ROWS = {"small": 8, "medium": 8, "large": 8}
+ROWS = {"small": 8, "medium": 8, "large": 8, "smollm2": 2, "qwen": 2}
 
 
 def matmul_gflops(dtype: jnp.dtype, n: int = 2048) -> float:
@@ -51,32 +53,48 @@ def matmul_gflops(dtype: jnp.dtype, n: int = 2048) -> float:
     return 2 * n**3 / best / 1e9
 
 
+def make_model(work: w.Work, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """Random weights: f32, or with adapters, which are f32, in the dtype that the model computes in."""
+    config = from_hf(work.shape)
+    graphdef, params = nnx.split(initialize(Decoder(config), jax.random.key(0)))
+    if not work.lora:
+        return graphdef, params
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    lora = Lora(work.lora, alpha=16.0, targets=LORA_TARGETS)
+    return attach(config, params, lora, jax.random.key(1))[1:]
+
+
 def main() -> None:
     options = w.arguments(__doc__)
-    rows = options.rows or ROWS[options.size]
+    work, rows = options.work, options.rows or ROWS[options.size]
     prepare_process()
-    config, compute = from_hf({"model_type": "qwen2", **options.shape}), Compute(jnp.dtype(options.dtype), unroll=True)
-    graphdef, params = nnx.split(initialize(Decoder(config), jax.random.key(0)))
-    first = jax.tree.map(np.array, params)
-    length = w.PROMPT_LENGTH + w.NEW_TOKENS
+    compute, length = Compute(jnp.dtype(options.dtype), unroll=True), work.prompt_length + work.new_tokens
+    graphdef, params = make_model(work, compute.dtype)
+    first = jax.tree.map(np.array, split_params(params)[0])
     engine = JaxEngine(
-        graphdef, params, slots=w.ROWS, max_length=length, max_new_tokens=w.NEW_TOKENS, dtype=compute.dtype, unroll=True
+        graphdef,
+        params,
+        slots=work.rows,
+        max_length=length,
+        max_new_tokens=work.new_tokens,
+        dtype=compute.dtype,
+        unroll=True,
     )
-    sampling, budget = SamplingParams(max_new_tokens=w.NEW_TOKENS), Budget(w.NEW_TOKENS)
+    sampling, budget = SamplingParams(max_new_tokens=work.new_tokens), Budget(work.new_tokens)
 
     async def score(problem: Problem, submission: Submission) -> Reward:
-        return Reward(w.reward([int(token) for token in submission.text.split()], options.shape), False)
+        return Reward(w.reward([int(token) for token in submission.text.split()], work), False)
 
     environment = SingleTurn(Numbers(), lambda p: np.asarray(p.answer, np.int32), score, sampling, budget)
-    objective = make_objective(Settings(), max_new_tokens=w.NEW_TOKENS)
+    objective = make_objective(Settings(), max_new_tokens=work.new_tokens)
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-4), options.steps)
     learner = Learner(graphdef, objective, optimizer, compute=compute, microbatch_rows=rows)
     state = learner.init(params)
     seconds, phases, tokens = [], {"sample": [], "batch": [], "update": []}, 0
     for step in range(options.steps + w.WARM_UP):
         clock = [time.perf_counter()]
-        problems = [Problem(str(i), answer=prompt) for i, prompt in enumerate(w.prompts(step, options.shape))]
-        groups = collect(engine, environment, problems, w.SAMPLES, (0, step))
+        problems = [Problem(str(i), answer=prompt) for i, prompt in enumerate(w.prompts(step, work))]
+        groups = collect(engine, environment, problems, work.samples, (0, step))
         clock.append(time.perf_counter())
         batch, _ = make_batch(groups, objective, row_length=length, microbatch_rows=rows)
         clock.append(time.perf_counter())
@@ -89,9 +107,11 @@ def main() -> None:
         seconds.append(clock[-1] - clock[0])
         tokens += sum(e.sampled_length for g in groups for e in g.episodes)
     rate = matmul_gflops(compute.dtype)
-    changes = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, jax.device_get(state.params))
-    work = {"tokens": tokens, "updates": options.steps + w.WARM_UP, "moved": max(jax.tree.leaves(changes))}
-    w.report("jaxrl", f"jax {jax.__version__}, matmul {rate:.0f} GFLOP/s", options, seconds, work, phases)
+    changes = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), first, jax.device_get(split_params(state.params)[0])
+    )
+    done = {"tokens": tokens, "updates": options.steps + w.WARM_UP, "moved": max(jax.tree.leaves(changes))}
+    w.report("jaxrl", f"jax {jax.__version__}, matmul {rate:.0f} GFLOP/s", options, seconds, done, phases)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import optax
 import workload as w
 
 OPTIONS = w.arguments(__doc__)
-SHAPE = OPTIONS.shape
+WORK = OPTIONS.work
+SHAPE = WORK.shape
 L, D, F, V = SHAPE["num_hidden_layers"], SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
 H, K = SHAPE["num_attention_heads"], SHAPE["num_key_value_heads"]
 Dh = D // H
-P, N, B = w.PROMPT_LENGTH, w.NEW_TOKENS, w.ROWS
+P, N, B = WORK.prompt_length, WORK.new_tokens, WORK.rows
 
 
 def init(key):
@@ -94,9 +95,9 @@ def main() -> None:
     steps = OPTIONS.steps + w.WARM_UP
     for step in range(steps):
         start = time.perf_counter()
-        prompts = jnp.repeat(jnp.array(w.prompts(step, SHAPE)), w.SAMPLES, 0)
+        prompts = jnp.repeat(jnp.array(w.prompts(step, WORK)), WORK.samples, 0)
         sampled = sample(params, prompts, jax.random.key(step))
-        rewards = jnp.array([w.reward(row, SHAPE) for row in sampled.tolist()]).reshape(w.PROMPTS, w.SAMPLES)
+        rewards = jnp.array([w.reward(row, WORK) for row in sampled.tolist()]).reshape(WORK.prompts, WORK.samples)
         advantages = ((rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-4)).reshape(B, 1)
         params, state = update(optimizer, params, state, jnp.concatenate([prompts, sampled], 1), advantages)
         jax.block_until_ready(params)

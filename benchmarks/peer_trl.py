@@ -12,8 +12,9 @@ import torch
 import trl
 import workload as w
 from datasets import Dataset
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 
@@ -40,21 +41,21 @@ class Clock(TrainerCallback):
 
 def main() -> None:
     options = w.arguments(__doc__)
+    work, dtype = options.work, getattr(torch, options.dtype)
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count() or 1)
-    model = Qwen2ForCausalLM(Qwen2Config(**options.shape)).to(getattr(torch, options.dtype))
-    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**work.shape)).to(dtype)
     steps, tokens = options.steps + w.WARM_UP, [0]
-    rows = options.rows or w.ROWS
-    texts = [" ".join(f"t{t}" for t in prompt) for step in range(steps) for prompt in w.prompts(step, options.shape)]
-    tokenizer, clock = make_tokenizer(options.shape["vocab_size"]), Clock()
+    rows = options.rows or work.rows
+    texts = [" ".join(f"t{t}" for t in prompt) for step in range(steps) for prompt in w.prompts(step, work)]
+    tokenizer, clock = make_tokenizer(work.shape["vocab_size"]), Clock()
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=rows,
-        gradient_accumulation_steps=w.ROWS // rows,
-        num_generations=w.SAMPLES,
-        max_completion_length=w.NEW_TOKENS,
-        generation_kwargs={"min_new_tokens": w.NEW_TOKENS},
+        gradient_accumulation_steps=work.rows // rows,
+        num_generations=work.samples,
+        max_completion_length=work.new_tokens,
+        generation_kwargs={"min_new_tokens": work.new_tokens},
         max_steps=steps,
         learning_rate=1e-4,
         beta=0.0,
@@ -71,7 +72,7 @@ def main() -> None:
 
     def reward(completion_ids: list[list[int]], **_: object) -> list[float]:
         tokens[0] += sum(map(len, completion_ids))
-        return [w.reward(ids, options.shape) for ids in completion_ids]
+        return [w.reward(ids, work) for ids in completion_ids]
 
     trainer = GRPOTrainer(
         model=model,
@@ -80,11 +81,14 @@ def main() -> None:
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": texts}),
         callbacks=[clock],
+        peft_config=LoraConfig(r=work.lora, lora_alpha=16, target_modules="all-linear") if work.lora else None,
     )
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    first = [p.detach().clone() for p in trained]
     trainer.train()
-    moved = max(float((p.detach() - first[name]).abs().max()) for name, p in model.named_parameters())
-    work = {"tokens": tokens[0], "updates": trainer.state.global_step, "moved": moved}
-    w.report("trl", f"trl {trl.__version__}, torch {torch.__version__}", options, clock.seconds, work)
+    moved = max(float((p.detach() - before).abs().max()) for p, before in zip(trained, first))
+    done = {"tokens": tokens[0], "updates": trainer.state.global_step, "moved": moved}
+    w.report("trl", f"trl {trl.__version__}, torch {torch.__version__}", options, clock.seconds, done)
 
 
 if __name__ == "__main__":

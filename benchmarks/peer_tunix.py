@@ -68,7 +68,9 @@ def make_actor(shape: dict, dtype: jnp.dtype) -> tuple[jax.sharding.Mesh, nnx.Mo
     return mesh, actor
 
 
-def make_cluster(actor: nnx.Module, mesh: jax.sharding.Mesh, steps: int, micro_batch: int) -> rl_cluster.RLCluster:
+def make_cluster(
+    actor: nnx.Module, mesh: jax.sharding.Mesh, work: w.Work, steps: int, micro_batch: int
+) -> rl_cluster.RLCluster:
     """Actor and rollouts on the one device; micro_batch in prompts."""
     roles = dict.fromkeys((rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT), mesh)
     return rl_cluster.RLCluster(
@@ -82,16 +84,16 @@ def make_cluster(actor: nnx.Module, mesh: jax.sharding.Mesh, steps: int, micro_b
                 actor_optimizer=optax.adamw(1e-4),
                 eval_every_n_steps=10_000,
                 max_steps=steps,
-                mini_batch_size=w.PROMPTS,
+                mini_batch_size=work.prompts,
                 train_micro_batch_size=micro_batch,
                 checkpoint_root_directory=None,
                 max_inflight_computations=1,
             ),
             rollout_config=base_rollout.RolloutConfig(
-                max_tokens_to_generate=w.NEW_TOKENS,
-                max_prompt_length=w.PROMPT_LENGTH,
+                max_tokens_to_generate=work.new_tokens,
+                max_prompt_length=work.prompt_length,
                 # Its sampler pads prompts to a power of two and wants one token to spare.
-                kv_cache_size=32 + w.NEW_TOKENS + 1,
+                kv_cache_size=max(32, work.prompt_length) + work.new_tokens + 1,
                 temperature=1.0,
                 top_p=1.0,
                 eos_tokens=[NEVER],
@@ -102,28 +104,28 @@ def make_cluster(actor: nnx.Module, mesh: jax.sharding.Mesh, steps: int, micro_b
 
 def main() -> None:
     options = w.arguments(__doc__)
-    dtype, shape = jnp.dtype(options.dtype), options.shape
-    micro_batch = max(1, (options.rows or w.ROWS) // w.SAMPLES)  # in prompts
-    mesh, actor = make_actor(shape, dtype)
+    dtype, work = jnp.dtype(options.dtype), options.work
+    micro_batch = max(1, (options.rows or work.rows) // work.samples)  # in prompts
+    mesh, actor = make_actor(work.shape, dtype)
     first = jax.tree.map(np.array, nnx.state(actor, nnx.Param))  # copies: the trainer updates in place
     steps, seconds, clock, tokens = options.steps + w.WARM_UP, [], [time.perf_counter()], [0]
 
     def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:
         ids = [[int(t[1:]) for t in c.split()] for c in completions]
         tokens[0] += sum(map(len, ids))
-        return [w.reward(row, shape) for row in ids]
+        return [w.reward(row, work) for row in ids]
 
     def batches():
         for step in range(steps):
-            yield {"prompts": np.array([" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step, shape)])}
+            yield {"prompts": np.array([" ".join(f"t{t}" for t in prompt) for prompt in w.prompts(step, work)])}
             now = time.perf_counter()  # asked for the next batch: this step is done
             seconds.append(now - clock[0])
             clock[0] = now
 
-    cluster = make_cluster(actor, mesh, steps, micro_batch)
+    cluster = make_cluster(actor, mesh, work, steps, micro_batch)
     learner = grpo_learner.GRPOLearner(
         rl_cluster=cluster,
-        algo_config=grpo_learner.GRPOConfig(num_generations=w.SAMPLES, num_iterations=1, beta=0.0),
+        algo_config=grpo_learner.GRPOConfig(num_generations=work.samples, num_iterations=1, beta=0.0),
         reward_fns=reward,
     )
     os.chdir(tempfile.mkdtemp())
@@ -132,12 +134,12 @@ def main() -> None:
     name = f"tunix {version('google-tunix')}, jax {jax.__version__}"
     last = jax.device_get(nnx.state(cluster.actor_trainer.model, nnx.Param))
     changes = jax.tree.map(lambda a, b: float(np.abs(np.float32(a) - np.float32(b)).max()), first, last)
-    work = {
+    done = {
         "tokens": tokens[0],
         "updates": cluster.actor_trainer.train_steps,
         "moved": max(jax.tree.leaves(changes)),
     }
-    w.report("tunix", name, options, seconds, work)
+    w.report("tunix", name, options, seconds, done)
 
 
 if __name__ == "__main__":

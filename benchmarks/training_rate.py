@@ -86,7 +86,7 @@ def phases(learner: Learner, state: Any, batch: Any, rounds: int) -> Pieces:
 def measure(size: str, dtype: jnp.dtype, layout: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Rates of updates and of matmuls beside them."""
     rows, length = layout
-    config = from_hf({"model_type": "qwen2", **w.SIZES[size], "max_position_embeddings": length})
+    config = from_hf(w.SIZES[size].shape | {"max_position_embeddings": length})
     graphdef, params = nnx.split(initialize(Decoder(config), jax.random.key(0)))
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
     objective = make_objective(Settings(), max_new_tokens=length)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import signal
+from collections.abc import Iterable
 
 # Memory that is a process' own. The pages of programs and libraries, which processes share, do not count.
 _RESIDENT = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+)", re.M)
@@ -27,6 +28,30 @@ def descendants(proc: int) -> list[int]:
                 found += map(int, children)
                 waiting += [child.decode() for child in children]
     return found
+
+
+def kill_descendants(proc: int) -> None:
+    """Sends SIGKILL to all processes below the caller, however fast they fork.
+
+    First all are stopped, again and again until there is no new one: a stopped process does not fork, and where a limit
+    is reached none can start before one ends.
+    """
+    stopped: set[int] = set()
+    while new := set(descendants(proc)) - stopped:
+        signal_all(new, signal.SIGSTOP)
+        stopped |= new
+    signal_all(stopped, signal.SIGKILL)
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def threads_of_all(proc: int) -> int:
+    """Threads of all users on this machine, now."""
+    return int(_read(proc, "loadavg").split()[3].split(b"/")[1])
 
 
 def memory_kb(proc: int, at_most_kb: int) -> int:

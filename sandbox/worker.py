@@ -51,6 +51,7 @@ from sandbox.isolation import (
 from sandbox.leftovers import changed_at, remove_tree
 
 ENDLESS = 1 << 30  # seconds
+STARTING = 64  # processes of others that may start during a run
 TICK_S, WATCHED_TICK_S = 0.05, 0.02  # between checks of a run's CPU time, and of its memory in /proc
 MORE_KB = 64 << 10  # that a program's processes may take together above the limit of each, as in a control group
 FIRST_VICTIM = b"1000"  # oom_score_adj of programs' processes
@@ -193,7 +194,7 @@ class Worker:
         limits, kind, box = message["limits"], message["kind"], fresh_box(self.jail)
         memory = limits["memory_mb"] if kind != "command" else 0
         cpu_s = limits["cpu_s"] if kind != "session" else ENDLESS
-        self.bounds.set(self.jail.size, cpu_s, limits["processes"] + self.jail.others, memory)
+        self.bounds.set(self.jail.size, cpu_s, limits["processes"] + self.others(), memory)
         try:
             pid = self.fork(kind, box, fds)
             self.run = Run(message["id"], pid, os.pidfd_open(pid), box, cpu_s)
@@ -208,6 +209,18 @@ class Worker:
             for fd in fds:
                 with contextlib.suppress(OSError):  # closed in a process that becomes a script
                     os.close(fd)
+
+    def others(self) -> int:
+        """Processes that the kernel may count as the program's beside its own.
+
+        Where all of this user's count, not more than there are on the machine, and some that start meanwhile: a fork
+        bomb that fills a larger limit leaves this process too little time to end it.
+        """
+        if self.jail.others < OTHERS:
+            return self.jail.others
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return min(OTHERS, processes.threads_of_all(self.jail.proc) + STARTING)
+        return OTHERS
 
     def fork(self, kind: str, box: str, fds: list[int]) -> int:
         """A confined process with `fds` as its descriptors 0, 1, ...; of these, programs that it starts get 0 to 2."""
@@ -283,27 +296,30 @@ class Worker:
         SIGKILL does not fork.
         """
         status, cpu, peak = 0, 0.0, 0
+        if pid and not self.jail.process_one:
+            with contextlib.suppress(ProcessLookupError):  # at once all that have stayed in the program's own group
+                os.killpg(pid, signal.SIGKILL)
         while True:
             self.signal_all(signal.SIGKILL)
-            try:
-                ended, how, usage = os.wait4(-1, 0 if self.jail.process_one else os.WNOHANG)
-            except ChildProcessError:
-                return status, cpu, peak
-            if not ended:  # killed, but not gone yet; or started while /proc was read, and not killed yet
-                time.sleep(0.0002)
-                continue
-            cpu += usage.ru_utime + usage.ru_stime
-            if ended == pid:
-                status, peak = how, usage.ru_maxrss
+            ended = -1
+            while ended:
+                try:
+                    ended, how, usage = os.wait4(-1, 0 if self.jail.process_one else os.WNOHANG)
+                except ChildProcessError:
+                    return status, cpu, peak
+                cpu += usage.ru_utime + usage.ru_stime
+                if ended == pid:
+                    status, peak = how, usage.ru_maxrss
+            time.sleep(0.0002)  # killed, but not gone yet; or left by one that was killed before it was found
 
     def signal_all(self, number: int) -> None:
         if self.jail.process_one:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, number)
-            return
-        for pid in processes.descendants(self.jail.proc):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        elif number == signal.SIGKILL:
+            processes.kill_descendants(self.jail.proc)
+        else:
+            processes.signal_all(processes.descendants(self.jail.proc), number)
 
     def clean_box(self, box: str) -> None:
         if not self.jail.box:

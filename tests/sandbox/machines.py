@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +65,33 @@ class Machine:
                 command, capture_output=True, text=True, cwd="/", env={"PATH": os.environ["PATH"]}, timeout=timeout_s
             )
         finally:  # where nothing keeps programs in their folders they leave files, such as a json.py in /tmp
+            orphans = end_orphans()
             remove_of_owners(open_folders(), [ORDINARY_ID])
         assert not out.returncode, out.stderr[-4000:]
+        assert not orphans, f"{orphans} programs outlived their sandbox"
         return json.loads(out.stdout.splitlines()[-1])
+
+
+def end_orphans() -> int:
+    """Ends programs of the ordinary user that no sandbox is above any more, before they slow what comes next; how many."""
+    total = 0
+    while found := _orphans():
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        total += len(found)
+    return total
+
+
+def _orphans() -> list[int]:
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            status, command = (Path("/proc", entry, name).read_text() for name in ("stat", "cmdline"))
+            if os.stat(f"/proc/{entry}").st_uid == ORDINARY_ID and "program.py" in command:
+                parents[int(entry)] = int(status.rpartition(")")[2].split()[1])
+    return [pid for pid, parent in parents.items() if parent == 1 or parent in parents]
 
 
 MACHINES = [
