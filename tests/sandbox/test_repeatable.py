@@ -11,6 +11,7 @@ import pytest
 from sandbox.pool import Pool
 from sandbox.verdict import AssertTest, CallTest, CheckTest, Limits, Program, StdioTest, Test
 
+ROUNDS = int(os.environ.get("JAXRL_ROUNDS", "200"))  # of about 50 programs, in the slow test
 LIMITS = Limits(wall_s=60, cpu_s=2, memory_mb=256)
 CALL = (CallTest("f", (1,), 2), CallTest("f", (5,), 6))
 ASSERTS = (AssertTest("assert f(1) == 2"), AssertTest("x = [5]\nassert f(x[0]) == 6\nassert x == [5]"))
@@ -50,7 +51,7 @@ def outcome(verdict) -> tuple:
     return verdict.status, tuple((t.status, t.form) for t in verdict.tests)
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(ROUNDS, marks=pytest.mark.slow)])
 def test_one_verdict_each_under_load(rounds):
     batch = programs()
     assert len(batch) >= 50
