@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox.plain import decode
-from sandbox.verdict import Limits
+from sandbox.verdict import NOT_RUN, Limits
 
 MAX_SHOWN = 200  # characters kept of values
 CLAIMS = ("runtime_error", "syntax_error", "memory")  # what a program may say of itself
@@ -102,7 +102,7 @@ def fill(results: list[Result], count: int, first: Result) -> list[Result]:
     """Results for `count` tests: after those that there are, `first`, and that the others were not run."""
     missing = count - len(results)
     status = first["status"] if first["status"] in ("timeout", "output_limit", "memory") else "runtime_error"
-    later = {"status": status, "message": "not run: the program had ended"}
+    later = {"status": status, "message": NOT_RUN}
     return results + [first] * min(missing, 1) + [later] * (missing - 1)
 
 

@@ -18,7 +18,7 @@ from sandbox.launch import Started, WorkerError, WorkerProcess, drain
 from sandbox.plain import AnswersReader, FrameReader, parse, written
 from sandbox.results import CLAIMS, Outcome, Result, TaskError, claim, ended_early, fill, output_limit, tampered
 from sandbox.values import READING_ERRORS, DataTest, Progress
-from sandbox.verdict import Limits
+from sandbox.verdict import NOT_RUN, Limits
 
 TICK_S, GRACE_S = 0.05, 0.3  # between checks of a program's answers; for a process that has stopped answering
 EXIT_ONE = 1 << 8  # the wait status of a process that ended with exit status 1
@@ -57,7 +57,7 @@ def run_calls(
     if outcome.cause == "late":
         first = {"status": "timeout", "message": "a call took more than its time"}
     if progress.over_limit:
-        first = {**first, "status": "output_limit", "message": "not run: the program had ended"}
+        first = {**first, "status": "output_limit", "message": NOT_RUN}
     return fill(results, len(tests), first | {"input": progress.present_call()}), outcome
 
 

@@ -28,6 +28,8 @@ STATUSES: tuple[str, ...] = get_args(Status)
 # was ("output"), its code ran in an examiner's process ("examined"), or in the program's own ("in_process").
 Form = Literal["values", "output", "examined", "in_process", ""]
 
+NOT_RUN = "not run: the program had ended"  # message of a test after that
+
 
 @dataclass(frozen=True)
 class AssertTest:

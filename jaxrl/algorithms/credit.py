@@ -78,6 +78,36 @@ def turn_rewards(episode: Episode) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def turn_advantages(
+    rewards: Sequence[Sequence[float]], kind: str, *, returns: bool, std_ddof: int = 1, epsilon: float = 1e-4
+) -> list[np.ndarray]:
+    """An advantage for each turn of each of G episodes, among the episodes that have that turn (arXiv 2507.05065).
+
+    `rewards` are those of an episode's turns; with `returns` a turn is worth what it and the later ones earn. `kind`
+    and the rest are those of `advantages`; a turn that one episode alone has gets 0.
+    """
+    worth = [
+        np.cumsum(np.asarray(r, np.float64)[::-1])[::-1] if returns else np.asarray(r, np.float64) for r in rewards
+    ]
+    found = [np.zeros(len(w)) for w in worth]
+    for turn in range(max(map(len, worth), default=0)):
+        alive = [i for i, w in enumerate(worth) if turn < len(w)]
+        here = np.array([worth[i][turn] for i in alive])
+        for i, advantage in zip(alive, advantages(here, kind, std_ddof=std_ddof, epsilon=epsilon)):
+            found[i][turn] = advantage
+    return found
+
+
+def on_tokens(episode: Episode, turns: np.ndarray) -> np.ndarray:
+    """f64[learned tokens]: the number of its sampled turn on each token, that of the turn before on inserted ones."""
+    parts, number = [np.zeros(0)], -1
+    for turn in episode.turns:
+        number += turn.sampled
+        if turn.learned:
+            parts.append(np.full(len(turn.tokens), turns[max(number, 0)], np.float64))
+    return np.concatenate(parts)
+
+
 def overlong_penalty(length: int, max_length: int, buffer: int) -> float:
     """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), in [-1, 0], to add to the reward.
 

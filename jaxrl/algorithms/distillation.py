@@ -36,7 +36,7 @@ from rollouts.episode import Episode
 
 TEACHER = "teacher_logprobs"
 # Settings of the task's reward, which do nothing without it.
-OF_REWARD = ("advantage", "batch_scale", "std_ddof", "advantage_epsilon", "kl_in_reward")
+OF_REWARD = ("advantage", "credit", "batch_scale", "std_ddof", "advantage_epsilon", "kl_in_reward")
 
 
 @dataclass

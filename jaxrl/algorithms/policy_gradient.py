@@ -42,7 +42,16 @@ from jaxrl.algorithms.across import (
     with_kl_in_reward,
 )
 from jaxrl.algorithms.batch import Array, Batch
-from jaxrl.algorithms.credit import advantages, finite_rewards, overlong_penalty, token_weights, usable
+from jaxrl.algorithms.credit import (
+    advantages,
+    finite_rewards,
+    on_tokens,
+    overlong_penalty,
+    token_weights,
+    turn_advantages,
+    turn_rewards,
+    usable,
+)
 from jaxrl.algorithms.objective import Credit, Objective, Outputs
 from jaxrl.config.rules import AboveZero, Count, Infinite, NonNegative, Off, Positive, Share, check_settings
 from jaxrl.config.training import ObjectiveSettings
@@ -55,6 +64,9 @@ class Settings(ObjectiveSettings):
     """One policy-gradient loss; its published variants are these settings."""
 
     advantage: Literal["group_std", "group_mean", "leave_one_out", "reward"] = "group_std"  # GRPO, Dr.GRPO, RLOO, none
+    credit: Literal["episode", "turn", "turn_reward"] = (
+        "episode"  # or of each turn: what it and later ones earn; it alone
+    )
     batch_scale: Literal["none", "std", "whiten"] = "none"  # over all problems of a step: TRL's batch, REINFORCE++
     std_ddof: Literal[0, 1] = 1  # 1: sample std, as TRL and verl; 0: population std
     advantage_epsilon: NonNegative = 1e-4  # added to the std
@@ -91,6 +103,12 @@ class Settings(ObjectiveSettings):
             raise UserError(
                 f"{where}.batch_scale = {self.batch_scale!r} needs another {where}.advantage than 'group_std', which "
                 "has a scale already"
+            )
+        by_episode = {"batch_scale": "none", "kl_in_reward": 0.0, "overlong": "none"}
+        if self.credit != "episode" and (other := [n for n, v in by_episode.items() if getattr(self, n) != v]):
+            raise UserError(
+                f"{where}.credit = {self.credit!r} must be 'episode' with {where}.{other[0]} = "
+                f"{getattr(self, other[0])!r}, which changes the reward of whole episodes"
             )
         if self.batch_scale == "std" and self.advantage == "reward":
             raise UserError(
@@ -147,10 +165,10 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
 
     def credit(episodes: Sequence[Episode]) -> list[Credit | None]:
         rewards = rewards_of(episodes)
-        found = _advantages(rewards, settings)
+        found = _advantages(rewards, settings) if settings.credit == "episode" else _by_turn(episodes, settings)
         left_out = [settings.overlong == "filter" and e.status == "truncated" for e in episodes]
         extras = [marks(e, reward=r) if settings.kl_in_reward else {} for e, r in zip(episodes, rewards)]
-        return [None if out else Credit(float(a), x) for out, a, x in zip(left_out, found, extras)]
+        return [None if out else Credit(a, x) for out, a, x in zip(left_out, found, extras)]
 
     def weights(lengths: Sequence[int]) -> np.ndarray:
         return token_weights(lengths, settings.averaging, settings.constant_length or max_new_tokens)
@@ -179,6 +197,24 @@ def make_objective(settings: Settings, *, max_new_tokens: int, where: str = "grp
 
 def _advantages(rewards: np.ndarray, settings: Settings) -> np.ndarray:
     return advantages(rewards, settings.advantage, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon)
+
+
+def _by_turn(episodes: Sequence[Episode], settings: Settings) -> list[np.ndarray]:
+    """f64[learned tokens] of each episode. Raises UserError where the environment gives turns no rewards."""
+    rewards = []
+    for e in episodes:
+        if e.reward.turns is None:
+            raise UserError(
+                f"grpo.loss.credit = {settings.credit!r} needs an environment that rewards each turn, such as edits; "
+                f"problem {e.problem.id} was played in one that does not"
+            )
+        turn_rewards(e)  # checks that they are as many as the turns
+        rewards.append(e.reward.turns)
+    kind, returns = settings.advantage, settings.credit == "turn"
+    found = turn_advantages(
+        rewards, kind, returns=returns, std_ddof=settings.std_ddof, epsilon=settings.advantage_epsilon
+    )
+    return [on_tokens(e, a) for e, a in zip(episodes, found)]
 
 
 def _needs(settings: Settings) -> frozenset[str]:

@@ -81,6 +81,7 @@ class Settings(policy_gradient.Settings):
         fixed = {
             "dynamic_sampling": False,
             "advantage": "group_std",
+            "credit": "episode",
             "batch_scale": "none",
             "overlong": "none",
             "old_logprobs": "trainer",

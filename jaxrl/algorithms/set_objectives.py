@@ -68,6 +68,10 @@ class Settings(policy_gradient.Settings):
                 f"{where}.kl_in_reward = {self.kl_in_reward:g} must be 0 with {where}.advantage = {self.advantage!r}; "
                 f"{where}.kl_coefficient is of each sample alone"
             )
+        if self.credit != "episode":
+            raise UserError(
+                f"{where}.credit = {self.credit!r} must be episode with {where}.advantage = {self.advantage!r}"
+            )
         if self.batch_scale != "none":
             raise UserError(
                 f"{where}.batch_scale = {self.batch_scale!r} must be none with {where}.advantage = {self.advantage!r}: "

@@ -57,6 +57,7 @@ class Dialogue:
     attempts: list[Attempt] = field(default_factory=list)
     submissions: list[Submission] = field(default_factory=list)  # those of `attempts`
     parts: dict[str, float] = field(default_factory=dict)  # of the reward, beside the task's
+    state: Any = None  # the environment's own
     ended: bool = False  # the model has ended its answer
     timings: dict[str, float] = field(default_factory=lambda: {"sample": 0.0, "tool": 0.0})
 

@@ -13,8 +13,10 @@ import pytest
 from jaxrl.algorithms.credit import (
     advantages,
     minibatches,
+    on_tokens,
     overlong_penalty,
     token_weights,
+    turn_advantages,
     turn_rewards,
 )
 from jaxrl.algorithms.policy_gradient import Settings
@@ -139,3 +141,34 @@ def test_turn_rewards_are_on_the_last_learned_token_of_each_sampled_turn():
 def test_turn_rewards_that_do_not_fit_name_the_problem(rewards: Any, message: str):
     with pytest.raises(ValueError, match=rf"problem HumanEval/7: .*{message}"):
         turn_rewards(episode_of([turn(2, True), turn(1, False), turn(0, True)], rewards))
+
+
+# --- credit of turns
+
+
+def close(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_each_turn_is_compared_with_the_episodes_that_have_it():
+    """The worth of turns is (1, 1, 0), (0, 0), (0): the third has one episode, and so no advantage."""
+    rewards = [(0, 1, 0), (0, 0), (0,)]
+    found = turn_advantages(rewards, "group_std", returns=True, std_ddof=0, epsilon=0)
+    close(found, [(1.41421356, 1, 0), (-0.70710678, -1), (-0.70710678,)])
+    alone = turn_advantages(rewards, "group_std", returns=False, std_ddof=0, epsilon=0)
+    close(alone, [(0, 1, 0), (0, -1), (0,)])
+    close(turn_advantages([(1, 0), (1, 0)], "group_std", returns=True), [(0, 0), (0, 0)])
+    close(turn_advantages([], "group_std", returns=True), [])
+
+
+def test_a_turns_number_stands_on_its_tokens():
+    turns = [
+        Turn("assistant", np.arange(2), True, np.zeros(2)),
+        Turn("user", np.arange(3), False),
+        Turn("assistant", np.arange(1), True, np.zeros(1)),
+        Turn("user", np.arange(2), False, learned=True),
+    ]
+    episode = Episode(Problem("p"), np.arange(1), turns, Reward(0.0, False, turns=(1.0, 2.0)), "finished", "")
+    np.testing.assert_array_equal(on_tokens(episode, np.array([0.5, -1.0])), [0.5, 0.5, -1, -1, -1])

@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from played import USER, Script, judged_by, make, play, whole
 
 from jaxrl.runs.tokenizer import load_tokenizer, train_tokenizer
 from jaxrl.tasks.extract import code_block
-from rollouts.chat import TemplateError, chat_prompt, conversation, encode_text, following, stop_tokens
+from rollouts.chat import TemplateError, chat_prompt, conversation, following, stop_tokens
 from rollouts.collect import collect
-from rollouts.engine import Completion, SamplingParams
 from rollouts.environments import feedback, interpreter, single_turn
 from rollouts.environments.dialogue import Budget
 from rollouts.environments.interpreter import last_code, shortened
-from rollouts.episode import Episode, Problem, Reward, Submission
-from rollouts.services import Services
+from rollouts.episode import Problem, Reward, Submission
 from sandbox.session import CallResult, Sessions
-from sandbox.verdict import CallTest, Limits, Program
+from sandbox.verdict import CallTest, Limits
 
 # Llama 3's: its own tokens around the role, contents trimmed, a beginning-of-text token before the first message.
 LLAMA3 = (
@@ -39,7 +38,6 @@ FORGETFUL = (
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + FORGETFUL
 )
-USER = {"role": "user", "content": "What is 6 * 7?"}
 
 
 @pytest.fixture(scope="module")
@@ -65,58 +63,6 @@ def qwen(data):
 def sessions():
     with Sessions(Limits(wall_s=1.0, cpu_s=5.0), preload=()) as opened:
         yield opened
-
-
-class Script:
-    """An engine that says these texts, one a request, as a model would: cut at stop strings, ended by `end`."""
-
-    max_length, version = 10_000, 3
-
-    def __init__(self, tokenizer, *texts: str):
-        self.tokenizer, self.texts, self.prompts, self.released = tokenizer, list(texts), [], []
-
-    async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
-        self.prompts.append(prompt)
-        text = self.texts.pop(0)
-        ended = not any(text.endswith(s) for s in params.stop_strings)
-        tokens = encode_text(self.tokenizer, text)
-        tokens = np.array((tokens + [stop_tokens(self.tokenizer)[0]] * ended)[: params.max_new_tokens], np.int32)
-        reason = "length" if len(tokens) == params.max_new_tokens else "stop"
-        return [Completion(tokens, np.full(len(tokens), -0.5, np.float32), reason, self.version)]
-
-    def release(self, sequence: int) -> None:
-        self.released.append(sequence)
-
-    def load_weights(self, params: Any, version: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-async def boxed(problem: Problem, submission: Submission) -> Reward:
-    solved = f"\\boxed{{{problem.answer}}}" in submission.text
-    return Reward(float(solved), solved, {"solved": float(solved)})
-
-
-def make(environment, tokenizer, budget: Budget = Budget(500), judge=boxed, open_session=None, others=(), **settings):
-    return environment.make_environment(
-        tokenizer=tokenizer,
-        encode=lambda p: chat_prompt(tokenizer, p),
-        judge=judge,
-        params=SamplingParams(max_new_tokens=budget.tokens, stop_tokens=stop_tokens(tokenizer)),
-        budget=budget,
-        extract=lambda problem, text: code_block(text),
-        services=Services(open_session=open_session),
-        others=others,
-        settings=environment.Settings(**settings),
-    )
-
-
-def play(environment, engine, problem: Problem = Problem("p", (USER,), answer="42"), seed: int = 5) -> Episode:
-    return asyncio.run(environment.play(problem, engine, seed))
-
-
-def whole(tokenizer, episode: Episode) -> str:
-    return tokenizer.decode(np.concatenate([episode.prompt, *(t.tokens for t in episode.turns)]))
 
 
 CALL = "Let me see.\n```python\nprint(6 * 7)\n```\n"
@@ -315,14 +261,6 @@ ADD = Problem(
     "add", ({"role": "user", "content": "f(x) = x + 2?"},),
     tests=(CallTest("f", (1,), 3), CallTest("f", (5,), 7)), public_tests=(CallTest("f", (1,), 3),),
 )  # fmt: skip
-
-
-def judged_by(pool):
-    async def judge(problem: Problem, submission: Submission) -> Reward:
-        verdict = await pool.run_async(Program(submission.program or "", problem.tests))
-        return Reward(float(verdict.passed), verdict.passed, {}, verdict)
-
-    return judge
 
 
 def test_failures_come_back_until_the_public_tests_pass(small, pool):
