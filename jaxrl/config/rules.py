@@ -122,7 +122,10 @@ def check_settings(settings: Any, where: str = "") -> None:
             _check_value(f"{name}.{field}".lstrip("."), getattr(part, field), rule)
     for name, part in settings_in(settings, where):
         if hasattr(part, "check"):
-            part.check(name)
+            try:
+                part.check(name)
+            except ValueError as error:  # of packages that do not know UserError
+                raise UserError(str(error)) from None
 
 
 def nearest(name: str, known: typing.Iterable[str], before: str = "") -> str:

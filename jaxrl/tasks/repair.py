@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from jaxrl.config.rules import Positive
+from jaxrl.config.rules import Count, Positive
 from jaxrl.config.task import DataSettings
 from jaxrl.errors import UserError
 from jaxrl.tasks import Task, functions, humaneval, mbpp
@@ -49,7 +49,6 @@ WHOLE = {
     "plan": "Fix the mistakes in a Python program. Say what is wrong, then write the whole program in one fenced "
     "Python code block.",
 }
-SHOWN_FAILURES, SHOWN_CHARACTERS = 3, 120  # of the first state; the environment's settings are of the later ones
 PUBLIC_TESTS = 2  # of functions and QuixBugs
 DONORS, DRAWS = 4, 40
 CORPUS_PROBLEMS = 600
@@ -65,7 +64,10 @@ class Settings(DataSettings):
     explain: bool = True  # the prompt begins with the commands and what they do
     least_mistakes: Annotated[int, Ge(1), Le(20)] = 1
     most_mistakes: Annotated[int, Ge(1), Le(20)] = 5
-    max_difficulty: Annotated[int, Ge(2), Le(functions.MAX_DIFFICULTY)] = 4  # lines of a function at most; of functions
+    families: tuple[Literal["list", "text", "number"], ...] = ("list", "text", "number")  # of source functions
+    max_difficulty: Annotated[int, Ge(2), Le(functions.MAX_DIFFICULTY)] = 4  # of source functions: steps at most
+    failures: Count = 3  # shown at most in prompts and demonstrations; the same in rollout.environment
+    characters: Positive = 120  # of each of them; the same in rollout.environment
     broken_path: str = ""  # samples file of an evaluation on the source: what was wrong there is repaired
     demonstrations: Positive = 2000
 
@@ -145,6 +147,7 @@ def _right_programs(settings: Settings, seed: int) -> tuple[Sequence[Problem], S
     if settings.source == "functions":
         source = functions.make_task(
             functions.Settings(
+                families=settings.families,
                 max_difficulty=settings.max_difficulty,
                 train_problems=settings.train_problems,
                 held_out_problems=settings.held_out_problems,
@@ -177,7 +180,7 @@ def with_mistakes(
         )
     meta = {"kind": f"{len(repairs)} mistakes" if len(repairs) > 1 else "1 mistake", BROKEN: "\n".join(lines)}
     made = _with_prompt(dataclasses.replace(_described(problem), id=name, meta=_meta(problem) | meta), settings, run)
-    shown = _demonstration(made, lines, repairs, right, settings.style, run)
+    shown = _demonstration(made, lines, repairs, right, settings, run)
     return dataclasses.replace(made, demonstration=shown)
 
 
@@ -194,18 +197,18 @@ def _meta(problem: Problem) -> dict[str, Any]:
 
 
 def _demonstration(
-    problem: Problem, lines: Lines, repairs: Sequence[Command], right: Lines, style: str, run: bool
+    problem: Problem, lines: Lines, repairs: Sequence[Command], right: Lines, settings: Settings, run: bool
 ) -> tuple[dict[str, str], ...]:
     """The messages that repair the program: each command and the state after it, or the right program."""
-    if style != "edits":
-        plan = "".join(f"{_in_words(command)}\n" for command in repairs) if style == "plan" else ""
+    if settings.style != "edits":
+        plan = "".join(f"{_in_words(command)}\n" for command in repairs) if settings.style == "plan" else ""
         program = "\n".join(right)
         return ({"role": "assistant", "content": f"{plan}```python\n{program}\n```"},)
     messages = []
     for command in repairs:
         lines = apply(lines, command) or lines
         messages.append({"role": "assistant", "content": str(command)})
-        messages.append({"role": "user", "content": _state(problem, lines, run)})
+        messages.append({"role": "user", "content": _state(problem, lines, settings, run)})
     return (*messages, {"role": "assistant", "content": str(EXIT)})
 
 
@@ -214,10 +217,10 @@ def _in_words(command: Command) -> str:
     return f"Line {command.line} {words[command.kind]}."
 
 
-def _state(problem: Problem, lines: Lines, run: bool = True) -> str:
+def _state(problem: Problem, lines: Lines, settings: Settings, run: bool) -> str:
     """As the environment shows it."""
     verdict = verdict_of(problem, lines, problem.public_tests) if run else None
-    return render(lines, feedback_lines(verdict, SHOWN_FAILURES, SHOWN_CHARACTERS) if verdict else ())
+    return render(lines, feedback_lines(verdict, settings.failures, settings.characters) if verdict else ())
 
 
 def _with_prompt(problem: Problem, settings: Settings, run: bool = True) -> Problem:
@@ -227,7 +230,7 @@ def _with_prompt(problem: Problem, settings: Settings, run: bool = True) -> Prob
     asked += [
         problem.messages[-1]["content"].strip(),
         *map(shown, problem.meta.get("shown", problem.public_tests)),
-        _state(problem, lines, run),
+        _state(problem, lines, settings, run),
     ]
     return dataclasses.replace(problem, messages=({"role": "user", "content": "\n".join(asked)},))
 

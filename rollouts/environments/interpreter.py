@@ -35,6 +35,7 @@ class Settings:
     name: str = ""
     max_calls: Annotated[int, Ge(0)] = 4  # of an episode; code after those is not run
     output_to: Literal["answer", "user", "tool"] = "answer"  # answer (ToRL), or a message of that role
+    output_header: str = ""  # before the output in a message, which then has no fence; R1-Code-Interpreter has one
     code_end: str = "```\n"  # where an answer stops for its code to be run; ToRL: "```output"
     stateful: bool = True  # a call finds the variables of those before it
     output_characters: Annotated[int, Ge(1)] = 256  # longer output is cut in its middle
@@ -42,6 +43,11 @@ class Settings:
     wall_s: Annotated[float, Gt(0)] = 10.0  # of a call
     cpu_s: Annotated[float, Gt(0)] = 10.0
     concurrency: Annotated[int, Ge(0)] = 0  # calls at a time; 0: two for each core
+
+    def check(self, where: str = "rollout.environment") -> None:
+        """Raises ValueError for a header where there is no message."""
+        if self.output_header and self.output_to == "answer":
+            raise ValueError(f"{where}.output_header needs {where}.output_to = 'user' or 'tool'")
 
     sessions = True  # the run starts interpreters, with the limits above
 
@@ -92,7 +98,8 @@ class Interpreter(DialogueEnvironment):
             header = "" if dialogue.turns[-1].text.rstrip().endswith(OUTPUT_FENCE) else OUTPUT_FENCE
             dialogue.insert(f"{header}\n{output}\n```\n", status=result.status)
         else:
-            block = f"{OUTPUT_FENCE}\n{output}\n```"
+            header = self.settings.output_header
+            block = f"{header}\n{output}" if header else f"{OUTPUT_FENCE}\n{output}\n```"
             dialogue.reply(block, self.settings.output_to, result.status)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from played import USER, Script, judged_by, make, play, whole
 
+from jaxrl.config.rules import check_settings
+from jaxrl.errors import UserError
 from jaxrl.runs.tokenizer import load_tokenizer, train_tokenizer
 from jaxrl.tasks.extract import code_block
 from rollouts.chat import TemplateError, chat_prompt, conversation, following, stop_tokens
@@ -170,6 +172,17 @@ def test_output_as_a_message(small, sessions, role):
     )
     assert episode.reward.solved and episode.calls == ["passed"]
     assert code_block(episode.text) == "print(6 * 7)\n"  # the fence that ended a message ends its line
+
+
+def test_output_under_a_header(small, sessions):
+    """As R1-Code-Interpreter sends it."""
+    header = "Code Execution Results:"
+    engine = Script(small, CALL.strip(), "\\boxed{42}")
+    given = {"output_to": "user", "output_header": header}
+    episode = play(make(interpreter, small, open_session=sessions.open, **given), engine)
+    assert f"<|im_start|>user\n{header}\n42<|im_end|>" in whole(small, episode)
+    with pytest.raises(UserError, match=r"environment\.output_header needs environment\.output_to = 'user' or 'tool'"):
+        check_settings(interpreter.Settings(output_header=header), "environment")
 
 
 def test_an_answer_ends_with_its_stop_string(small, sessions):
