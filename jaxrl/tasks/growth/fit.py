@@ -8,7 +8,7 @@ squared residuals wins, the first class at ties. Sizes, knees and penalties are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def _coefficient(x: np.ndarray, y: np.ndarray) -> float:
     return max(0.0, float(x @ y / (x @ x))) if x.any() else 0.0
 
 
-def _scaled(x: np.ndarray, y: np.ndarray, name: str, grow: Callable[[np.ndarray], np.ndarray]) -> Fit:
+def _scaled(x: np.ndarray, y: np.ndarray, name: str, grow: Callable[[Any], Any]) -> Fit:
     first = grow(x)[0]
     c = _coefficient(grow(x) - first, y)
     residual = float(((c * (grow(x) - first) - y) ** 2).sum())
