@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from jaxrl.tasks.growth import fit, names
+from jaxrl.tasks.growth import count, fit, names
 
 SIZES = fit.schedule()
 
@@ -138,3 +139,73 @@ def test_any_text_is_read_without_errors():
 )
 def test_the_answer_in_a_text(text, balanced, benchmark):
     assert names.answer_in(text) == balanced and names.answer_in(text, "bigobench") == benchmark
+
+
+# --- counting
+
+
+PROGRAMS = {
+    "def f(x):\n    s = 0\n    for v in x:\n        s += v\n    return s": "n",
+    "def f(x):\n    return sum(1 for a in x for b in x if a == b)": "n^2",
+    "import bisect\ndef f(x):\n    return bisect.bisect(x, 5)": "logn",
+    "def f(x):\n    n, c = len(x), 0\n    while n > 1:\n        n, c = n // 2, c + 1\n    return c": "logn",
+    "def f(x):\n    y = sorted(x)\n    return y[0]": "nlogn",
+    "def f(x):\n    x.sort()\n    return x[-1]": "nlogn",
+    "def f(x):\n    return -1 in x": "n",
+    "def f(x):\n    return -1 in set()": "1",
+    "d = {1: 2}\ndef f(x):\n    return d.get(x[0])": "1",
+    "def f(x):\n    return [v for v in x if x.count(v) > 1]": "n^2",
+    "def f(x):\n    x = list(x)\n    while x:\n        x.pop(0)": "n^2",
+    "def f(x):\n    x = list(x)\n    while x:\n        x.pop()": "n",
+    "def f(x):\n    s = ''\n    for v in x:\n        s += 'a'\n    return s": "n^2",
+    "def f(x):\n    return ','.join('a' for v in x)": "n",
+    "def f(x):\n    for i in range(10):\n        pass\n    return x[0]": "1",
+    "def f(x):\n    return f(x[1:]) if x else 0": "n^2",
+    "import heapq\ndef f(x):\n    h = []\n    for v in x:\n        heapq.heappush(h, v)\n    return h": "nlogn",
+    "class A:\n    def g(self, x):\n        return max(x)\ndef f(x):\n    return A().g(x)": "n",
+    "def f(x):\n    return (lambda y: y[-1])(x)": "1",
+}
+
+
+def counted(source: str, end: int = 512) -> str:
+    names: dict = {}
+    exec(count.PRELUDE, names)
+    exec(count.instrumented(source), names)
+    series = {}
+    for m in fit.schedule(end):
+        names["_Count"].total = 0
+        names["f"](list(range(m)))
+        series[m] = [names["_Count"].total]
+    return fit.best(fit.fits(fit.prepared(series))).name
+
+
+@pytest.mark.parametrize(("source", "name"), PROGRAMS.items())
+def test_counts_grow_as_the_program_does(source, name):
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(5000)
+    try:
+        assert counted(source) == name
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def test_a_counting_program_gives_the_same_values():
+    source = """
+def f(x):
+    "A docstring."
+    total, text = 0, "a"
+    for i, v in enumerate(sorted(x, reverse=True)):
+        if 3 < v <= 9 and v not in (4, 5):
+            total += v * 2
+        text += str(v)[:1]
+    return total, text, [*map(lambda v: v + 1, x)], {v: -v for v in x if v != 2}, "-".join(["a"] * 3), x[1:][::-1]
+"""
+    names: dict = {}
+    plain: dict = {}
+    exec(count.PRELUDE + count.instrumented(source), names)
+    exec(source, plain)
+    for x in ([5, 6, 7, 2], [1], list(range(12))):
+        assert names["f"](list(x)) == plain["f"](list(x))
+    names["_Count"].total, names["_Count"].limit = 0, 10
+    with pytest.raises(names["_TooMuch"]):
+        names["f"](list(range(100)))

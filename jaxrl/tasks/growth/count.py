@@ -1,0 +1,170 @@
+"""What a program executes, counted: the same number each time, on any machine.
+
+`instrumented` rewrites a program so that it counts: one for each pass of a loop or of a comprehension and each call of
+one of its functions, and for what Python does in C the size of what it goes through. Straight lines cost nothing, since
+they never decide how a cost grows. The table, with n the length of the object:
+
+    sorted, list.sort                               n log2 n
+    in (list, tuple, str), ==, <                    n, of the shorter one for comparisons
+    list(), set(), sum(), min(), any(), ...         n of the argument
+    list.pop(i), insert                             what is moved
+    list methods, str methods                       n, except append and pop at the end: 1
+    slices, +, *, join                              the length of the result
+    heapq.heappush, heappop, bisect                 log2 n
+    dict and set methods, in (dict, set)            1; union and the like: n of both
+
+The rewritten program needs the names that PRELUDE defines. Both are text, so that they can be run elsewhere.
+"""
+
+from __future__ import annotations
+
+import ast
+
+METHOD, CONTAINS, COMPARE, SLICE, ADD, MULTIPLY, CALL, TICK = (
+    "_method", "_contains", "_compare", "_slice", "_add", "_multiply", "_call", "_tick",
+)  # fmt: skip
+
+PRELUDE = """
+import math as _math, operator as _operator
+class _TooMuch(BaseException): pass
+class _Count:
+    total, limit = 0, float("inf")
+def _tick(n=1):
+    _Count.total += n
+    if _Count.total > _Count.limit:
+        raise _TooMuch
+    return True
+def _size(x):
+    try: return len(x)
+    except TypeError: return 1
+def _log(n): return _math.log2(n) if n > 1 else 1
+_LINEAR = {list, set, tuple, dict, frozenset, str, int, bytes, sum, min, max, any, all}
+_ONCE = {"append", "appendleft", "popleft", "get", "add", "discard", "keys", "values", "items", "setdefault", "isdigit"}
+_BOTH = {"union", "intersection", "difference", "update", "symmetric_difference", "issubset", "issuperset", "extend"}
+_LOG = {"heappush", "heappop", "heapreplace", "heappushpop", "bisect", "bisect_left", "bisect_right"}
+def _is_linear(f):
+    try: return f in _LINEAR
+    except TypeError: return False
+def _call(f, *args, **kwargs):
+    if f is sorted: _tick(_size(args[0]) * _log(_size(args[0])))
+    elif _is_linear(f): _tick(sum(map(_size, args)) or 1)
+    elif getattr(f, "__name__", "") in _LOG: _tick(_log(_size(args[0])))
+    return f(*args, **kwargs)
+def _method(x, name, *args, **kwargs):
+    n = _size(x)
+    if name == "sort": _tick(n * _log(n))
+    elif name in _LOG: _tick(_log(_size(args[0])))
+    elif name == "pop" and isinstance(x, list): _tick(n - args[0] % n if args and n else 1)
+    elif name == "insert" and isinstance(x, list): _tick(max(n - args[0], 1))
+    elif name == "join": args = ([*args[0]],); _tick(sum(map(len, args[0])) or 1)
+    elif name in _BOTH: _tick(sum(map(_size, args)) + (0 if name in ("extend", "update") else n))
+    elif isinstance(x, (list, str, tuple, bytes)) and name not in _ONCE: _tick(n or 1)
+    elif name == "copy": _tick(n or 1)
+    else: _tick()
+    return getattr(x, name)(*args, **kwargs)
+def _contains(x, y):
+    _tick(_size(y) if isinstance(y, (list, tuple, str)) or type(y).__name__ == "deque" else 1)
+    return x in y
+def _compare(f, x, y):
+    if isinstance(x, (list, tuple, str)) and isinstance(y, (list, tuple, str)): _tick(min(len(x), len(y)) or 1)
+    return f(x, y)
+def _slice(x, s):
+    y = x[s]
+    _tick(_size(y) or 1)
+    return y
+def _add(x, y):
+    if isinstance(x, (list, tuple, str, bytes)): _tick(len(x) + _size(y) or 1)
+    return x + y
+def _more(x, y):
+    if isinstance(x, (str, tuple, bytes)): _tick(len(x) + _size(y) or 1)
+    elif isinstance(x, list): _tick(_size(y) or 1)
+    return y
+def _multiply(x, y):
+    z = x * y
+    if isinstance(z, (list, tuple, str)): _tick(len(z) or 1)
+    return z
+"""
+_COMPARISONS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
+
+
+def instrumented(source: str) -> str:
+    """The program, counting; PRELUDE must come before it. Raises SyntaxError for what is not Python."""
+    tree = _Counting().visit(ast.parse(source))
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _name(name: str) -> ast.expr:
+    return ast.Name(name, ast.Load())
+
+
+def _called(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(_name(name), list(arguments), [])
+
+
+class _Counting(ast.NodeTransformer):
+    """Puts counts where work is done."""
+
+    def _looped(self, node: ast.For | ast.While | ast.AsyncFor) -> ast.AST:
+        self.generic_visit(node)
+        node.body.insert(0, ast.Expr(_called(TICK)))
+        return node
+
+    visit_For = visit_While = visit_AsyncFor = _looped
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        begin = 1 if ast.get_docstring(node) is not None else 0
+        node.body.insert(begin, ast.Expr(_called(TICK)))
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = _function
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        self.generic_visit(node)
+        node.body = ast.BoolOp(ast.And(), [_called(TICK), node.body])
+        return node
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
+        self.generic_visit(node)
+        node.ifs.insert(0, _called(TICK))
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute):
+            given = [node.func.value, ast.Constant(node.func.attr), *node.args]
+            return ast.Call(_name(METHOD), given, node.keywords)
+        if isinstance(node.func, ast.Name) and not node.func.id.startswith("_") and node.func.id != "super":
+            return ast.Call(_name(CALL), [node.func, *node.args], node.keywords)
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.ops) > 1:
+            return node
+        (operator,), (right,) = node.ops, node.comparators
+        if isinstance(operator, (ast.In, ast.NotIn)):
+            found = _called(CONTAINS, node.left, right)
+            return ast.UnaryOp(ast.Not(), found) if isinstance(operator, ast.NotIn) else found
+        if type(operator) in _COMPARISONS:
+            how = ast.Attribute(_name("_operator"), _COMPARISONS[type(operator)], ast.Load())
+            return _called(COMPARE, how, node.left, right)
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Slice):
+            parts = [part or ast.Constant(None) for part in (node.slice.lower, node.slice.upper, node.slice.step)]
+            return _called(SLICE, node.value, _called("slice", *parts))
+        return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        how = {ast.Add: ADD, ast.Mult: MULTIPLY}.get(type(node.op))
+        return _called(how, node.left, node.right) if how else node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Add) and isinstance(node.target, ast.Name):
+            node.value = _called("_more", _name(node.target.id), node.value)
+        return node
