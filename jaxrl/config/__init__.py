@@ -15,6 +15,7 @@ from annotated_types import Ge, Le
 from jaxrl.config.evaluation import EvaluationConfig
 from jaxrl.config.model import LoraConfig, MeshConfig, PolicyConfig, ShapeConfig
 from jaxrl.config.plugins import PLUGINS, make_settings, named
+from jaxrl.config.reward import RewardConfig
 from jaxrl.config.rollout import RolloutConfig, SidecarConfig
 from jaxrl.config.rules import Count
 from jaxrl.config.runtime import LogConfig, ProcessesConfig, SandboxConfig
@@ -33,7 +34,7 @@ from jaxrl.errors import UserError
 __all__ = [
     "BatchConfig", "CheckpointConfig", "Config", "DataSettings", "EvaluationConfig", "GRPOConfig", "LogConfig",
     "LoraConfig", "MeshConfig", "ObjectiveSettings", "OptimizerConfig", "PolicyConfig", "ProcessesConfig",
-    "RolloutConfig", "SFTConfig", "SandboxConfig", "ShapeConfig", "SidecarConfig", "TaskConfig", "TaskSettings",
+    "RewardConfig", "RolloutConfig", "SFTConfig", "SandboxConfig", "ShapeConfig", "SidecarConfig", "TaskConfig", "TaskSettings",
     "TracesConfig", "row_length",
 ]  # fmt: skip
 
@@ -75,6 +76,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of the GRPO stage
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -85,11 +87,31 @@ class Config:
 
     def check(self, where: str = "") -> None:
         """Raises UserError for settings of several parts that contradict each other."""
-        for name, optimizer in (("sft.optimizer", self.sft.optimizer), ("optimizer", self.optimizer)):
+        optimizers = {"sft.optimizer": self.sft.optimizer, "reward.optimizer": self.reward.optimizer}
+        for name, optimizer in (optimizers | {"optimizer": self.optimizer}).items():
             if optimizer.stochastic_rounding and self.model.param_dtype != "bfloat16":
                 raise UserError(f"{name}.stochastic_rounding = True needs model.param_dtype = 'bfloat16'")
+        self._check_reward()
+
+    def _check_reward(self) -> None:
+        """Raises UserError for settings of a reward model's training, or use, that do nothing."""
+        reward, stages = self.reward, {"sft.steps": self.sft.steps, "grpo.steps": self.grpo.steps}
+        other = next((name for name, steps in stages.items() if steps), "")
+        if reward.steps and other:
+            raise UserError(
+                f"{other} = {stages[other]} must be 0 with reward.steps = {reward.steps}: a reward model is a run of its "
+                "own, from model.path"
+            )
+        if reward.steps and self.rollout.engine != "jax":
+            raise UserError(f"rollout.engine = {self.rollout.engine!r} must be 'jax' with reward.steps: nothing is sampled")
+        if bool(reward.steps) != bool(reward.path):
+            raise UserError(
+                f"reward.path = {reward.path!r} must be a file of pairs with reward.steps = {reward.steps} above 0, and "
+                "'' with 0"
+            )
 
 
 def row_length(config: Config) -> int:
-    """Tokens of a packed row."""
-    return config.batch.row_length or config.rollout.max_prompt_length + config.rollout.max_new_tokens
+    """Tokens of a packed row; that of a reward model's training has room for both members of a pair."""
+    longest = config.rollout.max_prompt_length + config.rollout.max_new_tokens
+    return config.batch.row_length or longest * (2 if config.reward.steps else 1)
