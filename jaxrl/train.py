@@ -33,6 +33,7 @@ from jaxrl.runs.host import prepare_process
 from jaxrl.runs.log import MetricsLog, Progress
 from jaxrl.runs.policy import describe_devices, keep_base, make_policy
 from jaxrl.runs.prompts import check_problems, tasks_that_fit
+from jaxrl.runs.reward_model import reward_model_of
 from jaxrl.tasks import load_task
 from jaxrl.tasks.conversations import read_conversations
 from jaxrl.training.checkpoint import Checkpoints, saved_steps
@@ -117,6 +118,7 @@ def _train(config: Config, folder: Path, processes: Processes) -> Path:
             stop=stop,
             processes=processes,
             devices=describe_devices(folder, policy, processes),
+            reward=reward_model_of(config, policy, folder, processes),
         )
         if processes.first:
             write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")

@@ -44,7 +44,9 @@ def load_reward_head(run: Path) -> np.ndarray:
     Raises ConversionError for a folder that is not a run's with a reward model, or is damaged.
     """
     if not run.is_dir():
-        raise ConversionError(f"the folder {str(run)!r} does not exist; give the folder of a run that trained a reward model")
+        raise ConversionError(
+            f"the folder {str(run)!r} does not exist; give the folder of a run that trained a reward model"
+        )
     folder = heads_folder(run)
     if folder is None or HEAD not in _shapes(folder):
         raise ConversionError(f"{run} holds no reward model; give the folder of a run with reward.steps")

@@ -1,7 +1,7 @@
 """The reward model of the demonstration: the policy of sft.py, trained on pairs of its own answers."""
 
-from jaxrl.config import Config
 from configs.acecode.sft import get_config as sft_config
+from jaxrl.config import Config
 
 
 def get_config() -> Config:

@@ -4,7 +4,8 @@ Bradley and Terry (1952): an answer of score a is preferred to one of score b wi
 
     - sum over pairs of weight * log sigmoid(score(chosen) - score(rejected))
 
-with the weights of `pair_weights`. Only differences count: a constant added to all scores of a question changes nothing.
+with the weights of `pair_weights`. Only differences count: a constant added to all scores of
+a question changes nothing.
 
 Both members of a pair are in one row. The chosen one's last token carries the pair: it is the only learned token, its
 extra `rejected_back` says how many tokens before it the rejected one's last token is.

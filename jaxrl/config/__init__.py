@@ -34,8 +34,8 @@ from jaxrl.errors import UserError
 __all__ = [
     "BatchConfig", "CheckpointConfig", "Config", "DataSettings", "EvaluationConfig", "GRPOConfig", "LogConfig",
     "LoraConfig", "MeshConfig", "ObjectiveSettings", "OptimizerConfig", "PolicyConfig", "ProcessesConfig",
-    "RewardConfig", "RolloutConfig", "SFTConfig", "SandboxConfig", "ShapeConfig", "SidecarConfig", "TaskConfig", "TaskSettings",
-    "TracesConfig", "row_length",
+    "RewardConfig", "RolloutConfig", "SFTConfig", "SandboxConfig", "ShapeConfig", "SidecarConfig", "TaskConfig",
+    "TaskSettings", "TracesConfig", "row_length",
 ]  # fmt: skip
 
 # Where settings are now that config files of earlier versions import from here.
@@ -99,16 +99,42 @@ class Config:
         other = next((name for name, steps in stages.items() if steps), "")
         if reward.steps and other:
             raise UserError(
-                f"{other} = {stages[other]} must be 0 with reward.steps = {reward.steps}: a reward model is a run of its "
-                "own, from model.path"
+                f"{other} = {stages[other]} must be 0 with reward.steps = {reward.steps}: a reward model is a run of "
+                "its own, from model.path"
             )
         if reward.steps and self.rollout.engine != "jax":
-            raise UserError(f"rollout.engine = {self.rollout.engine!r} must be 'jax' with reward.steps: nothing is sampled")
+            raise UserError(
+                f"rollout.engine = {self.rollout.engine!r} must be 'jax' with reward.steps: nothing is sampled"
+            )
+        judged = bool(self.grpo.steps) and self.grpo.reward != "task"
+        if judged and not reward.model:
+            raise UserError(f"grpo.reward = {self.grpo.reward!r} needs reward.model: a run that trained one")
+        if reward.model and (reward.steps or not (judged or self.evaluation.best_of in ("reward", "all"))):
+            raise UserError(
+                f"reward.model = {reward.model!r} does nothing here; it judges with grpo.reward = 'model' or 'both', "
+                "and with evaluation.best_of = 'reward' or 'all'"
+            )
+        if reward.weight != RewardConfig().weight and not (judged and self.grpo.reward == "both"):
+            raise UserError(f"reward.weight = {reward.weight:g} needs grpo.reward = 'both'")
+        if judged:
+            self._check_judged()
+        if self.evaluation.best_of == "reward" and not reward.model:
+            raise UserError("evaluation.best_of = 'reward' needs reward.model: a run that trained a reward model")
         if bool(reward.steps) != bool(reward.path):
             raise UserError(
-                f"reward.path = {reward.path!r} must be a file of pairs with reward.steps = {reward.steps} above 0, and "
-                "'' with 0"
+                f"reward.path = {reward.path!r} with reward.steps = {reward.steps}: both are needed to train a reward "
+                "model, a file of pairs and a number of steps, or neither"
             )
+
+    def _check_judged(self) -> None:
+        """Raises UserError for what does not see the reward model's part of the reward."""
+        where, loss = f"grpo.reward = {self.grpo.reward!r}", self.grpo.loss
+        if loss.name != "policy_gradient":
+            raise UserError(f"{where} needs grpo.loss.name = 'policy_gradient', is {loss.name!r}")
+        if getattr(loss, "credit", "episode") != "episode":
+            raise UserError(f"{where} needs grpo.loss.credit = 'episode': the model judges whole answers")
+        if self.grpo.replay.share:
+            raise UserError(f"{where} needs grpo.replay.share = 0: replayed episodes have the task's reward")
 
 
 def row_length(config: Config) -> int:

@@ -16,7 +16,9 @@ class RewardConfig:
     steps: Count = 0  # 0: no reward model is trained
     path: str = ""  # pairs, a file of {"id", "messages", "chosen", "rejected", ...}
     batch_size: Positive = 32  # pairs a step; questions with average = "question" or "answers"
-    average: Literal["pair", "question", "answers"] = "pair"  # what weighs the same: see jaxrl/algorithms/bradley_terry.py
+    average: Literal["pair", "question", "answers"] = (
+        "pair"  # what weighs the same: see jaxrl/algorithms/bradley_terry.py
+    )
     held_out: Share = 0.05  # of the questions, whose pairs measure accuracy and margin
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, schedule="cosine", warmup_steps=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from jaxrl.config import Config, RolloutConfig
 from jaxrl.costs.flops import forward_flops, without_vocabulary
 from jaxrl.distributed.processes import Processes
 from jaxrl.errors import UserError
+from jaxrl.runs.policy import Policy
 from jaxrl.runs.prompts import instructed, instruction
 from jaxrl.runs.teacher import check_same, load_frozen
 from jaxrl.runs.tokenizer import tokenizer_of
@@ -63,7 +65,7 @@ class RewardModel:
     tokenizer: Any
     compute: Compute
     rows: int  # of one forward pass
-    turns: AbstractContextManager[Any] = nullcontext()  # as jaxrl.runs.policy.turns_of
+    turns: AbstractContextManager[Any]  # as jaxrl.runs.policy.turns_of
 
     def __post_init__(self) -> None:
         self._program = jax.jit(self._forward)
@@ -129,14 +131,28 @@ def load_reward_model(
     """
     path = config.reward.model
     if processes.count > 1:
-        raise UserError(f"reward.model = {path!r}: processes.count = {processes.count} must be 1: it judges in one process")
+        raise UserError(
+            f"reward.model = {path!r}: processes.count = {processes.count} must be 1: it judges in one process"
+        )
     try:
         head = load_reward_head(Path(path).expanduser())
         model, graphdef, params = load_frozen(path, compute)
         tokenizer = tokenizer_of(path)
     except (ConversionError, FileNotFoundError, UnsupportedModelError) as error:
         raise UserError(f"reward.model = {path!r}: {error}") from None
-    found = {"path": path, "dtype": compute.dtype.name, "fingerprint": f"{fingerprint(params)} {head.tobytes().hex()[:32]}"}
+    weights = f"{fingerprint(params)} {hashlib.sha256(head.tobytes()).hexdigest()[:32]}"
+    found = {"path": path, "dtype": compute.dtype.name, "fingerprint": weights}
     check_same(folder / "reward_model.json", found, f"reward.model = {path!r}", writes=True)
     rows = config.batch.microbatch_rows
     return RewardModel(path, model, graphdef, params, jnp.asarray(head), tokenizer, compute, rows, turns)
+
+
+def reward_model_of(config: Config, policy: Policy | None, folder: Path, processes: Processes) -> RewardModel | None:
+    """The reward model of config.reward.model, on the policy's devices; None where the config has none.
+
+    An evaluation of another server's model has no devices of its own: the scores are computed on the first one.
+    """
+    if not config.reward.model:
+        return None
+    compute, turns = (policy.compute, policy.turns) if policy is not None else (Compute(), nullcontext())
+    return load_reward_model(config, compute, folder, processes, turns)

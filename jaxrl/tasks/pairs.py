@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str) -> list[Pair]:
-    """The pairs of a file (.jsonl, .json, .parquet, .gz). Raises DataError, with file and line, for one that is none."""
+    """The pairs of a file (.jsonl, .json, .parquet, .gz). Raises DataError with file and line for others."""
     pairs = [_pair(row) for row in read_rows(path, "train")]
     if not pairs:
         raise DataError(f"{path} has no pairs")

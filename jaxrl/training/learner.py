@@ -73,8 +73,9 @@ class Learner:
         self.turns, self.objective = turns, objective
         self.optimizer, self.microbatch_rows, self.compute = optimizer, microbatch_rows, compute
         self.offload = offload
-        forward = partial(_forward, graphdef, objective.heads, compute, temperature, objective.entropy_gradient,
-                          objective.vocabulary)
+        forward = partial(
+            _forward, graphdef, objective.heads, compute, temperature, objective.entropy_gradient, objective.vocabulary
+        )
         self._gradient, self._accumulate, self._zeros = _gradient_programs(forward, objective, compute)
         self._applying: Callable[..., Any] | None = None
         # Whole on every device, so that each process can read all of it.

@@ -80,7 +80,7 @@ class Preference(Progressing):
         if self.config.rollout.reject_long_prompts:
             return None
         raise UserError(
-            f"{pair.where}: its two answers have {found.length} tokens with their prompts, more than a row of {longest} "
+            f"{pair.where}: two answers have {found.length} tokens with their prompts, more than a row of {longest} "
             f"(batch.row_length), or one more than the model's {positions} positions; raise the first, or set "
             "rollout.reject_long_prompts"
         )
@@ -118,7 +118,9 @@ class Preference(Progressing):
         return ""
 
 
-def pair_batch(pairs: Sequence[PairTokens], average: str, row_length: int, microbatch_rows: int) -> tuple[Batch, np.ndarray]:
+def pair_batch(
+    pairs: Sequence[PairTokens], average: str, row_length: int, microbatch_rows: int
+) -> tuple[Batch, np.ndarray]:
     """Both members of a pair side by side in a row, the rejected one first; see jaxrl/algorithms/bradley_terry.py.
 
     The chosen one's last token is the pair's only learned one: at [row, column], i64[P, 2], the second thing returned.
