@@ -161,7 +161,9 @@ def save_hf(
     Tensors have the dtypes of their parameters, or those of `dtypes`. Adapters are merged.
     `source` is a folder with hf_config.json (the original config.json) and tokenizer/, as in an imported model or a
     run's model/. `score`, f32[D], makes it a classifier with one label, see `models.reward`: the tensor score.weight
-    takes the place of the output projection. Raises ConversionError if `out` exists and is not empty, or cannot be written.
+    takes the place of the output projection.
+
+    Raises ConversionError if `out` exists and is not empty, or cannot be written.
     """
     with written_beside(out) as folder:
         describe_hf(config, folder, source or folder)

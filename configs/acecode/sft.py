@@ -1,8 +1,8 @@
 """The policy of the demonstration: the default small model, whose SFT ends early, so that it is often wrong.
 
-The whole demonstration, in this order:
+The demonstration of reward models, in this order; the second takes pairs of the policy's own answers, in
+runs/ace_pairs/pairs.jsonl (docs/reference/reward_models.md has their form):
     python -m jaxrl.train --config configs/acecode/sft.py
-    python -m configs.acecode.pairs                              runs/ace_pairs/pairs.jsonl, of the policy's own samples
     python -m jaxrl.train --config configs/acecode/reward.py
     python -m jaxrl.evaluate --config configs/acecode/best_of.py
     python -m jaxrl.train --config configs/acecode/rl.py:task

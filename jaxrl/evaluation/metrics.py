@@ -32,7 +32,7 @@ def scores(
                                     n > 1 or best_of = "public" make it another number than pass@1; of episodes of up to
                                     T `programs`, k counts T an episode
     held_out/best_of_k/logprob      of the sample with the best mean logprob of its tokens; best_of_k/public: with the
-                                    largest share of the public tests passed; /logprob_sum, /reward (the reward model's);
+                                    largest share of the public tests passed; /logprob_sum, /reward (a reward model's);
                                     best_of = "all" also /random, any one, and /oracle, a right one if there is
     held_out/distinct_solutions     right programs of the `samples` that differ in more than layout and comments
     held_out/NAME                   for each of task.metrics

@@ -92,8 +92,8 @@ class HackingWatch:
             (np.mean(x[-WINDOW:]), np.mean(x[-2 * WINDOW : -WINDOW])) for x in (self.scores, self.solved)
         )
         return (
-            f"reward hacking? over {WINDOW} steps the reward model's score rose from {before:.3g} to {score:.3g}, while "
-            f"the share of solved episodes fell from {then:.1%} to {now:.1%}"
+            f"reward hacking? over {WINDOW} steps the reward model's score rose from {before:.3g} to {score:.3g}, "
+            f"while the share of solved episodes fell from {then:.1%} to {now:.1%}"
         )
 
 
