@@ -24,7 +24,7 @@ class EvaluationConfig:
     k: tuple[Positive, ...] = ()  # pass@k, maj@k, n@k and best-of-k for these too, beside 1 and `samples`
     submissions: Positive = 1  # n of n@k: programs submitted at most, of those that pass the public tests
     # Scorer of best-of-k: mean or summed logprob, public tests, reward.model; all of them side by side; "": none.
-    best_of: Literal["", "logprob", "logprob_sum", "public", "reward", "all"] = ""
+    best_of: Literal["", "logprob", "public", "logprob_sum", "reward", "all"] = ""
     regenerate: Count = 0  # times at most to sample again an answer that is not well formed
     bootstrap: Count = 1000  # resamples of the problems for the 95% intervals; 0: no intervals
 
