@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -21,13 +22,15 @@ from jaxrl.runs.reward_model import RewardModel, load_reward_model
 from jaxrl.tasks.pairs import Pair, read_pairs, split_pairs
 from jaxrl.tasks.rows import DataError
 from jaxrl.train import main
-from jaxrl.training.learner import Learner
+from jaxrl.training.learner import Learner, TrainState
 from jaxrl.training.model_reward import SCORE, WINDOW, HackingWatch, judge_groups, model_metrics, rise
 from jaxrl.training.optimizer import make_optimizer
 from jaxrl.training.preference import PairTokens, pair_batch, pair_metrics
 from models.convert import main as convert
 from models.decoder import Compute
+from models.heads import initial_heads
 from models.reward import load_reward_head
+from models.sharding import make_mesh
 from rollouts.episode import Episode, Group, Problem, Reward, Submission
 
 SMALL = [
@@ -93,7 +96,7 @@ def test_a_resumed_run_gives_the_same_bits(trained):
 def scorer(run: Path, folder: Path) -> RewardModel:
     config = Config()
     config.reward.model = str(run)
-    return load_reward_model(config, Compute(), folder)
+    return load_reward_model(config, Compute(mesh=make_mesh(devices=jax.devices()[:1])), folder)
 
 
 def test_transformers_gives_the_same_scores(trained, tmp_path):
@@ -126,8 +129,9 @@ def test_padding_and_packing_do_not_change_a_score(trained, tmp_path):
     learner = Learner(
         model.graphdef, make_reward_objective(), make_optimizer(OptimizerConfig(), 1)[0], microbatch_rows=2
     )
-    state = learner.init(model.params)
-    state.heads["reward"]["weight"].set_value(model.weight)
+    heads = initial_heads((REWARD,), model.params, jax.random.key(0))
+    heads["reward"]["weight"] = heads["reward"]["weight"].replace(model.weight)
+    state = TrainState(model.params, None, heads)
     for row_length in (64, 128):
         batch, places = pair_batch(pairs, "pair", row_length, 2)
         margins = pair_margins(learner.outputs(state, batch).heads[REWARD.name], batch)
