@@ -33,7 +33,7 @@ def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument("--topology", default="v5e:4x4", help="a TPU slice (v5e:4x4), or a number of GPUs (h100:8)")
     parser.add_argument("--model", default="", help="a folder with a config.json, or a published shape's name")
-    parser.add_argument("--stage", default="", choices=("", "sft", "grpo"), help="compile only this one")
+    parser.add_argument("--stage", default="", choices=("", "sft", "reward", "grpo"), help="compile only this one")
     parser.add_argument("--hlo", type=Path, help="a folder to write the compiled programs' text to")
     parser.add_argument("--json", type=Path, help="also write the result there")
     return parser.parse_known_args(arguments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from jaxrl.config import Config
@@ -29,6 +30,7 @@ from jaxrl.runs.journal import Journal
 from jaxrl.runs.log import Progress, write_samples
 from jaxrl.runs.policy import make_policy, make_tokenizer
 from jaxrl.runs.prompts import check_problems, evaluation_task, without_long_prompts
+from jaxrl.runs.reward_model import reward_model_of
 from jaxrl.tasks import load_task
 from jaxrl.training.watch import why_unjudged
 from models.stored import fingerprint
@@ -58,6 +60,8 @@ def _evaluate_in(folder: Path, config: Config, processes: Processes) -> dict[str
     params = policy.initial() if policy is not None else None
     weights = fingerprint(params) if policy is not None else ""
     make = make_openai_engine(config, tokenizer) if policy is None else make_engine(config, policy, folder, processes)
+    judge = reward_model_of(config, policy, folder, processes)
+    reward = None if judge is None else partial(judge.score_groups, rollout=config.rollout)
     with make_services(config, test) as services, closing(make) as engine:
         if policy is not None:
             engine.load_weights(processes.local(params, policy.mesh), 0)
@@ -73,7 +77,7 @@ def _evaluate_in(folder: Path, config: Config, processes: Processes) -> dict[str
             try:
                 metrics, groups = evaluate(
                     engine, environment, test, config.evaluation, seed, services.pool, model, processes, programs,
-                    journal,
+                    journal, reward, folder / "scores.jsonl",
                 )  # fmt: skip
             except KeyboardInterrupt:
                 progress.print(f"{journal.so_far()}; the same command carries on from here")

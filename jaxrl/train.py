@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,27 @@ from jaxrl.runs.host import prepare_process
 from jaxrl.runs.log import MetricsLog, Progress
 from jaxrl.runs.policy import describe_devices, keep_base, make_policy
 from jaxrl.runs.prompts import check_problems, tasks_that_fit
+from jaxrl.runs.reward_model import reward_model_of
 from jaxrl.tasks import load_task
 from jaxrl.tasks.conversations import read_conversations
 from jaxrl.training.checkpoint import Checkpoints, saved_steps
 from jaxrl.training.learner import Learner, TrainState
 from jaxrl.training.optimizer import at_update, stage_optimizer
+from jaxrl.training.preference import reward_stage
 from jaxrl.training.reinforce import grpo_stage
 from jaxrl.training.stages import Stage
 from jaxrl.training.step_metrics import utilization
 from jaxrl.training.supervised import sft_stage
 from jaxrl.training.trainer import Trainer, run_evaluation
 from jaxrl.training.watch import Watch
+from rollouts.services import Services
 from rollouts.template_check import differences
 
 
 def stages_of(config: Config) -> list[Stage]:
     """The stages that have steps, in order."""
     stages: list[Stage] = []
-    for make_stage in (sft_stage, grpo_stage):
+    for make_stage in (sft_stage, reward_stage, grpo_stage):
         stage = make_stage(config, stages[-1].end if stages else 0)
         stages += [stage] if stage.steps else []
     return stages
@@ -65,7 +68,7 @@ def train(config: Config, processes: Processes = Processes()) -> Path:
     check_settings(config)
     config.rollout.check_training()
     if not stages_of(config):
-        raise UserError("nothing to train: sft.steps and grpo.steps are both 0")
+        raise UserError("nothing to train: sft.steps, reward.steps and grpo.steps are all 0")
     with open_run(config, processes) as folder:
         return _train(config, folder, processes)
 
@@ -84,14 +87,16 @@ def _train(config: Config, folder: Path, processes: Processes) -> Path:
         task = dataclasses.replace(task, demonstrations=read_conversations(config.sft.path, config.sft.split))
     policy = make_policy(config, task, folder, processes)
     keep_base(config, policy, folder)
-    task, test = tasks_that_fit(config, task, policy.tokenizer)
-    check_problems(config, task, test)
+    test = task
+    if stages[0].samples:
+        task, test = tasks_that_fit(config, task, policy.tokenizer)
+        check_problems(config, task, test)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, frozenset(s.end for s in stages))
     done = processes.exchange("resume", checkpoints.latest() or 0)[0]
     place: dict[str, Any] = checkpoints.place(done) if done else {"lines": 0}
     params = None if done else policy.initial()
     with (
-        make_services(config, task, test) as services,
+        make_services(config, task, test) if stages[0].samples else nullcontext(Services()) as services,
         Progress(quiet=not processes.first) as progress,
         closing(make_engine(config, policy, folder, processes, progress.print)) as engine,
         stop_on_signals(progress.print) as stop,
@@ -113,6 +118,7 @@ def _train(config: Config, folder: Path, processes: Processes) -> Path:
             stop=stop,
             processes=processes,
             devices=describe_devices(folder, policy, processes),
+            reward=reward_model_of(config, policy, folder, processes),
         )
         if processes.first:
             write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")
@@ -135,7 +141,7 @@ def run_stages(t: Trainer, stages: list[Stage], done: int, params: Any) -> None:
     `params` are those after step `done`, or None where they are in its checkpoint. A stage donates them.
     """
     try:
-        if not done:
+        if not done and stages[0].samples:
             if reason := run_evaluation(t, params, 0, "start"):
                 raise TrainingError(reason)
             t.engine.unload()
@@ -187,7 +193,10 @@ def run_stage(t: Trainer, stage: Stage, done: int, params: Any) -> Any:
             _show(t, stage, stage_step, metrics)
             if step == stage.end or (config.evaluation.every and stage_step % config.evaluation.every == 0):
                 stage_run.wait()
-                reason = run_evaluation(t, state.params, step, stage.name) or reason
+                if stage.samples:
+                    reason = run_evaluation(t, state.params, step, stage.name) or reason
+                else:
+                    reason = stage_run.evaluate(state, step, stage.name) or reason
                 stage_run.evaluated(state, step)
             t.stop.agree(t.processes)
             due = config.checkpoint.every and step % config.checkpoint.every == 0

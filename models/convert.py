@@ -1,7 +1,8 @@
 """Weights between Hugging Face folders and Flax, bit for bit.
 
     python -m models.convert import HF_DIR OUT          HF_DIR -> OUT, a folder with the parameters saved by orbax
-    python -m models.convert export RUN_OR_DIR HF_DIR   a run's newest checkpoint, or OUT -> a folder for transformers
+    python -m models.convert export RUN_OR_DIR HF_DIR   a run's newest checkpoint, or OUT -> a folder for transformers;
+                                                        a reward model's becomes a sequence classifier
     python -m models.convert check HF_DIR               logits here against transformers'
 
 Each tensor keeps its dtype; a run is exported in the dtype of its parameters. `--dtype` casts all tensors.
@@ -31,6 +32,7 @@ from models.files import ConversionError, is_gguf, read_json, reason_of, written
 from models.hf import describe_hf, load_hf, save_hf, tensor_dtypes
 from models.hf_names import hf_tensors
 from models.loading import find_model, find_params, is_run, load_model
+from models.reward import export_reward_model, has_reward_head
 from models.safetensors_folder import SafetensorsFolder
 from models.stored import base_of, check_folder_name, describe_model, load_params, save_params
 
@@ -147,6 +149,11 @@ def main(arguments: list[str]) -> int:
             export_adapter(options["RUN_OR_DIR"], options["HF_DIR"])
             return 0
         elif options["command"] == "export":
+            if has_reward_head(options["RUN_OR_DIR"]):
+                if options["check"]:
+                    raise ConversionError("--check compares logits, which a reward model does not have; leave it out")
+                export_reward_model(options["RUN_OR_DIR"], options["HF_DIR"], options["dtype"])
+                return 0
             export_model(options["RUN_OR_DIR"], options["HF_DIR"], options["dtype"])
             pair = (options["RUN_OR_DIR"], options["HF_DIR"])
         else:

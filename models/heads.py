@@ -32,10 +32,11 @@ class Head(NamedTuple):
     # True: it reads a decoder of its own, which starts as a copy of the other one. With adapters it has its own ones,
     # beside the frozen parameters that both share.
     own: bool = False
+    bias: bool = True  # False: the weights alone
 
 
 def initial_heads(heads: Sequence[Head], params: Params, key: jax.Array) -> nnx.State:
-    """{name: {"weight": f32[width], "bias": f32[]}} of each head; weights normal(0, scale), biases zero.
+    """{name: {"weight": f32[width], "bias": f32[]}} of each head; weights normal(0, scale), biases, if any, zero.
 
     The width is that of the decoder's `params`; of a head with a decoder of its own, "decoder" is a copy of what is
     trained of them (models/lora.py).
@@ -47,7 +48,7 @@ def initial_heads(heads: Sequence[Head], params: Params, key: jax.Array) -> nnx.
         weight, bias = parameter((width,), (None,), jnp.dtype(jnp.float32)), parameter((), (), jnp.dtype(jnp.float32))
         drawn = head.scale * jax.random.normal(jax.random.fold_in(key, index), (width,), jnp.float32)
         own = {"decoder": jax.tree.map(jnp.copy, split_params(params)[0])} if head.own else {}
-        return {"weight": weight.replace(drawn), "bias": bias, **own}
+        return {"weight": weight.replace(drawn), **({"bias": bias} if head.bias else {}), **own}
 
     return nnx.State({head.name: initial(i, head) for i, head in enumerate(heads)})
 
@@ -67,7 +68,8 @@ def head_outputs(
     for head in heads:
         parts: Any = state[head.name]
         wide = (of_own(parts["decoder"]) if head.own and of_own else hidden).astype(jnp.float32)
-        y = jnp.einsum("btd,d->bt", wide, parts["weight"][...], precision="highest") + parts["bias"][...]
+        y = jnp.einsum("btd,d->bt", wide, parts["weight"][...], precision="highest")
+        y = y + parts["bias"][...] if head.bias else y
         outputs[head.name] = y if head.after else jnp.pad(y[:, :-1], ((0, 0), (1, 0)))
     return outputs
 

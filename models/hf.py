@@ -6,6 +6,7 @@ import gc
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,18 +149,30 @@ def _check_names(config: ModelConfig, tensors: SafetensorsFolder | GgufTensors, 
 
 
 def save_hf(
-    params: Any, config: ModelConfig, out: Path, source: Path | None = None, dtypes: dict[str, str] | None = None
+    params: Any,
+    config: ModelConfig,
+    out: Path,
+    source: Path | None = None,
+    dtypes: dict[str, str] | None = None,
+    score: np.ndarray | None = None,
 ) -> None:
     """Writes a folder that transformers loads: config.json, safetensors, and the tokenizer of `source`.
 
     Tensors have the dtypes of their parameters, or those of `dtypes`. Adapters are merged.
     `source` is a folder with hf_config.json (the original config.json) and tokenizer/, as in an imported model or a
-    run's model/. Raises ConversionError if `out` exists and is not empty, or cannot be written.
+    run's model/. `score`, f32[D], makes it a classifier with one label, see `models.reward`: the tensor score.weight
+    takes the place of the output projection.
+
+    Raises ConversionError if `out` exists and is not empty, or cannot be written.
     """
     with written_beside(out) as folder:
         describe_hf(config, folder, source or folder)
         fields = read_json(folder / "config.json")
-        written = save_tensors(_tensors(params, config, dtypes or {}), folder)
+        tensors = _tensors(params, config, dtypes or {})
+        if score is not None:
+            kept = ((name, tensor) for name, tensor in tensors if name != "lm_head.weight")
+            tensors = chain(kept, [("score.weight", np.ascontiguousarray(score[None]))])
+        written = save_tensors(tensors, folder)
         field = "torch_dtype" if "torch_dtype" in fields else "dtype"
         if len(written) == 1 or not fields.get(field):  # where there are several dtypes, the original's field is kept
             fields[field] = str(max(written, key=lambda dtype: written[dtype]))

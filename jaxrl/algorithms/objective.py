@@ -68,6 +68,7 @@ class Objective:
     # What the learner fills in before the first update: "old_logprobs" and "reference_logprobs" in the fields of these
     # names, "old_entropy" and "teacher_logprobs" in `extras`, "heads" as `old_NAME` of each head in `extras`.
     needs: frozenset[str] = frozenset()
+    vocabulary: bool = True  # False: loss and needs are about heads alone; logprobs and entropy are 0
     entropy_gradient: bool = False  # whether the loss differentiates Outputs.entropy
     heads: tuple[Head, ...] = ()
     extras: tuple[str, ...] = ()  # all names in Batch.extras; 0 until credit, needs or prepare gives a value

@@ -30,7 +30,7 @@ class Program:
 class Stage:
     """The programs of a training stage, and what the stage keeps in memory all the time."""
 
-    name: str  # sft | grpo
+    name: str  # sft | reward | grpo
     programs: list[Program]
     resident: dict[str, Any]  # by name: ShapeDtypeStructs with shardings
     tokens: int  # that one step trains on

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxrl.algorithms import sft
 from jaxrl.algorithms.batch import Batch
+from jaxrl.algorithms.bradley_terry import make_reward_objective
 from jaxrl.aot.program import Program, Stage
 from jaxrl.aot.sampling import engine_programs
 from jaxrl.config import Config, row_length
@@ -63,19 +64,23 @@ def _shape_at(name: str, setting: str) -> ModelConfig:
 
 def stages(config: Config, model: ModelConfig, mesh: Mesh) -> Iterator[Stage]:
     """The stages that have steps, on this mesh. Raises UserError if there are none."""
-    if not config.sft.steps and not config.grpo.steps:
-        raise UserError("nothing to compile: sft.steps and grpo.steps are both 0")
+    if not config.sft.steps and not config.grpo.steps and not config.reward.steps:
+        raise UserError("nothing to compile: sft.steps, reward.steps and grpo.steps are all 0")
+    if config.grpo.steps and config.grpo.reward != "task":
+        raise UserError(
+            f"grpo.reward = {config.grpo.reward!r} cannot be compiled yet; 'task' leaves the reward model out"
+        )
     compute = make_compute(config, mesh)
     graphdef, params = abstract_decoder(model, mesh, jnp.dtype(config.model.param_dtype))
-    for name, steps in (("sft", config.sft.steps), ("grpo", config.grpo.steps)):
+    for name, steps in (("sft", config.sft.steps), ("reward", config.reward.steps), ("grpo", config.grpo.steps)):
         if steps:
             yield _stage(config, model, name, graphdef, params, compute)
 
 
 def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params: Any, compute: Compute) -> Stage:
     rl, loss = name == "grpo", config.grpo.loss
-    settings = config.optimizer if rl else config.sft.optimizer
-    objective = objective_of(config) if rl else sft.make_objective()
+    settings = {"sft": config.sft.optimizer, "reward": config.reward.optimizer, "grpo": config.optimizer}[name]
+    objective = objective_of(config) if rl else make_reward_objective() if name == "reward" else sft.make_objective()
     optimizer, _ = stage_optimizer(settings, objective, 1000)
     learner = Learner(
         graphdef,
@@ -94,6 +99,8 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
     state = learner.abstract(params)
     microbatches, epochs = microbatches_of(config, name, T), loss.epochs if rl else 1
     forward, update = forward_flops(model, rows * T, T / 2), update_flops(model, rows * T, T / 2)
+    if not objective.vocabulary:
+        forward, update = (f(without_vocabulary(model), rows * T, T / 2) for f in (forward_flops, update_flops))
     own = sum(head.own for head in objective.heads)  # decoders beside the policy's
     critic, of_critic = (
         own * flops(without_vocabulary(model), rows * T, T / 2) for flops in (forward_flops, update_flops)
@@ -125,7 +132,7 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         gathered = sharded(params, param_shardings(params, local_mesh(mesh)))
     if ahead:  # until the sampler takes them, see jaxrl/training/draws.py
         resident["published parameters"] = trained if gathered is None else gathered
-    if config.rollout.engine == "jax":
+    if config.rollout.engine == "jax" and name != "reward":
         sampling, kept = engine_programs(config, model, graphdef, params, compute, training=rl)
         programs += sampling
         resident |= kept if rl else {}  # SFT holds them only during evaluations
@@ -148,9 +155,11 @@ def _of_teacher(model: ModelConfig, learner: Learner, batch: Batch, runs: float,
 
 def microbatches_of(config: Config, stage: str, row_length: int) -> int:
     """Microbatches of one step whose episodes all have the maximal length."""
-    longest = min(row_length, config.rollout.max_prompt_length + config.rollout.max_new_tokens)
+    longest = config.rollout.max_prompt_length + config.rollout.max_new_tokens
+    longest = min(row_length, longest * (2 if stage == "reward" else 1))  # a pair is two answers
     grpo = config.grpo
-    episodes = grpo.problems_per_step * grpo.group_size if stage == "grpo" else config.sft.batch_size
+    sizes = {"sft": config.sft.batch_size, "reward": config.reward.batch_size}
+    episodes = sizes.get(stage, grpo.problems_per_step * grpo.group_size)
     rows = math.ceil(episodes / max(1, row_length // longest))
     return math.ceil(rows / config.batch.microbatch_rows)
 

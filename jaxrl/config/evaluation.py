@@ -23,7 +23,8 @@ class EvaluationConfig:
     every: Count = 0  # steps from one to the next; 0: only between stages
     k: tuple[Positive, ...] = ()  # pass@k, maj@k, n@k and best-of-k for these too, beside 1 and `samples`
     submissions: Positive = 1  # n of n@k: programs submitted at most, of those that pass the public tests
-    best_of: Literal["", "logprob", "public"] = ""  # scorer of best-of-k: mean logprob, public tests; "": none
+    # Scorer of best-of-k: mean or summed logprob, public tests, reward.model; all of them side by side; "": none.
+    best_of: Literal["", "logprob", "public", "logprob_sum", "reward", "all"] = ""
     regenerate: Count = 0  # times at most to sample again an answer that is not well formed
     bootstrap: Count = 1000  # resamples of the problems for the 95% intervals; 0: no intervals
 

@@ -99,6 +99,8 @@ class GRPOConfig:
     patience: Count = 50  # steps in a row without any gradient until the run stops; 0: no limit
     loss: Annotated[ObjectiveSettings, PLUGINS["objective"]] = named("objective", "policy_gradient")
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    # Of an episode: the task's, that of reward.model (normalized in the group), or the task's + reward.weight of it.
+    reward: Literal["task", "model", "both"] = "task"
 
 
 @dataclass

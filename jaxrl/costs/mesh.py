@@ -186,7 +186,8 @@ def load_of(config: Config, local: int = 0, teacher: ModelConfig | None = None) 
         teacher: the model that grpo.loss.teacher names.
     """
     rollout, itemsize = config.rollout, jnp.dtype(config.model.param_dtype).itemsize
-    stages = ((config.sft.steps, config.sft.optimizer), (config.grpo.steps, config.optimizer))
+    supervised = [(stage.steps, stage.optimizer) for stage in (config.sft, config.reward)]
+    stages = [*supervised, (config.grpo.steps, config.optimizer)]
     moments = max((MOMENTS[o.state] for steps, o in stages if steps and not o.offload), default=0)
     trained = ADAPTERS if config.model.lora.rank else 1
     passing = 2 + trained * 2 * itemsize
@@ -199,7 +200,7 @@ def load_of(config: Config, local: int = 0, teacher: ModelConfig | None = None) 
         state += trained * itemsize
     gathered = itemsize / local if local else 0.0
     sampler, cached = 0, 0
-    if rollout.engine == "jax":
+    if rollout.engine == "jax" and not config.reward.steps:
         sampler, cached = 2, rollout.slots * (rollout.max_prompt_length + rollout.max_new_tokens)
     rows, apart = config.batch.microbatch_rows, not config.grpo.steps
     if apart or ahead:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxrl.config import EvaluationConfig
 from jaxrl.errors import UserError
-from jaxrl.evaluation.estimators import best_of_n, bootstrap_interval, maj_at_k, n_at_k_of_episodes, pass_at_k
+from jaxrl.evaluation.estimators import bootstrap_interval, maj_at_k, n_at_k_of_episodes, pass_at_k
+from jaxrl.evaluation.selection import Judged, best_of_values
 from jaxrl.tasks import Task
 from jaxrl.tasks.extract import normal_form
 from rollouts.episode import Attempt, Group
@@ -19,7 +20,7 @@ def scores(
     groups: Sequence[Group],
     task: Task,
     settings: EvaluationConfig,
-    ranking: Sequence[Sequence[float]],
+    ranking: Sequence[Mapping[str, Sequence[float]]],
     programs: int | None = None,
 ) -> dict[str, list[float]]:
     """The value of each problem in each metric, by the metric's name. `ranking` are the groups' `sample_scores`.
@@ -31,7 +32,8 @@ def scores(
                                     n > 1 or best_of = "public" make it another number than pass@1; of episodes of up to
                                     T `programs`, k counts T an episode
     held_out/best_of_k/logprob      of the sample with the best mean logprob of its tokens; best_of_k/public: with the
-                                    largest share of the public tests passed
+                                    largest share of the public tests passed; /logprob_sum, /reward (a reward model's);
+                                    best_of = "all" also /random, any one, and /oracle, a right one if there is
     held_out/distinct_solutions     right programs of the `samples` that differ in more than layout and comments
     held_out/NAME                   for each of task.metrics
     held_out/HEADLINE/SLICE_VALUE   the task's headline for each of its slices, such as pass@1/difficulty_3
@@ -49,14 +51,14 @@ def scores(
 
 
 def _sampled(
-    group: Group, task: Task, settings: EvaluationConfig, ranks: Sequence[float], programs: int | None
+    group: Group, task: Task, settings: EvaluationConfig, ranks: Mapping[str, Sequence[float]], programs: int | None
 ) -> dict[str, float]:
     """The metrics of one problem that every task has."""
     values: dict[str, float] = {}
     turns = programs or 1
     solved = [e.reward.solved for e in group.episodes]
     answers = [e.reward.answer for e in group.episodes] if task.answers else []
-    public = [rank == 1.0 for rank in ranks] if settings.best_of == "public" else [True] * len(solved)
+    public = [rank == 1.0 for rank in ranks["public"]] if "public" in ranks else [True] * len(solved)
     ends = [[Attempt(passed, e.reward.solved)] for e, passed in zip(group.episodes, public)]
     tried = programs is not None and any(e.attempts for e in group.episodes)  # a part of a mixture may have one turn
     episodes = [e.attempts for e in group.episodes] if tried else ends
@@ -65,11 +67,13 @@ def _sampled(
         if answers and k > 1:
             vote = maj_at_k(answers, solved, k)
             values[f"maj@{k}"], values[f"maj@{k}/standard_error"] = vote.value, vote.standard_error
-        if turns > 1 or settings.submissions > 1 or settings.best_of == "public":
+        if turns > 1 or settings.submissions > 1 or "public" in ranks:
             attempts = n_at_k_of_episodes(episodes, settings.submissions, k)
             values[f"{settings.submissions}@{k * turns}"] = attempts
         if ranks and k > 1:
-            values[f"best_of_{k}/{settings.best_of}"] = best_of_n(ranks, solved, k)
+            chosen = best_of_values(Judged(group.problem.id, solved, {n: [*s] for n, s in ranks.items()}), k)
+            shown = chosen if settings.best_of == "all" else {settings.best_of: chosen[settings.best_of]}
+            values |= {f"best_of_{k}/{name}": value for name, value in shown.items()}
     programs_of = [e.submitted.program for e in group.episodes]
     if settings.samples > 1 and any(programs_of):
         right = {normal_form(program) for program, passed in zip(programs_of, solved) if program and passed}

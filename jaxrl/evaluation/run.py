@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from jaxrl.config import EvaluationConfig
 from jaxrl.costs.flops import question_cost
 from jaxrl.distributed.processes import Processes
 from jaxrl.evaluation.metrics import scores, summary
-from jaxrl.evaluation.selection import sample_scores
+from jaxrl.evaluation.selection import Scorer, judged, sample_scores, write_judged
 from jaxrl.tasks import Task
 from models.config import ModelConfig
 from rollouts.collect import Environment, Keeper
@@ -39,6 +40,8 @@ def evaluate(
     processes: Processes = Processes(),
     programs: int | None = None,
     keeper: Keeper | None = None,
+    reward: Scorer | None = None,
+    scores_file: Path | None = None,
 ) -> tuple[dict[str, float], list[Group]]:
     """Scores on the task's held-out problems (see `scores`, `summary`), what an answer cost, and the episodes.
 
@@ -51,9 +54,13 @@ def evaluate(
         processes: that share the episodes; each returns the same.
         programs: that an episode may submit, in an environment that scores each turn's; None: its end is scored.
         keeper: sees every episode as soon as it is finished, and may know some from an earlier try.
+        reward: the reward model, for best_of = "reward" or "all".
+        scores_file: where verdicts and scores of all samples are written, for other tables (python -m jaxrl.score).
     """
     groups, drawn = collect_well_formed(engine, environment, task, settings, seed, processes, keeper)
-    ranking = sample_scores(groups, task, settings.best_of, pool, processes)
+    ranking = sample_scores(groups, task, settings.best_of, pool, processes, reward)
+    if scores_file is not None and settings.best_of and processes.first:
+        write_judged(scores_file, judged(groups, ranking))
     table = scores(groups, task, settings, ranking, programs)
     metrics = summary(table, settings.bootstrap, slices=f"{task.headline}/")
     episodes = [e for g in groups for e in g.episodes]

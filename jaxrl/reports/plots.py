@@ -32,6 +32,11 @@ COMPARED = (  # title, the metric's name, factor
 CURVES = (  # of one run: title, the metric's name, factor
     ("Reward of sampled episodes", "reward/mean", 1),
     ("Solved, % of sampled episodes", "solved", 100),
+    ("Reward model's score, mean", "reward_model/score", 1),
+    ("Reward model: pairs of a right and a wrong answer ordered rightly, %", "reward_model/accuracy", 100),
+    ("Alarm: the reward model's score up, solved down", "reward_model/alarm", 1),
+    ("Pairs ordered rightly, %", "accuracy", 100),
+    ("Margin of pairs: score of the chosen - of the rejected", "margin", 1),
     ("Loss", "loss", 1),
     ("Entropy, nats a token", "entropy", 1),
     ("Reverse KL to the teacher, nats a token", "distill/reverse_kl", 1),

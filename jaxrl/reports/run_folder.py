@@ -24,6 +24,7 @@ EVALUATION = "evaluate"  # the "stage" of records that are not of a training ste
 HEADLINE = "pass@1"  # the metric that counts where the record of an evaluation names none
 BOUNDS = ("low", "high", "standard_error")  # of a metric: not slices
 LOGPROBS = ("flops/old", "flops/reference")  # of a step that samples
+JUDGE = "flops/reward_model"  # of a reward model's scores, in records of stages with one
 TEACHER = "flops/teacher"  # logprobs too, in records of stages with a teacher
 
 
@@ -120,7 +121,9 @@ class TrainingCost:
     pretraining: float | None = 0.0
     supervised: float | None = 0.0  # and all else that samples nothing
     sampling: float | None = 0.0
-    logprobs: float | None = 0.0  # before the first update of a step, of a reference policy and of a teacher
+    logprobs: float | None = (
+        0.0  # before the first update of a step, of a reference policy, a teacher and a reward model
+    )
     update: float | None = 0.0  # of reinforcement learning
 
     def parts(self) -> dict[str, float | None]:
@@ -226,12 +229,12 @@ def own_cost(steps: Sequence[Record]) -> TrainingCost:
     def total(*names: str) -> float | None:
         return add(*(r.get(name) for r in sampled for name in names))
 
-    known = ("flops/update", "flops/sampling", *LOGPROBS, TEACHER)
+    known = ("flops/update", "flops/sampling", *LOGPROBS, TEACHER, JUDGE)
     others = sum(v for r in sampled for name, v in r.items() if name.startswith("flops/") and name not in known)
     return TrainingCost(
         supervised=add(*(r.get("flops") for r in steps if not samples(r))),
         sampling=total("flops/sampling"),
-        logprobs=add(total(*LOGPROBS), *(r.get(TEACHER, 0.0) for r in sampled)),
+        logprobs=add(total(*LOGPROBS), *(r.get(name, 0.0) for r in sampled for name in (TEACHER, JUDGE))),
         update=add(total("flops/update"), others),
     )
 

@@ -71,19 +71,29 @@ def load_teacher(path: str, compute: Compute, folder: Path, processes: Processes
 
     Raises UserError where a resumed run finds others in their place.
     """
+    teacher = load_frozen(path, compute)
+    found = {"path": path, "dtype": compute.dtype.name, "fingerprint": fingerprint(teacher.params)}
+    with processes.after_first("teacher"):
+        check_same(folder / "teacher.json", found, f"grpo.loss.teacher = {path!r}", processes.first)
+    return teacher
+
+
+def load_frozen(path: str, compute: Compute) -> Teacher:
+    """A model that is not trained, with its weights in the compute dtype, sharded over the mesh."""
     dtype = ForSampling(compute.dtype)
     model, graphdef, params = load_model(path, compute.mesh, dtype)
     flat = nnx.to_flat_state(params)  # merged adapters leave the dtype of the run that they come from
     params = nnx.from_flat_state([(p, v.replace(v[...].astype(dtype_of(str(p[-1]), dtype)))) for p, v in flat])
-    found = {"path": path, "dtype": compute.dtype.name, "fingerprint": fingerprint(params)}
-    kept = folder / "teacher.json"
-    with processes.after_first("teacher"):
-        if processes.first and not kept.exists():
-            write_beside(kept, json.dumps(found) + "\n")
-        before = json.loads(kept.read_text())
+    return Teacher(model, graphdef, params)
+
+
+def check_same(kept: Path, found: dict[str, str], name: str, writes: bool) -> None:
+    """Writes what identifies the weights of a model, or compares. Raises UserError, as `name`, for other weights."""
+    if writes and not kept.exists():
+        write_beside(kept, json.dumps(found) + "\n")
+    before = json.loads(kept.read_text())
     if before["dtype"] == found["dtype"] and before["fingerprint"] != found["fingerprint"]:
         raise UserError(
-            f"grpo.loss.teacher = {path!r} has other weights than when {folder} was begun; put those back, or choose "
-            "another --config.name"
+            f"{name} has other weights than when {kept.parent} was begun; put those back, or choose another "
+            "--config.name"
         )
-    return Teacher(model, graphdef, params)

@@ -23,6 +23,7 @@ class Draw(NamedTuple):
     groups: list[Group]  # to train on
     drawn: list[Group]  # all of them: more, with dynamic sampling
     seconds: float  # that the sampler was busy
+    judged_flops: float = 0.0  # operations of the reward model
 
 
 class _Unpickler(pickle.Unpickler):

@@ -73,7 +73,9 @@ class Learner:
         self.turns, self.objective = turns, objective
         self.optimizer, self.microbatch_rows, self.compute = optimizer, microbatch_rows, compute
         self.offload = offload
-        forward = partial(_forward, graphdef, objective.heads, compute, temperature, objective.entropy_gradient)
+        forward = partial(
+            _forward, graphdef, objective.heads, compute, temperature, objective.entropy_gradient, objective.vocabulary
+        )
         self._gradient, self._accumulate, self._zeros = _gradient_programs(forward, objective, compute)
         self._applying: Callable[..., Any] | None = None
         # Whole on every device, so that each process can read all of it.
@@ -222,7 +224,7 @@ class Learner:
 
     def logprobs_program(self, graphdef: nnx.GraphDef) -> Any:
         """Jitted: (parameters of this decoder, microbatch) -> f32[b, T], the logprob of each token."""
-        forward = partial(_forward, graphdef, (), self.compute, self._temperature, False)
+        forward = partial(_forward, graphdef, (), self.compute, self._temperature, False, True)
         return jax.jit(lambda params, batch: forward(params, batch).logprobs, out_shardings=self._whole)
 
     def outputs(self, state: TrainState, batch: Batch) -> Outputs:
@@ -283,6 +285,8 @@ def _gradient_programs(forward: Callable[..., Any], objective: Objective, comput
     def loss(trained: Weights, frozen: Params, batch: Batch) -> tuple[jax.Array, LossMetrics]:
         outputs = forward(join_params(trained, frozen), batch)
         value, metrics = objective.loss(outputs, batch)
+        if not objective.vocabulary:
+            return value, metrics
         sums = {**metrics.sums, "entropy": jnp.sum(outputs.entropy * batch.loss_mask)}
         return value, metrics._replace(sums=sums)
 
@@ -330,6 +334,7 @@ def _forward(
     compute: Compute,
     temperature: float,
     entropy_gradient: bool,
+    vocabulary: bool,
     weights: Weights,
     batch: Batch,
 ) -> Outputs:
@@ -338,6 +343,15 @@ def _forward(
     model: Decoder = nnx.merge(graphdef, params)
     tokens = jnp.asarray(batch.tokens)
     hidden = model(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
+
+    def of_own(trained: Params) -> jax.Array:
+        own: Decoder = nnx.merge(graphdef, join_params(trained, split_params(params)[1]))
+        return own(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
+
+    of_heads = head_outputs(heads, state, hidden, of_own) if state is not None else {}
+    if not vocabulary:
+        nothing = jnp.zeros(tokens.shape, jnp.float32)
+        return Outputs(nothing, of_heads, nothing)
     # All of a row's tokens, the last one's successor too, so that rows are divided evenly over devices.
     following = jnp.roll(tokens, -1, axis=1)
     wanted = jnp.roll(jnp.asarray(batch.loss_mask), -1, axis=1) > 0
@@ -353,9 +367,4 @@ def _forward(
         entropy_gradient=entropy_gradient,
     )
     logprobs, entropy = (jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in of_following)
-
-    def of_own(trained: Params) -> jax.Array:
-        own: Decoder = nnx.merge(graphdef, join_params(trained, split_params(params)[1]))
-        return own(tokens, jnp.asarray(batch.positions), jnp.asarray(batch.segment_ids), compute)
-
-    return Outputs(logprobs, head_outputs(heads, state, hidden, of_own) if state is not None else {}, entropy)
+    return Outputs(logprobs, of_heads, entropy)

@@ -17,10 +17,12 @@ from jaxrl.config import Config, row_length
 from jaxrl.config.plugins import PLUGINS, load_plugin
 from jaxrl.costs.flops import step_flops
 from jaxrl.errors import UserError
+from jaxrl.files import read_metrics
 from jaxrl.runs.log import write_samples
 from jaxrl.runs.teacher import load_teacher
 from jaxrl.training.draws import Draw, SamplingAhead
 from jaxrl.training.learner import Learner, TrainState
+from jaxrl.training.model_reward import HackingWatch, judge_groups, model_metrics
 from jaxrl.training.optimizer import to_host
 from jaxrl.training.packing import make_batch
 from jaxrl.training.replay import Replay, fill_reference_rewards, open_replay, replay_metrics, write_sources
@@ -90,6 +92,11 @@ class Reinforce(Progressing):
         self.reference = _reference_params(t, stage, state, done)
         self.teacher, self.taught = _teacher(t, learner)
         self.replay = open_replay(t)
+        self.hacking = HackingWatch()
+        for record in read_metrics(t.log.path) if done > stage.start else ():  # as it was before the run was resumed
+            if record["stage"] == stage.name:
+                self.hacking.look(record)
+                self.hacking.warned |= bool(record.get("reward_model/alarm"))
         fill_reference_rewards(t, stage.objective, state, done, stage.start, self.replay)
         self.sampling = SamplingAhead(
             lambda step: draw(t, stage.objective.at(step - stage.start), step - stage.start, self.replay),
@@ -116,7 +123,7 @@ class Reinforce(Progressing):
         """Problems, groups, batch, update, weights: one round of the loop."""
         t, times = self.t, {}
         clock = time.perf_counter()
-        groups, drawn, sampled = self.sampling.take(step)
+        groups, drawn, sampled, judged_flops = self.sampling.take(step)
         waited = time.perf_counter() - clock
         times["time/sample_s"] = min(sampled, waited)
         times["time/score_s"] = waited - times["time/sample_s"]
@@ -128,8 +135,14 @@ class Reinforce(Progressing):
             metrics |= episode_metrics(drawn, has_signal) | staleness(drawn, step, t.config.rollout.max_staleness)
         else:
             metrics["tokens"] = float(sum(e.sampled_length for g in groups for e in g.episodes))
+        metrics |= model_metrics(drawn)
+        metrics |= self.hacking.look(metrics)
+        if warning := self.hacking.warning(metrics):
+            t.progress.print(f"step {step}: {warning}")
         state, measured = self.update(state, groups, drawn, step)
         metrics |= measured
+        if t.config.grpo.reward != "task":
+            metrics |= {"flops/reward_model": judged_flops, "flops": metrics["flops"] + judged_flops}
         times["time/train_s"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
@@ -216,18 +229,21 @@ def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> D
     dynamic = config.grpo.loss.dynamic_sampling
     draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
     drawn, kept = [], []
-    seconds = 0.0
+    seconds = flops = 0.0
+    judge = t.reward if config.grpo.reward != "task" else None
     for attempt in range(draws if size else 0):
         problems = t.selection.next((stage_step - 1) * draws + attempt, size)
         seed = (config.seed, ROLLOUTS, stage_step, attempt)
         groups = t.processes.collect("draw", t.engine, t.environment, problems, config.grpo.group_size, seed)
         seconds += max(e.timings["sample"] for g in groups for e in g.episodes)
+        if judge is not None:
+            flops += judge_groups(judge, groups, config)
         t.selection.observe(groups)
         drawn += groups
         kept += [g for g in groups if objective.signal(g)] if dynamic else groups
         if len(kept) >= size:
             break
-    return Draw([*kept[:size], *old], drawn, seconds)
+    return Draw([*kept[:size], *old], drawn, seconds, flops)
 
 
 def _teacher(t: Trainer, learner: Learner) -> tuple[ModelConfig | None, Callable[[Batch], np.ndarray] | None]:

@@ -26,6 +26,7 @@ class Stage:
     begin: Callable[..., Progressing]  # (trainer, stage, learner, state, done) -> the stage after step `done`
     updates: int = 1  # of the optimizer in a step, at most
     temperature: float = 1.0  # of the distribution whose logprobs the objective sees
+    samples: bool = True  # whether the engine samples for it, in evaluations at least
 
     @property
     def steps(self) -> int:
@@ -41,6 +42,10 @@ class Progressing:
 
     def wait(self) -> None:
         """Returns when nothing of the stage uses the engine."""
+
+    def evaluate(self, state: TrainState, step: int, after: str) -> str:
+        """An evaluation in place of the usual one, in stages without an engine; why the run should stop, or ""."""
+        raise NotImplementedError
 
     def evaluated(self, state: TrainState, step: int) -> None:
         """After an evaluation, in which the engine had the parameters that the next update donates."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxrl.evaluation.run import EVALUATION, evaluate, headline
 from jaxrl.runs.journal import Tally
 from jaxrl.runs.log import MetricsLog, Progress, write_samples
 from jaxrl.runs.policy import Policy
+from jaxrl.runs.reward_model import RewardModel
 from jaxrl.tasks import Task
 from jaxrl.tasks.sampling import Selection
 from jaxrl.training.checkpoint import Checkpoints
@@ -46,6 +48,7 @@ class Trainer:
     stop: Stop
     processes: Processes
     devices: dict[str, Any]  # as in FOLDER/devices.json
+    reward: RewardModel | None = None  # of config.reward.model
 
 
 def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> str:
@@ -55,10 +58,11 @@ def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> str:
     seed, settings = (t.config.seed, EVALUATION), t.config.evaluation
     model, programs = t.policy.config, t.config.rollout.programs
     total = len(t.test.held_out) * settings.samples // t.processes.count
+    scorer = None if t.reward is None else partial(t.reward.score_groups, rollout=t.config.rollout)
     with t.progress.aside():
         tally = Tally("evaluation", total, t.progress)
         metrics, groups = evaluate(
-            t.engine, t.evaluator, t.test, settings, seed, t.services.pool, model, t.processes, programs, tally
+            t.engine, t.evaluator, t.test, settings, seed, t.services.pool, model, t.processes, programs, tally, scorer
         )
     metrics["time/evaluate_s"] = time.perf_counter() - clock
     t.log.write(

@@ -1,0 +1,18 @@
+"""The reward model of the demonstration: the policy of sft.py, trained on pairs of its own answers."""
+
+from configs.acecode.sft import get_config as sft_config
+from jaxrl.config import Config
+
+
+def get_config() -> Config:
+    config = sft_config()
+    config.name = "ace_reward"
+    config.model.path = "runs/ace_sft"
+    config.sft.steps = 0
+    config.reward.path = "runs/ace_pairs/pairs.jsonl"
+    config.reward.steps = 200
+    config.reward.batch_size = 32
+    config.reward.held_out = 0.1
+    config.reward.optimizer.learning_rate = 3e-4
+    config.evaluation.every = 50
+    return config
