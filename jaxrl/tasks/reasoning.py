@@ -29,7 +29,7 @@ from jaxrl.config.rules import Share, nearest
 from jaxrl.config.task import TaskSettings
 from jaxrl.errors import UserError
 from jaxrl.tasks import Task, native
-from jaxrl.tasks.native import Question
+from jaxrl.tasks.native.question import Question, is_right, same
 from jaxrl.tasks.rows import DataError, expanded
 from jaxrl.tasks.sampling import Generated
 from rollouts.episode import Problem, Reward, Submission
@@ -117,7 +117,7 @@ class Settings(TaskSettings):
 
 def kinds_of(suite: str) -> list[str]:
     """SUITE/NAME of each."""
-    names = {"gym": GYM, "bbh": BBH, "native": native.kinds()}[suite]
+    names = {"gym": GYM, "bbh": BBH, "native": native.KINDS}[suite]
     return [f"{suite}/{name}" for name in names]
 
 
@@ -193,13 +193,13 @@ def ask(kind: str, number: int, seed: int, settings: Settings) -> tuple[Question
     """Question `number` of a kind, and for `gym` how its grader finds it again."""
     suite, name = kind.split("/")
     if suite == "native":
-        return native.kinds()[name](random.Random(f"{name} {seed} {number}")), None
+        return native.KINDS[name](random.Random(f"{name} {seed} {number}")), None
     if suite == "bbh":
         rows = _bbh(settings.path, name)
         row = rows[number % len(rows)]
         target = row["target"]
         letter = re.fullmatch(r"\(([A-Z])\)", target)  # of a choice, also right without its parentheses
-        check = lambda text: native.same(text, target) or bool(letter and text.strip() == letter[1])  # noqa: E731
+        check = lambda text: same(text, target) or bool(letter and text.strip() == letter[1])  # noqa: E731
         return Question(row["input"], target, check), None
     entry = {"name": name, "seed": zlib.crc32(f"{name} {seed} {number}".encode())}
     return Question(*gym_question(entry, settings.least_isolation)), entry
@@ -241,7 +241,7 @@ async def judge(problem: Problem, submission: Submission, services: Services, se
     if given is None:
         return Reward(0.0, False, {"solved": 0.0})
     if isinstance(problem.answer, Question):
-        score = float(native.is_right(problem.answer, given))
+        score = float(is_right(problem.answer, given))
     else:
         graded = await grade(problem.answer, given, settings.least_isolation)
         if graded is None:

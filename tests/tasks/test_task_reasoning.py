@@ -17,10 +17,10 @@ from judging import judge_all
 
 from jaxrl.errors import UserError
 from jaxrl.tasks import native, reasoning
-from jaxrl.tasks.native import is_right, same
+from jaxrl.tasks.native.question import is_right, same
 from jaxrl.tasks.rows import DataError
 
-NATIVE = native.kinds()
+NATIVE = native.KINDS
 NONSENSE = ("", "nonsense", "[]", "0, 0", "(1", "9" * 3000, "(" * 500, "None", "[[[]]]", "A->", "1e999")
 
 

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from itertools import permutations, product
 
-from jaxrl.tasks.native import Question, named, read
+from jaxrl.tasks.native.question import Question, named, read
 
 AROUND = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
 

@@ -6,7 +6,7 @@ import random
 from collections import deque
 from itertools import pairwise
 
-from jaxrl.tasks.native import Question, named, read
+from jaxrl.tasks.native.question import Question, named, read
 
 Cell = tuple[int, int]
 MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from itertools import product
 
-from jaxrl.tasks.native import Question, named
+from jaxrl.tasks.native.question import Question, named
 
 
 def _names(text: str) -> list[str]:
