@@ -8,13 +8,15 @@ Both have the same model, problems and steps. With edits each turn is a command,
 among the group's episodes that have one; a whole program is one turn.
 """
 
+from typing import Literal
+
 from jaxrl.algorithms import policy_gradient
 from jaxrl.config import Config
 from jaxrl.tasks import repair
 from rollouts.environments import edits
 
 
-def get_config(style: str = "edits") -> Config:
+def get_config(style: Literal["edits", "direct"] = "edits") -> Config:
     config = Config(name=f"repair_{style}", label="edits" if style == "edits" else "whole program")
     config.task = repair.Settings(
         families=("list",), max_difficulty=3, most_mistakes=2, style=style, explain=False, failures=1, characters=60

@@ -66,7 +66,8 @@ def pair_margins(scores: Array, batch: Batch) -> jax.Array:
     """score(chosen) - score(rejected) f32[B, T] where loss_mask is 1; anything elsewhere."""
     back = jnp.asarray(batch.extras[REJECTED]).astype(jnp.int32)
     rejected = jnp.arange(back.shape[1])[None] - back
-    return scores - jnp.take_along_axis(jnp.asarray(scores), rejected, axis=1)
+    scores = jnp.asarray(scores)
+    return scores - jnp.take_along_axis(scores, rejected, axis=1)
 
 
 def pair_weights(questions: Sequence[str], average: str, answers: Sequence[tuple[str, str]] = ()) -> np.ndarray:

@@ -143,8 +143,8 @@ def best_of_table(
         values = [best_of_values(problem, n) for problem in problems]
         for name in values[0]:
             of_scorer = [v[name] for v in values]
-            interval = bootstrap_interval(of_scorer, 0.95, bootstrap) if bootstrap else (np.nan, np.nan)
-            table.setdefault(name, {})[n] = (float(np.mean(of_scorer)), *interval)
+            low, high = bootstrap_interval(of_scorer, 0.95, bootstrap) if bootstrap else (np.nan, np.nan)
+            table.setdefault(name, {})[n] = float(np.mean(of_scorer)), low, high
     return table
 
 
