@@ -161,8 +161,9 @@ class Script:
 
 PROBLEM = Problem(
     "double", ({"role": "user", "content": "Write f(x): twice x."},),
-    tests=(CallTest("f", (2,), 4),), public_tests=(CallTest("f", (2,), 4),),
+    tests=(CallTest("f", (2,), 4),), public_tests=(CallTest("f", (2,), 4),), meta={"broken": "def f(x): return x"},
 )  # fmt: skip
+ANSWERS = {"edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"]}  # of environments that want no program
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_environments_play_and_submit_once(name, tokenizer, pool):
         episodes = []
         for _ in range(2):
             environment = make_environment(config, own, tokenizer, services, 1.0)
-            episodes.append(asyncio.run(environment.play(PROBLEM, Script(tokenizer, [code, code]), seed=3)))
+            episodes.append(asyncio.run(environment.play(PROBLEM, Script(tokenizer, ANSWERS.get(name, [code, code])), seed=3)))
     one, other = episodes
     assert one.submission is not None and one.submission in submitted and one.submission == other.submission
     assert one.reward.solved and one.status == "finished"
