@@ -55,7 +55,9 @@ def settings(request, tmp_path) -> Any:
         path = tmp_path / "contest.jsonl"
         path.write_text("".join(json.dumps(ROW | {"problem_id": f"p{i}"}) + "\n" for i in range(60)))
         made.path = str(path)
-    elif hasattr(made, "path"):
+    elif request.param == "repair":
+        made.style, made.train_problems, made.demonstrations = "direct", 60, 60  # each is run when it is made
+    elif request.param in PATHS:
         made.path = str(request.getfixturevalue("data") / PATHS[request.param])
     check_settings(made, "task")
     return made
@@ -193,7 +195,9 @@ def test_environments_play_and_submit_once(name, tokenizer, pool):
         episodes = []
         for _ in range(2):
             environment = make_environment(config, own, tokenizer, services, 1.0)
-            episodes.append(asyncio.run(environment.play(PROBLEM, Script(tokenizer, ANSWERS.get(name, [code, code])), seed=3)))
+            episodes.append(
+                asyncio.run(environment.play(PROBLEM, Script(tokenizer, ANSWERS.get(name, [code, code])), seed=3))
+            )
     one, other = episodes
     assert one.submission is not None and one.submission in submitted and one.submission == other.submission
     assert one.reward.solved and one.status == "finished"

@@ -76,6 +76,7 @@ gym/string_synthesis gym/sudoku gym/word_sequence_reversal gym/word_sorting nati
 native/light_out native/mahjong native/number_grid native/pattern_counting native/synthesis_decomposition
 """)
 )
+ANOTHER, DRAWS = 1_000_003, 200  # to the next question of a kind, where one is held out; how often
 RIGHT = 0.99  # graders of reasoning-gym give nonsense small scores
 HELD_OUT_SEED = 50_000_017  # the same held-out problems for every run
 GRADER_LIMITS = Limits(wall_s=10.0, cpu_s=8.0, memory_mb=2048, output_kb=4)
@@ -137,12 +138,15 @@ def make_task(settings: Settings, seed: int) -> Task:
         for problem in questions(kinds, size, HELD_OUT_SEED, settings, {"held_out": part})
     ]
     shown = [kind for kind in trained if not kind.startswith("bbh/")]
+    taken = frozenset(p.messages[-1]["content"] for p in held_out)
     return Task(
         name="reasoning",
-        train=questions(trained, settings.train_problems if trained else 0, seed, settings),
+        train=questions(trained, settings.train_problems if trained else 0, seed, settings, taken=taken),
         held_out=held_out,
         judge=lambda problem, submission, services: judge(problem, submission, services, settings),
-        demonstrations=questions(shown, settings.demonstrations if shown else 0, seed + 1, settings, demonstrate=True),
+        demonstrations=questions(
+            shown, settings.demonstrations if shown else 0, seed + 1, settings, demonstrate=True, taken=taken
+        ),
         corpus=lambda: _corpus(shown, settings),
         slices=lambda p: {"held_out": p.meta["held_out"], "suite": p.meta["suite"], "kind": p.meta["kind"]},
         answers=True,
@@ -162,26 +166,28 @@ def _halves(size: int, there: Sequence[bool]) -> list[int]:
 
 
 def questions(
-    kinds: Sequence[str],
-    size: int,
-    seed: int,
-    settings: Settings,
-    meta: dict[str, Any] | None = None,
-    demonstrate: bool = False,
-) -> Generated:
-    """Questions of the kinds in turn; the same for the same seed."""
+    kinds: Sequence[str], size: int, seed: int, settings: Settings, meta: dict[str, Any] | None = None,
+    demonstrate: bool = False, taken: frozenset[str] = frozenset(),
+) -> Generated:  # fmt: skip
+    """Questions of the kinds in turn, none of which is `taken`; the same for the same seed."""
 
     def make(i: int) -> Problem:
         kind, number = kinds[i % len(kinds)], i // len(kinds)
-        question, entry = ask(kind, number, seed, settings)
         form = FORMS[settings.answer_form]
-        text = f"{question.text.strip()}\nGive the final answer as {form.format('answer')}."
+        for _ in range(DRAWS):
+            question = ask(kind, number, seed, settings)
+            text = f"{question.text.strip()}\nGive the final answer as {form.format('answer')}."
+            if text not in taken:
+                break
+            number += ANOTHER
+        else:
+            raise UserError(f"task.held_out_problems leaves no question of {kind} to train on")
         suite, name = kind.split("/")
         shown = _demonstration(question, random.Random(f"shown {seed} {i}"), settings) if demonstrate else None
         return Problem(
             id=f"{kind}/{seed}/{number}",
             messages=({"role": "user", "content": text},),
-            answer=question if entry is None else entry,
+            answer={"kind": kind, "number": number, "seed": seed},  # plain data: problems travel between processes
             demonstration=shown,
             meta={"suite": suite, "kind": name, "held_out": "trained", **(meta or {})},
         )
@@ -189,20 +195,24 @@ def questions(
     return Generated(size, make)
 
 
-def ask(kind: str, number: int, seed: int, settings: Settings) -> tuple[Question, dict[str, Any] | None]:
-    """Question `number` of a kind, and for `gym` how its grader finds it again."""
+def ask(kind: str, number: int, seed: int, settings: Settings) -> Question:
+    """Question `number` of a kind."""
     suite, name = kind.split("/")
     if suite == "native":
-        return native.KINDS[name](random.Random(f"{name} {seed} {number}")), None
+        return native.KINDS[name](random.Random(f"{name} {seed} {number}"))
     if suite == "bbh":
         rows = _bbh(settings.path, name)
         row = rows[number % len(rows)]
         target = row["target"]
         letter = re.fullmatch(r"\(([A-Z])\)", target)  # of a choice, also right without its parentheses
         check = lambda text: same(text, target) or bool(letter and text.strip() == letter[1])  # noqa: E731
-        return Question(row["input"], target, check), None
-    entry = {"name": name, "seed": zlib.crc32(f"{name} {seed} {number}".encode())}
-    return Question(*gym_question(entry, settings.least_isolation)), entry
+        return Question(row["input"], target, check)
+    return Question(*gym_question(gym_entry(name, seed, number), settings.least_isolation))
+
+
+def gym_entry(name: str, seed: int, number: int) -> dict[str, Any]:
+    """How reasoning-gym finds a question again."""
+    return {"name": name, "seed": zlib.crc32(f"{name} {seed} {number}".encode())}
 
 
 def _demonstration(question: Question, rng: random.Random, settings: Settings) -> tuple[dict[str, str], ...]:
@@ -240,10 +250,13 @@ async def judge(problem: Problem, submission: Submission, services: Services, se
     given = marked(submission.text, settings.answer_form)
     if given is None:
         return Reward(0.0, False, {"solved": 0.0})
-    if isinstance(problem.answer, Question):
-        score = float(is_right(problem.answer, given))
+    asked = problem.answer
+    suite, name = asked["kind"].split("/")
+    if suite != "gym":
+        score = float(is_right(ask(asked["kind"], asked["number"], asked["seed"], settings), given))
     else:
-        graded = await grade(problem.answer, given, settings.least_isolation)
+        entry = gym_entry(name, asked["seed"], asked["number"])
+        graded = await grade(entry, given, settings.least_isolation)
         if graded is None:
             return Reward(0.0, False, {"solved": 0.0}, Verdict("sandbox_error"))
         score = graded

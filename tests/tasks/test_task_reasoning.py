@@ -95,6 +95,10 @@ def test_moves_of_2048_and_reversi():
 # --- the task
 
 
+def asked(problem, settings=reasoning.Settings()):
+    return reasoning.ask(**problem.answer, settings=settings)
+
+
 def ask(task, count):
     return [task.train[i] for i in range(count)]
 
@@ -108,11 +112,11 @@ def test_parts_are_apart_by_kind_and_by_question(pool):
         k.split("/")[1] for k in reasoning.HELD_OUT_KINDS if "native" in k
     }
     assert kinds["question"] <= kinds["trained"] and not kinds["kind"] & kinds["trained"]
-    asked = {p.messages[0]["content"] for p in ask(task, 400)}
-    assert not [p for p in task.held_out if p.messages[0]["content"] in asked]
-    right = judge_all(task, task.held_out, [f"So <<<{p.answer.answer}>>>." for p in task.held_out], pool)
+    trained_on = {p.messages[0]["content"] for p in ask(task, 400)}
+    assert not [p for p in task.held_out if p.messages[0]["content"] in trained_on]
+    right = judge_all(task, task.held_out, [f"So <<<{asked(p).answer}>>>." for p in task.held_out], pool)
     assert all(r.solved for r in right)
-    wrong = judge_all(task, task.held_out, [f"So {p.answer.answer}." for p in task.held_out], pool)
+    wrong = judge_all(task, task.held_out, [f"So {asked(p).answer}." for p in task.held_out], pool)
     assert not any(r.solved for r in wrong) and task.slices(task.held_out[0]).keys() == {"held_out", "suite", "kind"}
 
 
@@ -136,7 +140,7 @@ def test_demonstrations_end_with_the_answer():
     shown = [task.demonstrations[i].demonstration for i in range(40)]
     assert {len(s) for s in shown} == {1, 3}
     for s, p in zip(shown, (task.demonstrations[i] for i in range(40))):
-        assert s[-1]["content"] == f"<<<{p.answer.answer}>>>"
+        assert s[-1]["content"] == f"<<<{asked(p).answer}>>>"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,9 @@ def test_big_bench_hard_is_not_trained_on(data, pool):
     settings = reasoning.Settings(suites=("bbh",), path=str(data / "bbh/bbh"), held_out_problems=54)
     task = reasoning.make_task(settings, 0)
     assert len(task.train) == 0 and len(task.held_out) == 54 and len({p.meta["kind"] for p in task.held_out}) == 27
-    answers = [re.sub(r"^\(([A-Z])\)$", r"\1", p.answer.answer) for p in task.held_out]  # a choice's letter will do
+    answers = [
+        re.sub(r"^\(([A-Z])\)$", r"\1", asked(p, settings).answer) for p in task.held_out
+    ]  # a choice's letter will do
     right = judge_all(task, task.held_out, [f"<<<{a}>>>" for a in answers], pool)
     assert all(r.solved for r in right)
     settings.train_on_bbh = True
@@ -187,7 +193,7 @@ def test_graders_of_reasoning_gym(pool):
     pytest.importorskip("reasoning_gym")
     kinds = ("gym/lcm", "gym/prime_factorization", "gym/spell_backward", "gym/countdown")
     task = reasoning.make_task(reasoning.Settings(kinds=kinds, held_out="questions", held_out_problems=8), 0)
-    answers = [f"<<<{reasoning.gym_question(p.answer)[1]}>>>" for p in task.held_out]
+    answers = [f"<<<{asked(p).answer}>>>" for p in task.held_out]
     assert all(r.solved for r in judge_all(task, task.held_out, answers, pool))
     wrong = judge_all(task, task.held_out, ["<<<nonsense>>>"] * 8, pool)
     assert [r.value for r in wrong] == [0.0] * 8  # also where the grader raises, or gives a little for anything
@@ -215,7 +221,7 @@ def test_every_data_set_of_reasoning_gym_takes_its_own_answers(pool):
     pytest.importorskip("reasoning_gym")
     settings = reasoning.Settings(suites=("gym",), held_out="both", held_out_problems=168)
     task = reasoning.make_task(settings, 0)
-    answers = [f"<<<{reasoning.gym_question(p.answer)[1]}>>>" for p in task.held_out]
+    answers = [f"<<<{asked(p).answer}>>>" for p in task.held_out]
     right = judge_all(task, task.held_out, answers, pool)
     missed = {p.meta["kind"] for p, r in zip(task.held_out, right) if not r.solved}
     assert missed == set()
