@@ -33,8 +33,8 @@ def descendants(proc: int) -> list[int]:
 def kill_descendants(proc: int) -> None:
     """Sends SIGKILL to all processes below the caller, however fast they fork.
 
-    First all are stopped, again and again until there is no new one: a stopped process does not fork, and where a limit
-    is reached none can start before one ends.
+    They are stopped first, pass after pass until a pass finds nothing new. A stopped process cannot fork, and at the
+    process limit nothing can start until something ends.
     """
     stopped: set[int] = set()
     while new := set(descendants(proc)) - stopped:

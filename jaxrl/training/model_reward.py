@@ -41,7 +41,7 @@ def model_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
     reward_model/score     the mean score: comparable over the steps of a run, because the model is the same
     reward_model/accuracy  the share of pairs of a right and a wrong episode of one problem that it orders rightly, a
-                           tie counting half; left out where there are no such pairs
+                           tie counting half; left out if no problem has both
     reward_model/task      the mean of the task's reward, which is a part of the reward, or none
     """
     judged = [[e for e in g.episodes if SCORE in e.reward.parts] for g in groups]

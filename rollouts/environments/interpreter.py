@@ -45,7 +45,7 @@ class Settings:
     concurrency: Annotated[int, Ge(0)] = 0  # calls at a time; 0: two for each core
 
     def check(self, where: str = "rollout.environment") -> None:
-        """Raises ValueError for a header where there is no message."""
+        """Raises ValueError for a header when the output is not sent as a message."""
         if self.output_header and self.output_to == "answer":
             raise ValueError(f"{where}.output_header needs {where}.output_to = 'user' or 'tool'")
 

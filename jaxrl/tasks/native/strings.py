@@ -28,8 +28,8 @@ def string_insertion(rng: random.Random) -> Question:
         answer += text[i : i + 2] + insert if found else text[i]
         i += 2 if found else 1
     return Question(
-        f"Go through {text} from left to right. Whenever you come to {pattern}, insert {insert} after it and go on "
-        "behind it; matches do not overlap. What is the result?",
+        f"Read {text} from left to right. After each {pattern}, insert {insert} and continue with what follows; "
+        "matches do not overlap. What is the result?",
         answer,
     )
 

@@ -31,11 +31,11 @@ def joined_gzip_rate(
     """The benchmark's compression rate for programs in Python: their joined gzip, that of the other sequences, and "
     "a bit for each.
 
-    `programs` are those that count as solved, `solved` their sequences. Raises ValueError without any sequence.
+    `programs` are those that count as solved, `solved` their sequences. Raises ValueError if both are empty.
     """
     total = sum(map(len, solved)) + sum(map(len, unsolved))
     if not total:
-        raise ValueError("there are no sequences")
+        raise ValueError("no sequences to compress")
     code = gzip_bits("\n".join(programs).encode()) if programs else 0.0
     rest = gzip_bits(bytes(v for values in unsolved for v in values)) if unsolved else 0.0
     return (code + rest + len(solved) + len(unsolved)) / (8.0 * total)

@@ -125,7 +125,7 @@ def _line(value: ast.expr, names: dict[str, int], number: int) -> Line:
         raise ProgramError(f"line {number} must be NAME = FUNCTION(...)")
     function = value.func.id
     if function not in FUNCTIONS:
-        raise ProgramError(f"line {number}: there is no function {function}")
+        raise ProgramError(f"line {number}: unknown function {function}")
     kinds, _ = FUNCTIONS[function]
     given = [_argument(node, names, number) for node in value.args]
     if kinds == ("lists",):
@@ -142,7 +142,7 @@ def _argument(node: ast.expr, names: dict[str, int], number: int) -> Any:
         if node.id in PREDICATES:
             return node.id
         if node.id not in names:
-            raise ProgramError(f"line {number}: there is no earlier line {node.id}")
+            raise ProgramError(f"line {number}: {node.id} is not an earlier line")
         return Reference(names[node.id])
     try:
         value = ast.literal_eval(node)
