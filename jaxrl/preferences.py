@@ -73,7 +73,7 @@ def share(text: str) -> Fraction:
 
 @command()
 def main(arguments: list[str]) -> int:
-    """The command: writes the pairs and prints the statistics; returns 1, with one line on stderr, if it finds no pairs."""
+    """The command: writes the pairs and prints the statistics; 1, with one line on stderr, if it finds no pairs."""
     parser = argparse.ArgumentParser(prog="python -m jaxrl.preferences", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("rates", help="samples and the tests that they pass, .jsonl")
     parser.add_argument("pairs", help="the .jsonl to write")
