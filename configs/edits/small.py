@@ -28,8 +28,7 @@ def get_config(style: Literal["edits", "direct"] = "edits") -> Config:
     config.model.tokenizer_size = 448
 
     config.rollout.slots = 128
-    config.rollout.max_prompt_length = 224
-    config.rollout.reject_long_prompts = True
+    config.rollout.max_prompt_length = 512
     config.rollout.max_new_tokens = 64
     if style == "edits":
         config.rollout.environment = edits.Settings(max_turns=4, failures=1, characters=60)

@@ -76,8 +76,9 @@ def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> 
         return [p for p in problems if fits(p)]
 
     train, held_out, demonstrations = kept(task.train), kept(task.held_out), kept(task.demonstrations)
-    if not train or not held_out or (task.demonstrations and not demonstrations):
-        what = "problem" if not train or not held_out else "demonstration"
+    none_left = not held_out or (len(task.train) and not train)  # a task that is only evaluated trains on none
+    if none_left or (len(task.demonstrations) and not demonstrations):
+        what = "problem" if none_left else "demonstration"
         raise UserError(f"no {what} fits rollout.max_prompt_length = {rollout.max_prompt_length}")
     rejected = Counter(task.rejected)
     rejected["prompt too long"] += len(task.train) + len(task.held_out) - len(train) - len(held_out)

@@ -69,6 +69,8 @@ class Settings(DataSettings):
     failures: Count = 3  # shown at most in prompts and demonstrations; the same in rollout.environment
     characters: Positive = 120  # of each of them; the same in rollout.environment
     broken_path: str = ""  # samples file of an evaluation on the source: what was wrong there is repaired
+    # Fewer than of other tasks: each is run in the sandbox when it is made.
+    train_problems: Positive = 2000
     demonstrations: Positive = 2000
 
     def check(self, where: str = "task") -> None:
