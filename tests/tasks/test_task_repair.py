@@ -7,7 +7,10 @@ import json
 import pytest
 from judging import judge_all
 
+from jaxrl.config import RolloutConfig
 from jaxrl.errors import UserError
+from jaxrl.runs.prompts import without_long_prompts
+from jaxrl.runs.tokenizer import train_tokenizer
 from jaxrl.tasks import repair
 from jaxrl.tasks.rows import DataError
 from rollouts.editor import apply, lines_of, parse, render
@@ -111,3 +114,14 @@ def test_mbpp_with_mistakes(data):
         replayed(task.demonstrations[i])
         assert task.demonstrations[i].meta["source"].startswith("mbpp/")
     assert not {p.meta["source"] for p in task.held_out} & {task.train[i].meta["source"] for i in range(20)}
+
+
+def test_a_benchmark_that_is_only_evaluated_may_reject_long_prompts(data):
+    """It has no training problems, which is not for want of room."""
+    path = str(data / FILES["quixbugs"])
+    task = repair.make_task(repair.Settings(source="quixbugs", path=path, held_out_problems=2), 0)
+    tokenizer = train_tokenizer(["def f(x): return x"], 300)
+    kept = without_long_prompts(task, tokenizer, RolloutConfig(max_prompt_length=4000))
+    assert len(kept.held_out) == 2 and len(kept.train) == 0
+    with pytest.raises(UserError, match=r"no problem fits rollout\.max_prompt_length = 8"):
+        without_long_prompts(task, tokenizer, RolloutConfig(max_prompt_length=8))
