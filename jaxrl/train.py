@@ -36,6 +36,7 @@ from jaxrl.runs.prompts import check_problems, tasks_that_fit
 from jaxrl.runs.reward_model import reward_model_of
 from jaxrl.tasks import load_task
 from jaxrl.tasks.conversations import read_conversations
+from jaxrl.tasks.curriculum import curriculum
 from jaxrl.training.checkpoint import Checkpoints, saved_steps
 from jaxrl.training.learner import Learner, TrainState
 from jaxrl.training.optimizer import at_update, stage_optimizer
@@ -111,7 +112,7 @@ def _train(config: Config, folder: Path, processes: Processes) -> Path:
             environment=make_environment(config, task, policy.tokenizer, services, config.rollout.temperature),
             evaluator=make_environment(config, test, policy.tokenizer, services, config.evaluation.temperature),
             services=services,
-            selection=task.select(config.seed),
+            selection=curriculum(config.grpo.curriculum, task, config.seed, config.grpo.loss.draws),
             log=MetricsLog(folder, keep_lines=place["lines"], writes=processes.first, wandb=config.log.wandb),
             checkpoints=checkpoints,
             progress=progress,

@@ -45,6 +45,11 @@ class ObjectiveSettings:
         return self.minibatches * self.epochs
 
     @property
+    def draws(self) -> int:
+        """Batches drawn for one step, at most."""
+        return self.dynamic_sampling_max_draws if self.dynamic_sampling else 1
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the policy as it was at the start of the stage is kept, for a KL term."""
         return False
@@ -90,6 +95,36 @@ class ReplayConfig:
 
 
 @dataclass
+class CurriculumConfig:
+    """Which training problems come when (jaxrl/tasks/curriculum.py).
+
+    uniform: each once a pass; potential: in stages, by a file of python -m jaxrl.potential; pass_rate: by the policy's
+    own success so far.
+    """
+
+    order: Literal["uniform", "potential", "pass_rate"] = "uniform"
+    path: str = ""  # of potential: the file
+    thresholds: tuple[Share, ...] = (0.64, 0.48, 0.32, 0.0)  # of potential: the least of each stage's problems
+    steps: tuple[Positive, ...] = ()  # of potential: of each stage, except the last, which stays
+    slice: str = ""  # of pass_rate: what has a rate, such as "kind"; "": each problem
+    candidates: Positive = 4  # of pass_rate: problems that each one drawn is chosen from
+
+    def check(self, where: str = "grpo.curriculum") -> None:
+        """Raises UserError for stages that do not follow each other, and for settings of another order."""
+        staged = self.order == "potential"
+        if bool(self.path) != staged or bool(self.steps) != (staged and len(self.thresholds) > 1):
+            raise UserError(f"{where}.path and {where}.steps belong to {where}.order = 'potential', which needs both")
+        if staged and len(self.steps) != len(self.thresholds) - 1:
+            raise UserError(
+                f"{where}.steps must have {len(self.thresholds) - 1} numbers, one for each stage but the last"
+            )
+        if not self.thresholds or list(self.thresholds) != sorted(set(self.thresholds), reverse=True):
+            raise UserError(f"{where}.thresholds = {self.thresholds} must fall from stage to stage")
+        if self.slice and self.order != "pass_rate":
+            raise UserError(f"{where}.slice has no effect with {where}.order = {self.order!r}")
+
+
+@dataclass
 class GRPOConfig:
     """The reinforcement learning stage."""
 
@@ -99,6 +134,7 @@ class GRPOConfig:
     patience: Count = 50  # steps in a row without any gradient until the run stops; 0: no limit
     loss: Annotated[ObjectiveSettings, PLUGINS["objective"]] = named("objective", "policy_gradient")
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     # Of an episode: the task's, that of reward.model (normalized in the group), or the task's + reward.weight of it.
     reward: Literal["task", "model", "both"] = "task"
 

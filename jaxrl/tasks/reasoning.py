@@ -1,5 +1,6 @@
-"""144 kinds of questions with checkable answers, by which a model learns when to compute (R1-Code-Interpreter, "
-"2505.21668).
+"""144 kinds of questions with checkable answers, by which a model learns when to compute.
+
+R1-Code-Interpreter, arXiv 2505.21668.
 
 Three suites: `gym`, 84 data sets of reasoning-gym 0.1.25 (pip install 'jaxrl[reasoning]'; its graders run in the
 sandbox, with time limits, since some of them evaluate what they grade); `bbh`, the 27 files of BIG-Bench Hard in
@@ -291,8 +292,10 @@ def gym_question(entry: dict[str, Any], least: str = LEAST) -> tuple[str, str]:
 
 
 async def grade(entry: dict[str, Any], answer: str, least: str = LEAST) -> float | None:
-    """The score of an answer by reasoning-gym's grader, 0 where that fails or takes too long; None if the sandbox "
-    "does."""
+    """The score of an answer by reasoning-gym's grader.
+
+    0 where that fails or takes too long; None if the sandbox fails.
+    """
     session = _sessions(least).open()
     try:
         result = await session.run_async(_GRADE.format(**entry, answer=answer[:LONGEST_ANSWER]))

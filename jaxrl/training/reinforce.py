@@ -227,7 +227,7 @@ def draw(t: Trainer, objective: Objective, stage_step: int, replay: Replay) -> D
     old = replay.draw(stage_step, replayed, config.grpo.group_size, config.seed)
     size = config.grpo.problems_per_step - replayed
     dynamic = config.grpo.loss.dynamic_sampling
-    draws = config.grpo.loss.dynamic_sampling_max_draws if dynamic else 1
+    draws = config.grpo.loss.draws
     drawn, kept = [], []
     seconds = flops = 0.0
     judge = t.reward if config.grpo.reward != "task" else None

@@ -88,6 +88,22 @@ def test_what_a_selection_remembers_is_in_the_checkpoint(settings, tmp_path, sta
     assert {part["seen"] > 0 for part in place["selection"].values()} == {True}
 
 
+def test_running_pass_rates_are_in_the_checkpoint(tmp_path):
+    more = ["--config.grpo.curriculum.order=pass_rate", "--config.sft.steps=0", "--config.grpo.steps=4",
+            "--config.checkpoint.every=2", "--config.grpo.problems_per_step=4"]  # fmt: skip
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    result = run(resumed, *more)
+    assert result.returncode == 0, result.stderr
+    shutil.copytree(resumed, whole)
+    shutil.rmtree(resumed / "scramble" / "checkpoints" / "4")
+    result = run(resumed, *more)
+    assert result.returncode == 0 and "resuming" in result.stdout, result.stderr
+    same_run(whole, resumed)
+    same_samples(whole, resumed)
+    place = json.loads(next((whole / "scramble/checkpoints/2/place").glob("**/metadata")).read_text())
+    assert len(place["selection"]["rates"]) == 8  # two steps of four problems
+
+
 def same_samples(one: Path, other: Path) -> None:
     files = sorted((one / "scramble" / "samples").glob("0*.jsonl"))
     assert len(files) == 4
