@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -165,6 +167,7 @@ PROBLEM = Problem(
     "double", ({"role": "user", "content": "Write f(x): twice x."},),
     tests=(CallTest("f", (2,), 4),), public_tests=(CallTest("f", (2,), 4),), meta={"broken": "def f(x): return x"},
 )  # fmt: skip
+AGENT = f"{sys.executable} {Path(__file__).parent / 'support' / 'talking_agent.py'}"
 ANSWERS = {"edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"]}  # of environments that want no program
 
 
@@ -185,6 +188,8 @@ def test_environments_play_and_submit_once(name, tokenizer, pool):
     submitted: list[Any] = []
     config = Config()
     config.rollout.environment = make_settings(PLUGINS["environment"], name)
+    if name == "agent":
+        config.rollout.environment.command = AGENT
     config.rollout.max_new_tokens = 400
     code = "```python\ndef f(x): return 2 * x\n```\n"
     own = Task(

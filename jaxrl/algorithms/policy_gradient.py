@@ -58,6 +58,8 @@ from jaxrl.config.training import ObjectiveSettings
 from jaxrl.errors import UserError
 from rollouts.episode import Episode, Group
 
+ROUNDING = 1e-4  # of a ratio of two f32 probabilities of one token
+
 
 @dataclass
 class Settings(ObjectiveSettings):
@@ -395,10 +397,10 @@ def sampler_weight(old: jax.Array, sampler: jax.Array, batch: Batch, config: Set
         mean = jnp.exp(log_weight / jnp.maximum(length, 1))
         outside = (mean > config.sampler_ratio_max) | (mean < config.sampler_ratio_min)
         return jnp.where(outside, 0.0, 1.0), outside
-    above = weight > config.sampler_ratio_max
     if config.sampler_correction == "truncate":
-        return jnp.minimum(weight, config.sampler_ratio_max), above
-    outside = above | (weight < config.sampler_ratio_min)
+        # A bound of 1 (RLEF) would count every token whose two equal logprobs are rounded differently.
+        return jnp.minimum(weight, config.sampler_ratio_max), weight > config.sampler_ratio_max * (1 + ROUNDING)
+    outside = (weight > config.sampler_ratio_max) | (weight < config.sampler_ratio_min)
     return jnp.where(outside, 0.0, weight), outside
 
 

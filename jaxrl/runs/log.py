@@ -19,7 +19,7 @@ from rich.progress import Progress as RichProgress
 
 from jaxrl.errors import UserError
 from jaxrl.files import read_metrics, write_beside
-from rollouts.episode import Group, Turn
+from rollouts.episode import Episode, Group, Turn
 
 SHOW_S = 10.0  # seconds until TensorBoard sees a new record, at most
 WANDB_ID = "wandb_id.txt"  # in the run's folder: the id of its run at Weights & Biases
@@ -176,30 +176,32 @@ def _plain(value: Any) -> Any:
 def write_samples(path: Path, groups: Sequence[Group], step: int, stage: str) -> None:
     """One episode a line, with its verdict."""
     path.parent.mkdir(exist_ok=True)
-    lines = []
-    for episode in (e for g in groups for e in g.episodes):
-        problem, reward = episode.problem, episode.reward
-        record = {
-            "step": step,
-            "stage": stage,
-            "problem": problem.id,
-            "prompt": problem.prompt if problem.prompt is not None else problem.messages[-1]["content"],
-            "text": episode.text,
-            "reward": reward.value,
-            "parts": reward.parts,
-            "solved": reward.solved,
-            "status": episode.status,
-            "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
-            "tokens": episode.sampled_length,
-            "weight_versions": list(episode.weight_versions),
-            "prompt_tokens": episode.prompt.tolist(),
-            "turns": [_turn(t) for t in episode.turns],
-            "attempts": [list(a) for a in episode.attempts],
-            **({"judged": episode.submitted.text} if episode.submitted.text != episode.text else {}),
-            **({"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}),
-        }
-        lines.append(json.dumps(record, default=str))
-    write_beside(path, "\n".join(lines) + "\n")
+    write_beside(path, "".join(f"{sample_line(e, step, stage)}\n" for g in groups for e in g.episodes) or "\n")
+
+
+def sample_line(episode: Episode, step: int, stage: str) -> str:
+    """An episode as a line of a samples file, JSON."""
+    problem, reward = episode.problem, episode.reward
+    record = {
+        "step": step,
+        "stage": stage,
+        "problem": problem.id,
+        "prompt": problem.prompt if problem.prompt is not None else problem.messages[-1]["content"],
+        "text": episode.text,
+        "reward": reward.value,
+        "parts": reward.parts,
+        "solved": reward.solved,
+        "status": episode.status,
+        "verdict": _verdict_without_times(reward.verdict.to_json()) if reward.verdict else None,
+        "tokens": episode.sampled_length,
+        "weight_versions": list(episode.weight_versions),
+        "prompt_tokens": episode.prompt.tolist(),
+        "turns": [_turn(t) for t in episode.turns],
+        "attempts": [list(a) for a in episode.attempts],
+        **({"judged": episode.submitted.text} if episode.submitted.text != episode.text else {}),
+        **({"difficulty": problem.meta["difficulty"]} if "difficulty" in problem.meta else {}),
+    }
+    return json.dumps(record, default=str)
 
 
 def _turn(turn: Turn) -> dict[str, Any]:

@@ -16,16 +16,18 @@ from rollouts.control import decode_text, encode_text
 from rollouts.engine import Engine, SamplingParams
 from rollouts.episode import Attempt, Episode, EpisodeStatus, Problem, Reward, Role, Submission, Turn
 from rollouts.services import Services
+from sandbox.verdict import Verdict
 
 OUTPUT_FENCE = "```output"  # opens what a tool gives, in the answer
 
 
 class EpisodeOverError(Exception):
-    """Ends an episode; the argument is its status."""
+    """Ends an episode; the arguments are its status, and what a user should know of a sandbox_error."""
 
-    def __init__(self, status: EpisodeStatus):
+    def __init__(self, status: EpisodeStatus, reason: str = ""):
         super().__init__(status)
         self.status: EpisodeStatus = status
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -212,12 +214,14 @@ class DialogueEnvironment:
         params = dataclasses.replace(self.params, n=1, seed=seed, sequence=(seed or 1) if self.continues else 0)
         dialogue = Dialogue(problem, engine, self.tokenizer, params, self.budget, prompt, self.learn_inserted)
         status: EpisodeStatus = "finished"
+        failed: Verdict | None = None
         timer = asyncio.timeout(self.budget.wall_s or None)
         try:
             async with timer:
                 await self.converse(dialogue)
         except EpisodeOverError as over:
             status = over.status
+            failed = Verdict("sandbox_error", stderr=over.reason) if over.reason else None
         except TimeoutError:
             if not timer.expired():
                 raise
@@ -227,7 +231,10 @@ class DialogueEnvironment:
                 engine.release(params.sequence)
         played = time.perf_counter()
         submission = self.submission(dialogue)
-        reward = Reward(0.0, False) if status == "sandbox_error" else await self.reward(dialogue, submission)
+        if status == "sandbox_error":
+            reward = Reward(0.0, False, verdict=failed)
+        else:
+            reward = await self.reward(dialogue, submission)
         if reward.verdict is not None and reward.verdict.status == "sandbox_error":
             status = "sandbox_error"
         parts = reward.parts | dialogue.parts
@@ -235,7 +242,7 @@ class DialogueEnvironment:
         now = time.perf_counter()
         return Episode(
             problem=problem,
-            prompt=prompt,
+            prompt=dialogue.prompt,
             turns=dialogue.turns,
             reward=reward,
             status=status,

@@ -40,16 +40,16 @@ def groups(count=6, size=4, seed=0):
     return [Group(p, [episode(p) for _ in range(size)]) for p in problems]
 
 
-def batch(rows):
-    return make_batch(groups(), OBJECTIVE, row_length=24, microbatch_rows=rows)[0]
+def batch(rows, objective=OBJECTIVE):
+    return make_batch(groups(), objective, row_length=24, microbatch_rows=rows)[0]
 
 
-def learner_and_state(rows, compute=Compute()):
+def learner_and_state(rows, compute=Compute(), objective=OBJECTIVE):
     graphdef, params = nnx.split(initialize(Decoder(CONFIG), jax.random.key(0), scale=0.1))
     if compute.mesh is not None:
         params = jax.device_put(params, param_shardings(params, compute.mesh))
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), 10)
-    learner = Learner(graphdef, OBJECTIVE, optimizer, compute=compute, microbatch_rows=rows)
+    learner = Learner(graphdef, objective, optimizer, compute=compute, microbatch_rows=rows)
     return learner, learner.init(params)
 
 
@@ -58,10 +58,10 @@ def updated(rows, **settings):
     return learner.update(state, batch(rows))
 
 
-def gradient_and_update(rows, **settings):
+def gradient_and_update(rows, objective=OBJECTIVE, **settings):
     """The gradient of the first microbatch, and `updated`."""
-    learner, state = learner_and_state(rows, **settings)
-    whole = batch(rows)
+    learner, state = learner_and_state(rows, objective=objective, **settings)
+    whole = learner.prepare(state, batch(rows, objective), reference=state.params)
     assert len(whole.tokens) > rows  # several microbatches: the update runs the same program
     zeros = learner._zeros(state.params)
     gradient = jax.device_get(learner._accumulate(state.params, zeros, next(learner.microbatches(whole)))[0])
@@ -180,25 +180,38 @@ MESHES = (  # data, fsdp, context, tensor; remat
 )
 ON_EIGHT_DEVICES = """
 import chex, jax
-from test_learner import MESHES, gradient_and_update
+from test_learner import MESHES, OBJECTIVE, gradient_and_update
+from jaxrl.algorithms import spo
 from models.decoder import Compute
 from models.sharding import make_mesh
-expected, (state, metrics) = gradient_and_update(8)
+objective = ELSE
+expected, (state, metrics) = gradient_and_update(8, objective)
 for sizes, remat in CHOSEN:
     compute = Compute(mesh=make_mesh(*sizes), remat=remat)
-    gradient, (after, measured) = gradient_and_update(8, compute=compute)
+    gradient, (after, measured) = gradient_and_update(8, objective, compute=compute)
     chex.assert_trees_all_close(gradient, expected, atol=2e-6)
     chex.assert_trees_all_close(jax.device_get(after.params), jax.device_get(state.params), atol=2e-4)
-    for name in ("loss", "grad_norm", "entropy"):
+    for name in ("loss", "grad_norm"):
         assert abs(measured[name] - metrics[name]) < 1e-5, (name, sizes)
     print(sizes, remat, "is the same", flush=True)
 print("same on all meshes")
 """
 
 
-@pytest.mark.parametrize("chosen", ["MESHES[2:3]", pytest.param("MESHES", marks=pytest.mark.slow)])
-def test_every_mesh_of_eight_devices_gives_the_same_update(chosen):
-    assert "same on all meshes" in on_eight_devices(ON_EIGHT_DEVICES.replace("CHOSEN", chosen))
+SPO = "spo.make_objective(spo.Settings(q0='group', beta=0.5), max_new_tokens=10)"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "objective"),
+    [
+        ("MESHES[2:3]", "OBJECTIVE"),
+        pytest.param("MESHES", "OBJECTIVE", marks=pytest.mark.slow),
+        pytest.param("MESHES[2::4]", SPO, marks=pytest.mark.slow),
+    ],
+)
+def test_every_mesh_of_eight_devices_gives_the_same_update(chosen, objective):
+    script = ON_EIGHT_DEVICES.replace("CHOSEN", chosen).replace("ELSE", objective)
+    assert "same on all meshes" in on_eight_devices(script)
 
 
 def test_mesh_that_does_not_fit_is_an_error():

@@ -1,0 +1,139 @@
+"""An agent from outside plays the episode: any program that talks to an OpenAI-compatible server.
+
+Each episode starts `command` in an empty folder, with the address of its own session (gateway.py beside this) in
+OPENAI_BASE_URL and JAXRL_URL, and the problem, without its tests and answer, in the JSON file that JAXRL_PROBLEM names.
+When it ends, what it has written into the file submission.txt of its folder is judged; without that file, the model's
+last answer. The agent is not in the sandbox: what it runs of the model's code is its own care.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import signal
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+
+from rollouts.environments.dialogue import Dialogue, DialogueEnvironment, EpisodeOverError
+from rollouts.environments.gateway import Gateway, Session
+from rollouts.episode import Problem, Submission
+
+SUBMISSION, PROBLEM = "submission.txt", "problem.json"
+TAIL = 300  # characters of an agent's last words in an error
+
+
+@dataclass
+class Settings:
+    """The program that plays, and what it may do."""
+
+    name: str = ""
+    command: str = ""  # of the agent, with its arguments; "": it is started elsewhere (python -m jaxrl.gateway)
+    agent_s: Annotated[float, Gt(0)] = 600.0  # until an agent is ended; its last answer is judged
+    ignore_sampling: bool = False  # requests for another temperature and so on are answered, with the run's own
+    concurrency: Annotated[int, Ge(1)] = 16  # agents at a time
+    port: Annotated[int, Ge(0)] = 0  # of the endpoint, on 127.0.0.1; 0: any free one
+
+
+class Agent(DialogueEnvironment):
+    """See the module. An agent that fails, or breaks its session, gives an episode that is not trained on."""
+
+    settings: Settings
+
+    def __init__(self, **fields: Any):
+        super().__init__(**fields)
+        self.opened: asyncio.Queue[Session] = asyncio.Queue()  # sessions of agents that are started elsewhere
+        self._room: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
+
+    async def converse(self, dialogue: Dialogue) -> None:
+        session = Session(dialogue, self.encode, self.settings.ignore_sampling)
+        dialogue.state = session
+        server = gateway(self.settings.port)
+        server.open(session)
+        try:
+            if self.settings.command:
+                async with self._place():
+                    await self._run(dialogue.problem, session, server.url(session))
+            else:
+                self.opened.put_nowait(session)
+                await session.ended.wait()
+        finally:
+            server.close(session)
+        if session.error is not None:
+            raise session.error
+        if session.over is not None:
+            raise session.over
+        if not dialogue.turns and session.submission is None:
+            raise EpisodeOverError("sandbox_error", "the agent has asked the model nothing and submitted nothing")
+
+    def _place(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Room for one more agent; each batch of episodes has an event loop of its own."""
+        loop = asyncio.get_running_loop()
+        if self._room is None or self._room[0] is not loop:
+            self._room = loop, asyncio.Semaphore(self.settings.concurrency)
+        return self._room[1]
+
+    async def _run(self, problem: Problem, session: Session, url: str) -> None:
+        """Starts the agent, waits for its end, and reads its submission."""
+        with tempfile.TemporaryDirectory(prefix="jaxrl-agent-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            (folder / PROBLEM).write_text(json.dumps(shown(problem)))
+            environment = os.environ | {
+                "OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "JAXRL_URL": url, "OPENAI_API_KEY": "jaxrl",
+                "JAXRL_PROBLEM": str(folder / PROBLEM), "JAXRL_SUBMISSION": str(folder / SUBMISSION),
+            }  # fmt: skip
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *shlex.split(self.settings.command), cwd=folder, env=environment, start_new_session=True,
+                    stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+                )  # fmt: skip
+            except OSError as error:
+                raise EpisodeOverError("sandbox_error", f"rollout.environment.command: {error}") from None
+            try:
+                async with asyncio.timeout(self.settings.agent_s):
+                    _, said = await process.communicate()
+            except TimeoutError:
+                said = b""
+            finally:
+                _end(process)
+            await process.wait()
+            if (folder / SUBMISSION).is_file():
+                session.submission = (folder / SUBMISSION).read_text(errors="replace")
+            elif process.returncode and process.returncode > 0 and session.over is None and session.error is None:
+                words = session.refused or said.decode(errors="replace").strip()[-TAIL:]
+                raise EpisodeOverError("sandbox_error", f"the agent ended with {process.returncode}: {words}")
+
+    def submission(self, dialogue: Dialogue) -> Submission:
+        """What the agent handed in, else the model's last answer."""
+        session = dialogue.state
+        answers = [turn.text for turn in dialogue.turns if turn.sampled]
+        handed = session.submission if session is not None else None
+        return self.submit(dialogue.problem, handed if handed is not None else answers[-1] if answers else "")
+
+
+def shown(problem: Problem) -> dict[str, Any]:
+    """What an agent may know of a problem."""
+    return {"id": problem.id, "messages": list(problem.messages), "prompt": problem.prompt}
+
+
+@cache
+def gateway(port: int) -> Gateway:
+    """The server of this process at a port, started when it is first wanted. Raises OSError for a port in use."""
+    return Gateway(port)
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends the agent and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def make_environment(**fields: Any) -> Agent:
+    return Agent(**fields)
