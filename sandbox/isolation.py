@@ -191,9 +191,9 @@ def open_own(jail: Jail, name: str) -> int:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
-def mount_box(jail: Jail) -> None:
+def mount_box(jail: Jail, mb: int = BOX_MB, files: int = BOX_FILES) -> None:
     """A fresh private folder in the place of the last one."""
-    options = f"size={BOX_MB}m,nr_inodes={BOX_FILES},mode=1777"
+    options = f"size={mb}m,nr_inodes={files},mode=1777"
     kernel.mount("box", BOX, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
     for target, source in jail.in_box.items():
         os.makedirs(target)

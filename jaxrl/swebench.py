@@ -1,0 +1,161 @@
+"""SWE-bench (Multimodal too) without Docker: patches judged in working trees of the sandbox.
+
+    python -m jaxrl.swebench install                                   the tests' npm packages, once
+    python -m jaxrl.swebench evaluate --tasks TASKS.jsonl --repositories CLONES --predictions PREDICTIONS.jsonl
+
+--predictions gold judges the patches that solved the issues, empty none at all: what a sound set-up gives is all and
+nothing resolved. OUT gets results.jsonl (a line as soon as a patch is judged; the same command carries on), logs/ and
+report.json in the form of the official harness, with not_judged_ids for what cannot be judged on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from jaxrl.config.command_line import at_least
+from jaxrl.errors import UserError, command
+from jaxrl.files import write_beside
+from jaxrl.runs.log import Progress
+from jaxrl.tasks.repositories.attempt import Repositories, attempt
+from jaxrl.tasks.repositories.grade import Grade
+from jaxrl.tasks.repositories.packages import install
+from jaxrl.tasks.repositories.rows import Instance, read_instances, read_predictions
+
+CACHE = Path("~/.cache/jaxrl/swebench")
+
+
+def evaluate(
+    instances: Sequence[Instance], patches: Mapping[str, str], repositories: Repositories, modules: Path, out: Path,
+    workers: int = 2, wall_s: float = 300.0,
+) -> dict[str, Grade]:  # fmt: skip
+    """The grade of each patch; of instances without one, none. Those in OUT/results.jsonl are not judged again."""
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    results = out / "results.jsonl"
+    wanted = [i for i in instances if i.id in patches]
+    grades = _known(results, patches)
+    left = [i for i in wanted if i.id not in grades]
+
+    def judge(instance: Instance) -> tuple[Grade, float]:
+        start = time.perf_counter()
+        log = out / "logs" / f"{instance.id}.log"
+        found = attempt(instance, patches[instance.id], repositories, modules, wall_s=wall_s, log=log)
+        return found, time.perf_counter() - start
+
+    with Progress() as progress, results.open("a") as file, ThreadPoolExecutor(workers) as threads:
+        progress.stage("patches", len(wanted), len(wanted) - len(left))
+        waiting = {threads.submit(judge, instance): instance for instance in left}
+        for future in as_completed(waiting):
+            instance, (grade, seconds) = waiting[future], future.result()
+            grades[instance.id] = grade
+            line = {"instance_id": instance.id, "patch": _digest(patches[instance.id]), **grade._asdict()}
+            file.write(json.dumps(line | {"seconds": round(seconds, 2)}) + "\n")
+            file.flush()
+            resolved = sum(g.resolved for g in grades.values())
+            progress.update(len(grades), pass_rate=resolved / len(grades))
+    return {i.id: grades[i.id] for i in wanted}
+
+
+def _known(results: Path, patches: Mapping[str, str]) -> dict[str, Grade]:
+    """Grades of an earlier try of the same patches; a line that a kill has cut short is dropped."""
+    grades = {}
+    for line in results.read_text().splitlines() if results.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        name, same = row["instance_id"], row["patch"] == _digest(patches.get(row["instance_id"], ""))
+        if name in patches and same and row["outcome"] != "not_judged":  # what was lacking may be there now
+            grades[name] = Grade(row["outcome"], tuple(row["passed"]), row["reason"])
+    return grades
+
+
+def _digest(patch: str) -> str:
+    return hashlib.sha256(patch.encode()).hexdigest()[:16]
+
+
+def report(instances: Sequence[Instance], patches: Mapping[str, str], grades: Mapping[str, Grade]) -> dict[str, Any]:
+    """Counts and ids as in the official harness' report (schema version 2)."""
+
+    def ids(*outcomes: str) -> list[str]:
+        return sorted(name for name, grade in grades.items() if grade.outcome in outcomes)
+
+    submitted = sorted(i.id for i in instances if i.id in patches)
+    empty = [name for name in submitted if not patches[name].strip()]
+    lists = {
+        "submitted_ids": submitted,
+        "completed_ids": ids("resolved", "unresolved"),
+        "incomplete_ids": sorted(i.id for i in instances if i.id not in patches),
+        "empty_patch_ids": empty,
+        "resolved_ids": ids("resolved"),
+        "unresolved_ids": ids("unresolved", "not_found"),
+        "error_ids": ids("not_found"),
+        "not_judged_ids": ids("not_judged"),
+    }
+    counts = {
+        "total_instances": len(instances), "submitted_instances": len(submitted),
+        "completed_instances": len(lists["completed_ids"]), "resolved_instances": len(lists["resolved_ids"]),
+        "unresolved_instances": len(lists["unresolved_ids"]), "empty_patch_instances": len(empty),
+        "error_instances": len(lists["error_ids"]), "not_judged_instances": len(lists["not_judged_ids"]),
+    }  # fmt: skip
+    return counts | lists | {"schema_version": 2}
+
+
+def _patches(predictions: str, instances: Sequence[Instance]) -> dict[str, str]:
+    """Raises UserError for predictions of none of the instances."""
+    if predictions in ("gold", "empty"):
+        return {i.id: i.patch if predictions == "gold" else "" for i in instances}
+    patches = read_predictions(predictions)
+    if not patches.keys() & {i.id for i in instances}:
+        raise UserError(f"{predictions}: has predictions for none of the {len(instances)} tasks")
+    return patches
+
+
+@command()
+def main(arguments: list[str]) -> int:
+    """The command: the counts, with reasons for what has no result; 1 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m jaxrl.swebench", description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("install", "evaluate"):
+        sub = commands.add_parser(name)
+        sub.add_argument("--modules", type=Path, default=CACHE / "modules", help="folder of the npm packages")
+    sub.add_argument("--tasks", required=True, help="rows (.jsonl, .parquet, hub name) or a folder of task folders")
+    sub.add_argument("--repositories", required=True, type=Path, help="folder of clones, OWNER__NAME or NAME")
+    sub.add_argument("--predictions", required=True, help="gold, empty, or a .jsonl of model_patch")
+    sub.add_argument("--only", default="", help="instance ids, with commas between them")
+    sub.add_argument("--workers", type=at_least(1), default=2, help="patches judged at a time (2)")
+    sub.add_argument("--wall-s", type=at_least(1), default=300, help="of a test command (300)")
+    sub.add_argument("--out", type=Path, help="folder of the results (runs/swebench_PREDICTIONS)")
+    options = parser.parse_args(arguments)
+    modules = options.modules.expanduser().absolute()
+    if options.command == "install":
+        print(f"installed in {modules}: {', '.join(install(modules)) or 'nothing new'}")
+        return 0
+    instances = read_instances(options.tasks)
+    if options.only:
+        names = set(options.only.split(","))
+        if unknown := sorted(names - {i.id for i in instances}):
+            raise UserError(f"--only: there is no task {unknown[0]!r}")
+        instances = [i for i in instances if i.id in names]
+    patches = _patches(options.predictions, instances)
+    out = options.out or Path("runs") / f"swebench_{Path(options.predictions).stem}"
+    repositories = Repositories(options.repositories.expanduser(), CACHE.expanduser() / "files")
+    grades = evaluate(instances, patches, repositories, modules, out, options.workers, options.wall_s)
+    summary = report(instances, patches, grades)
+    write_beside(out / "report.json", json.dumps(summary, indent=2) + "\n")
+    for reason, count in Counter(g.reason for g in grades.values() if g.reason).most_common():
+        print(f"{count} without a result: {reason}" if count > 1 else f"without a result: {reason}")
+    print(f"resolved {summary['resolved_instances']} of {summary['submitted_instances']} ({out / 'report.json'})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
