@@ -118,6 +118,7 @@ class Episode:
     attempts: list[Attempt] = field(default_factory=list)  # of environments that score the program of each turn
     submission: Submission | None = None  # what the reward is for; None in episodes saved by earlier versions
     source: str = ""  # of a replayed episode: FILE:LINE, or "demonstration"
+    submissions: tuple[Submission, ...] = ()  # those of `attempts`; not in samples files
 
     @property
     def submitted(self) -> Submission:

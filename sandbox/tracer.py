@@ -55,7 +55,7 @@ class Tracer:
 
     def __call__(self, frame, event, _):
         code = frame.f_code
-        if code.co_filename != "program.py" or code.co_name.startswith("<") and code.co_name != "<module>":
+        if code.co_filename != "program.py" or (code.co_name.startswith("<") and code.co_name != "<module>"):
             return None
         given = {} if code.co_name == "<module>" else variables(frame)
         if self.frames:

@@ -257,4 +257,5 @@ class DialogueEnvironment:
             timings=dialogue.timings | {"score": now - played, "episode": now - start},
             attempts=dialogue.attempts,
             submission=submission,
+            submissions=tuple(dialogue.submissions),
         )

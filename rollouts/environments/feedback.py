@@ -17,8 +17,8 @@ from annotated_types import Ge
 from rollouts.engine import UnsupportedError
 from rollouts.environments.dialogue import Dialogue, DialogueEnvironment, EpisodeOverError
 from rollouts.episode import Attempt, Problem, Reward, Submission, answers_of
-from rollouts.strategies import REQUEST as FIRST_REQUEST
 from rollouts.strategies import PROMPTS, STRATEGIES, Schedule, Strategy, text_of
+from rollouts.strategies import REQUEST as FIRST_REQUEST
 from sandbox.trace import described, trace_program, traced_lines
 from sandbox.verdict import TestResult, Verdict
 

@@ -177,10 +177,10 @@ def test_prompts_that_do_not_fit_are_refused(played):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reasoning": "naive_solutoin"}, r"environment\.reasoning: 'naive_solutoin' is not a prompt; did you mean 'naiv"),
+        ({"reasoning": "naive_solutoin"}, r"environment\.reasoning: 'naive_solutoin' is not a prompt; did you mean '"),
         ({"instruction": "qqq"}, r"environment\.instruction: 'qqq' is not a prompt; there are: helper_functions, "),
         ({"schedule": "every"}, r"environment\.schedule = 'every' needs environment\.reasoning or "),
-        ({"strategy": "cot_retry", "reasoning": "tags"}, r"environment\.strategy = 'cot_retry' must be '' with reasoning"),
+        ({"strategy": "cot_retry", "reasoning": "tags"}, r"environment\.strategy = 'cot_retry' must be '' with "),
         ({"strategy": "cot_retry", "max_turns": 2}, r"environment\.max_turns = 2 must be at least 3"),
         ({"instruction": CARE, "schedule": "retry", "max_turns": 1}, r"environment\.max_turns = 1 must be at least 2"),
         ({"reasoning": THINK, "schedule": "every", "max_turns": 1}, r"environment\.max_turns = 1 must be at least 2"),
