@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from jaxrl.evaluation.estimators import (
-    best_of_n, bootstrap_interval, maj_at_k, n_at_k, n_at_k_of_episodes, n_at_share, pass_at_k,
+    best_of_n,
+    bootstrap_interval,
+    maj_at_k,
+    n_at_k,
+    n_at_k_of_episodes,
+    n_at_share,
+    pass_at_k,
 )  # fmt: skip
 
 
