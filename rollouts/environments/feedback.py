@@ -60,6 +60,11 @@ class Settings:
         return STRATEGIES.get(self.strategy) or Strategy(self.reasoning, self.instruction, self.schedule)
 
     @property
+    def prompted(self) -> bool:
+        """Whether a strategy's prompts are said at all."""
+        return bool(self.prompting.reasoning or self.prompting.instruction)
+
+    @property
     def opening(self) -> str:
         """What comes after the problem in the first message."""
         reasoning, instruction = self.prompting.at(0)
@@ -76,7 +81,7 @@ class Settings:
             except ValueError as error:
                 raise ValueError(f"{where}.{name}: {error}") from None
         prompting = self.prompting
-        if not (prompting.reasoning or prompting.instruction) and prompting.schedule != "first":
+        if not self.prompted and prompting.schedule != "first":
             raise ValueError(f"{where}.schedule = {self.schedule!r} needs {where}.reasoning or {where}.instruction")
         least = prompting.last_change() + 1 if prompting.schedule == "retry" else 2 * (prompting.schedule == "every")
         if self.max_turns < least:
@@ -84,8 +89,6 @@ class Settings:
                 f"{where}.max_turns = {self.max_turns} must be at least {least}, the turn of the last prompt that "
                 f"{where}.{'strategy' if self.strategy else 'schedule'} = {self.strategy or self.schedule!r} says"
             )
-        if self.first_request != FIRST_REQUEST and not prompting.at(0)[0]:
-            raise ValueError(f"{where}.first_request does nothing without reasoning in the first turn")
         if self.trace_lines != TRACE_LINES and self.feedback != "trace":
             raise ValueError(f"{where}.trace_lines = {self.trace_lines} needs {where}.feedback = 'trace'")
 

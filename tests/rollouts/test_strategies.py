@@ -184,7 +184,6 @@ def test_prompts_that_do_not_fit_are_refused(played):
         ({"strategy": "cot_retry", "max_turns": 2}, r"environment\.max_turns = 2 must be at least 3"),
         ({"instruction": CARE, "schedule": "retry", "max_turns": 1}, r"environment\.max_turns = 1 must be at least 2"),
         ({"reasoning": THINK, "schedule": "every", "max_turns": 1}, r"environment\.max_turns = 1 must be at least 2"),
-        ({"first_request": "Write f."}, r"environment\.first_request does nothing without reasoning"),
         ({"trace_lines": 9}, r"environment\.trace_lines = 9 needs environment\.feedback = 'trace'"),
     ],
 )  # fmt: skip
