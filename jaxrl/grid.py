@@ -58,6 +58,10 @@ def evaluate_grid(config: Config, cells: Sequence[Cell]) -> tuple[Path, Results]
 def _play(folder: Path, config: Config, cells: Sequence[Cell]) -> Results:
     task = load_task(config.task, config.seed)
     test = evaluation_task(config, task)
+    if test.environments:
+        raise UserError(
+            f"task {test.name} has environments of its own for its parts; a grid needs one for all problems"
+        )
     policy = None if config.rollout.engine == "openai" else make_policy(config, task, folder, sampling=True)
     tokenizer = policy.tokenizer if policy else make_tokenizer(config.model, task, folder)
     for cell in cells if config.rollout.reject_long_prompts else ():  # all cells have the same problems

@@ -35,8 +35,8 @@ class Settings:
     max_turns: Annotated[int, Ge(1)] = 3  # programs of an episode
     invalid_penalty: Annotated[float, Ge(0)] = 0.2  # off the reward, for each earlier answer that is not a program
     penalize_last: bool = False  # for the last one too
-    # That it failed; which tests did ("tests" is an older name of "failed"); which did and which passed; which did, and
-    # what the program's variables were in the first of them; which tests of another problem did.
+    # binary: that it failed; failed (tests is its older name): which tests did; failed_and_passed: and which passed;
+    # trace: and what the variables were in the first that failed; random: which tests of another problem failed.
     feedback: Literal["tests", "binary", "failed", "failed_and_passed", "trace", "random"] = "tests"
     failures: Annotated[int, Ge(0)] = 3  # shown at most; as many that passed
     characters: Annotated[int, Ge(1)] = 300  # of each of them
@@ -57,7 +57,8 @@ class Settings:
     @property
     def prompting(self) -> Strategy:
         """What is said beside the problem and the feedback, and when."""
-        return STRATEGIES.get(self.strategy) or Strategy(self.reasoning, self.instruction, self.schedule)
+        own = Strategy(self.reasoning, self.instruction, self.schedule)
+        return STRATEGIES[self.strategy] if self.strategy else own
 
     @property
     def prompted(self) -> bool:
