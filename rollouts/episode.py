@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -65,7 +65,9 @@ class Turn:
 
     `learned` turns are in the loss: those that were sampled, and by a setting of the environment what a tool printed.
     `text` is for people and the samples file; `status` is that of the tool call whose output an inserted turn is, ""
-    for other turns. `cached` counts the tokens before a sampled turn that the engine did not have to compute.
+    for other turns. `cached` counts the tokens before a sampled turn that the engine did not have to compute. A sampled
+    turn of kind "text" is an answer that no program is looked for in. `plain` is the text of an inserted turn without
+    the prompts of a strategy (rollouts/strategies.py): "" where nothing else is in it, None where it has none.
     """
 
     role: Role
@@ -76,9 +78,16 @@ class Turn:
     text: str = ""
     status: str = ""
     cached: int = 0
+    kind: Literal["", "text"] = ""
+    plain: str | None = None
 
     def __post_init__(self) -> None:
         self.learned = self.sampled if self.learned is None else self.learned
+
+
+def answers_of(turns: Sequence[Turn]) -> list[Turn]:
+    """The sampled turns in which an answer is looked for: not those of kind "text"."""
+    return [turn for turn in turns if turn.sampled and turn.kind != "text"]
 
 
 class Attempt(NamedTuple):
@@ -109,6 +118,7 @@ class Episode:
     attempts: list[Attempt] = field(default_factory=list)  # of environments that score the program of each turn
     submission: Submission | None = None  # what the reward is for; None in episodes saved by earlier versions
     source: str = ""  # of a replayed episode: FILE:LINE, or "demonstration"
+    submissions: tuple[Submission, ...] = ()  # those of `attempts`; not in samples files
 
     @property
     def submitted(self) -> Submission:
@@ -124,6 +134,11 @@ class Episode:
     def length(self) -> int:
         """Number of tokens after the prompt, inserted ones included."""
         return sum(len(t.tokens) for t in self.turns)
+
+    @property
+    def answers(self) -> list[Turn]:
+        """The sampled turns in which an answer is looked for."""
+        return answers_of(self.turns)
 
     @property
     def calls(self) -> list[str]:

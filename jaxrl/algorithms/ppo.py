@@ -171,7 +171,9 @@ def turn_rewards(episode: Episode, settings: Settings) -> np.ndarray:
         last = np.append(np.zeros(max(turns - 1, 0)), episode.reward.value)
         return last if episode.reward.turns is None else np.asarray(episode.reward.turns, np.float64)
     rewards = np.zeros(turns)
-    for number, attempt in enumerate(episode.attempts[:turns]):
+    sampled = [turn for turn in episode.turns if turn.sampled]
+    tried = [number for number, turn in enumerate(sampled) if turn.kind != "text"]  # the others are no programs
+    for number, attempt in zip(tried, episode.attempts):
         if not attempt.valid and (number < turns - 1 or settings.penalize_last):
             rewards[number] -= settings.invalid_penalty
     rewards[-1:] += settings.solved_reward if episode.reward.solved else settings.failed_reward

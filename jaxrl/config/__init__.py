@@ -91,6 +91,8 @@ class Config:
         for name, optimizer in (optimizers | {"optimizer": self.optimizer}).items():
             if optimizer.stochastic_rounding and self.model.param_dtype != "bfloat16":
                 raise UserError(f"{name}.stochastic_rounding = True needs model.param_dtype = 'bfloat16'")
+        if self.traces.strip_prompts and not getattr(self.rollout.environment, "prompted", False):
+            raise UserError("traces.strip_prompts = True needs prompts: rollout.environment.reasoning or instruction")
         self._check_reward()
 
     def _check_reward(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from jaxrl.config.plugins import PLUGINS, named
-from jaxrl.config.rules import AboveZero, Count, NonNegative, Positive, RewardValue, Share
+from jaxrl.config.rules import AboveZero, Count, NonNegative, Off, Positive, RewardValue, Share
 from jaxrl.errors import UserError
 
 
@@ -139,13 +139,35 @@ class GRPOConfig:
     reward: Literal["task", "model", "both"] = "task"
 
 
+KEEP, LIKE = 2, 0.8
+
+
 @dataclass
 class TracesConfig:
     """Conversations to learn from, made by rejection sampling (python -m jaxrl.traces)."""
 
     problems: Positive = 1000  # training problems
     samples: Positive = 4  # episodes of each
-    keep: Positive = 2  # at most, of each
+    keep: Positive = KEEP  # at most, of each: the shortest
+    max_solutions: Count = 0  # in place of keep: at most, of each, whichever come first; 0: off
+    similarity: Annotated[float, Ge(0.5), Le(1), Off] = 0.0  # to a kept program, from which one is a duplicate; 0: no
+    keep_share: Annotated[float, Gt(0), Le(1)] = 1.0  # of all that would be kept, drawn at random
+    strip_prompts: bool = False  # conversations without the prompts of rollout.environment's strategy
+    learn: Literal["all", "last"] = "all"  # which of the model's messages
+    # Problems of a benchmark (as task.path, or with "messages"): training problems that are like one are left out.
+    decontaminate: str = ""
+    decontaminate_similarity: Annotated[float, Ge(0.5), Le(1)] = (
+        LIKE  # of the problem's text, from which it is like one
+    )
+
+    def check(self, where: str = "traces") -> None:
+        """Raises UserError for settings that contradict each other or do nothing."""
+        if self.max_solutions and self.keep != KEEP:
+            raise UserError(
+                f"{where}.keep = {self.keep} must not be set with {where}.max_solutions, which takes its place"
+            )
+        if self.decontaminate_similarity != LIKE and not self.decontaminate:
+            raise UserError(f"{where}.decontaminate_similarity needs {where}.decontaminate: a file of problems")
 
 
 @dataclass

@@ -64,7 +64,7 @@ def maj_at_k(
     return Estimate(float(np.mean(votes)), float(np.std(votes, ddof=1) / np.sqrt(most)))
 
 
-def n_at_k(samples: Sequence[tuple[bool, bool]], n: int, k: int) -> float:
+def n_at_k(samples: Sequence[tuple[bool, bool]], n: int, k: int, fill: bool = False) -> float:
     """Chance that one of at most n submissions out of k samples is right (AlphaCode, arXiv 2203.07814, section 2.2).
 
     A sample is (passes the public tests, passes all tests). Of k drawn without order, those that pass the public tests
@@ -72,16 +72,24 @@ def n_at_k(samples: Sequence[tuple[bool, bool]], n: int, k: int) -> float:
 
         sum_j C(P, j) C(N - P, k - j) / C(N, k) * (1 - C(P - c, m) / C(P, m)),  m = min(j, n).
 
-    Raises ValueError if k > samples.
+    With `fill`, min(n, k) are always submitted: where too few pass the public tests, any of the others come after them
+    (arXiv 2410.08105). With d right ones among those others a term's chance to fail has another factor,
+
+        C(N - P - d, f) / C(N - P, f),  f = min(n, k) - m.
+
+    It matters only where the public tests are not among those that decide. Raises ValueError if k > samples.
     """
     _check(f"{n}@{k}", len(samples), k)
     total, public = len(samples), sum(p for p, _ in samples)
-    right = sum(p and s for p, s in samples)
+    right, others, right_others = sum(p and s for p, s in samples), total - public, sum(s and not p for p, s in samples)
     value = 0.0
     for j in range(min(k, public) + 1):
         submitted = min(j, n)
         fails = comb(public - right, submitted) / comb(public, submitted)
-        value += comb(public, j) * comb(total - public, k - j) / comb(total, k) * (1.0 - fails)
+        if fill and j >= k - others:  # else such a draw does not exist
+            filled = min(n, k) - submitted
+            fails *= comb(others - right_others, filled) / comb(others, filled)
+        value += comb(public, j) * comb(others, k - j) / comb(total, k) * (1.0 - fails)
     return value
 
 
@@ -106,6 +114,16 @@ def n_at_k_of_episodes(episodes: Sequence[Sequence[Sequence[bool]]], n: int, k: 
             ways = sum(counts[before][: max(n - first + 1, 0)])
             value += ways / (len(episodes) * comb(len(episodes) - 1, before))
     return value
+
+
+def n_at_share(episodes: Sequence[Sequence[Sequence[bool]]], n: int, k: float) -> float:
+    """`n_at_k_of_episodes` for any k >= 0: between whole numbers on the straight line, at 0 it is 0.
+
+    It is what one more episode gives that is drawn with the chance k - floor(k): k is what a budget allows on average.
+    """
+    whole = int(k)
+    low = n_at_k_of_episodes(episodes, n, whole) if whole else 0.0
+    return low if k == whole else low + (k - whole) * (n_at_k_of_episodes(episodes, n, whole + 1) - low)
 
 
 def _subsets_by_sum(numbers: Sequence[int], most: int) -> list[list[int]]:

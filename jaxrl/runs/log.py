@@ -211,7 +211,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
         record["cached"] = turn.cached
     if turn.logprobs is not None:
         record["logprobs"] = [round(float(p), 4) for p in turn.logprobs]
-    return record | ({"status": turn.status} if turn.status else {})
+    record |= {"plain": turn.plain} if turn.plain is not None else {}
+    return record | {name: value for name in ("status", "kind") if (value := getattr(turn, name))}
 
 
 def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:

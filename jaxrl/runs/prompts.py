@@ -28,9 +28,16 @@ def instruction(rollout: RolloutConfig, problem: Problem) -> str:
     return getattr(load_plugin(PLUGINS["environment"], environment), "INSTRUCTION", "")
 
 
+def shown(rollout: RolloutConfig, problem: Problem) -> Problem:
+    """The problem as the model sees it: with the instruction, and what the strategy of its environment begins with."""
+    problem = instructed(problem, instruction(rollout, problem))
+    own = problem.meta.get("part.environment")
+    return instructed(problem, problem.meta["part.opening"] if own else getattr(rollout.environment, "opening", ""))
+
+
 def prompt_tokens(tokenizer: Any, problem: Problem, rollout: RolloutConfig) -> np.ndarray:
-    """i32[n], with the instruction of rollout. Raises PromptTooLongError if n > rollout.max_prompt_length."""
-    tokens = chat_prompt(tokenizer, instructed(problem, instruction(rollout, problem)))
+    """i32[n], of the problem as it is `shown`. Raises PromptTooLongError if n > rollout.max_prompt_length."""
+    tokens = chat_prompt(tokenizer, shown(rollout, problem))
     if len(tokens) > rollout.max_prompt_length:
         raise PromptTooLongError(
             f"problem {problem.id}: its prompt has {len(tokens)} tokens, more than rollout.max_prompt_length = "
@@ -68,9 +75,7 @@ def without_long_prompts(task: Task, tokenizer: Any, rollout: RolloutConfig) -> 
     """The task without the problems and demonstrations whose prompts are too long, counted in `rejected`."""
 
     def fits(problem: Problem) -> bool:
-        return (
-            len(chat_prompt(tokenizer, instructed(problem, instruction(rollout, problem)))) <= rollout.max_prompt_length
-        )
+        return len(chat_prompt(tokenizer, shown(rollout, problem))) <= rollout.max_prompt_length
 
     def kept(problems: Sequence[Problem]) -> list[Problem]:
         return [p for p in problems if fits(p)]

@@ -6,7 +6,8 @@ Every problem may be answered in two ways: with the value, "\\boxed{2194}", or w
 return the right values for other numbers too. The instruction that a config puts after the problem says which: DIRECT
 and TOOL want the value (by head, or with the interpreter), PROGRAM the program (which may see the public tests that
 it fails). Demonstrations are of all three kinds, those of a careless teacher: a share of the programs does the last
-step only.
+step only. Two more kinds are for the prompts of a strategy over turns: a plan of the steps before the program, for
+problems of all difficulties and never careless, and a program with comments.
 
 The constants of steps are other ones in held-out problems than in training and demonstrations, as in task `functions`.
 """
@@ -35,6 +36,14 @@ from rollouts.services import Services
 from sandbox.verdict import CallTest
 
 DIRECT, TOOL, PROGRAM = "Answer at once.", "Use Python.", "Write f."
+PLAN, COMMENT = "Plan first.", "Comment each line."  # a reasoning prompt, and an instruction (rollouts/strategies.py)
+KINDS = {
+    "direct": DIRECT,
+    "tool": TOOL,
+    "program": PROGRAM,
+    "plan": f"{PROGRAM}\n{PLAN}",
+    "comment": f"{PROGRAM}\n{COMMENT}",
+}
 PARTIAL_CREDIT = 0.2  # of a program, times the share of tests passed, when not all pass
 PUBLIC_TESTS = 2
 HELD_OUT_SEED = 30_000_001  # the same held-out problems for every run
@@ -85,13 +94,14 @@ def generate(rng: random.Random, difficulty: int, held_out: bool, name: str) -> 
 
 
 def demonstrate(problem: Problem, rng: random.Random, kind: str, lazy: float) -> Problem:
-    """The problem with an instruction and an answer of that kind; with probability `lazy` a careless one."""
+    """The problem with an instruction and an answer of that kind, one of KINDS; careless with probability `lazy`."""
     family = next(f for f in FAMILIES if f.name == problem.meta["family"])
     plan: Plan = problem.meta["plan"]
     careless = plan[-1:] if rng.random() < lazy else plan
-    messages = {DIRECT: _by_head, TOOL: _with_tool, PROGRAM: _as_program}[kind](problem, family, plan, careless, rng)
+    makers = {"direct": _by_head, "tool": _with_tool, "program": _as_program, "plan": _planned, "comment": _commented}
+    messages = makers[kind](problem, family, plan, careless, rng)
     (question,) = problem.messages
-    with_kind = question | {"content": f"{question['content']}\n{kind}"}
+    with_kind = question | {"content": f"{question['content']}\n{KINDS[kind]}"}
     meta = {name: value for name, value in problem.meta.items() if name != "plan"}
     return Problem(
         problem.id, (with_kind,), tests=problem.tests, answer=problem.answer, demonstration=messages, meta=meta
@@ -129,11 +139,22 @@ def _as_program(
     return (*first, {"role": "user", "content": failure_message(failures)}, _assistant(_program(family, plan)))
 
 
-def _program(family: Family, plan: Plan) -> str:
+def _planned(problem: Problem, family: Family, plan: Plan, *_: Any) -> tuple[dict[str, str], ...]:
+    steps = "\n".join(step.expression.format(c=c) for step, c in plan)
+    return _assistant(steps), {"role": "user", "content": PROGRAM}, _assistant(_program(family, plan))
+
+
+def _commented(problem: Problem, family: Family, plan: Plan, careless: Plan, *_: Any) -> tuple[dict[str, str], ...]:
+    return (_assistant(_program(family, careless, comments=True)),)
+
+
+def _program(family: Family, plan: Plan, comments: bool = False) -> str:
     v = family.variable
     *steps, last = [step.expression.format(c=c) for step, c in plan]
-    lines = [f"def f({v}):", *(f"    {v} = {step}" for step in steps), f"    return {last}"]
-    return "```python\n" + "\n".join(lines) + "\n```"
+    lines = [*(f"    {v} = {step}" for step in steps), f"    return {last}"]
+    if comments:
+        lines = [f"{line}  # {step.phrases[0].format(c=c)}" for line, (step, c) in zip(lines, plan)]
+    return "\n".join([f"```python\ndef f({v}):", *lines, "```"])
 
 
 def boxed(text: str) -> str | None:
@@ -156,19 +177,22 @@ class Settings(TaskSettings):
     """Multi-digit arithmetic."""
 
     max_difficulty: Annotated[int, Ge(2), Le(MAX_DIFFICULTY)] = 4  # steps of the longest problem
-    demonstration_kinds: tuple[Literal["direct", "tool", "program"], ...] = ("direct", "tool", "program")  # in turn
+    # In turn; plan and comment are programs with a strategy's prompts.
+    demonstration_kinds: tuple[Literal["direct", "tool", "program", "plan", "comment"], ...] = (
+        "direct", "tool", "program",
+    )  # fmt: skip
     hard_demonstrations: Share = 0.1  # share of demonstrations of up to max_difficulty steps
     lazy_demonstrations: Share = 0.0  # share of the programs that does the last step only
 
     def check(self, where: str = "task") -> None:
         """Raises UserError where no kind of demonstration is named."""
         if not self.demonstration_kinds:
-            raise UserError(f"{where}.demonstration_kinds = () must name at least one of: direct, tool, program")
+            raise UserError(f"{where}.demonstration_kinds = () must name at least one of: {', '.join(KINDS)}")
 
 
 def make_task(settings: Settings, seed: int) -> Task:
     """The task; a config's rollout.instruction says which kind of answer it wants."""
-    kinds = {"direct": DIRECT, "tool": TOOL, "program": PROGRAM}
+    spoken = [k for k in KINDS if k not in ("plan", "comment") or k in settings.demonstration_kinds]
 
     def plain(name: str, seed: int, hard: float = 1.0, held_out: bool = False) -> Callable[[int], Problem]:
         """Problems of two steps; a share `hard` of them is evenly of all difficulties from 2 up."""
@@ -182,15 +206,14 @@ def make_task(settings: Settings, seed: int) -> Task:
 
     def shown(i: int) -> Problem:
         rng = random.Random(f"compute shown {seed} {i}")
-        kind = kinds[settings.demonstration_kinds[i % len(settings.demonstration_kinds)]]
-        return demonstrate(
-            plain("demonstration", seed, settings.hard_demonstrations)(i), rng, kind, settings.lazy_demonstrations
-        )
+        kind = settings.demonstration_kinds[i % len(settings.demonstration_kinds)]
+        hard, lazy = (1.0, 0.0) if kind == "plan" else (settings.hard_demonstrations, settings.lazy_demonstrations)
+        return demonstrate(plain("demonstration", seed, hard)(i), rng, kind, lazy)
 
     def corpus() -> Iterable[str]:
         """The same for every seed, so that runs with different seeds have the same tokenizer."""
         for i in range(CORPUS_PROBLEMS):
-            problem = demonstrate(plain("corpus", 0)(i), random.Random(i), list(kinds.values())[i % 3], 0.5)
+            problem = demonstrate(plain("corpus", 0)(i), random.Random(i), spoken[i % len(spoken)], 0.5)
             for message in (*problem.messages, *(problem.demonstration or ())):
                 yield f"{message['role']}\n{message['content']}"  # type: ignore[index]
 

@@ -143,4 +143,5 @@ def mark(part: Part, name: str, problem: Problem) -> Problem:
     """The problem with what its part says of it: see jaxrl/runs/prompts.py, `instruction`."""
     environment = part.environment.name if part.environment is not None else ""
     meta = {"part": name, "part.environment": environment, "part.instruction": part.instruction}
+    meta["part.opening"] = getattr(part.environment, "opening", "")
     return dataclasses.replace(problem, id=f"{name}/{problem.id}", meta=problem.meta | meta)

@@ -160,6 +160,8 @@ def _episode(t: Trainer, problem: Problem, record: Mapping[str, Any], source: st
             turn["learned"],
             turn["text"],
             turn.get("status", ""),
+            kind=turn.get("kind", ""),
+            plain=turn.get("plain"),
         )
         for turn in record["turns"]
     ]

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,12 +85,14 @@ class Dialogue:
         """Tokens that may still be sampled or inserted."""
         return self.budget.tokens - sum(len(t.tokens) for t in self.turns)
 
-    async def sample(self, stop_strings: Sequence[str] = ()) -> str:
+    async def sample(self, stop_strings: Sequence[str] = (), kind: Literal["", "text"] = "") -> str:
         """The model's next turn, up to one of `stop_strings` (which it includes) or the end of its answer.
+
+        A turn of kind "text" is no program: the run's stop strings, which end programs, do not cut it.
 
         Raises EpisodeOverError when turns or tokens run out; what was sampled until then is part of the episode.
         """
-        number = sum(t.sampled for t in self.turns)
+        number, usual = sum(t.sampled for t in self.turns), () if kind == "text" else self.params.stop_strings
         if number >= self.budget.turns:
             raise EpisodeOverError("out_of_turns")
         if self.left < 1:
@@ -101,7 +103,7 @@ class Dialogue:
             self.params,
             max_new_tokens=room,
             seed=seed if number else self.params.seed,
-            stop_strings=tuple(dict.fromkeys([*self.params.stop_strings, *stop_strings])),
+            stop_strings=tuple(dict.fromkeys([*usual, *stop_strings])),
         )
         start = time.perf_counter()
         (completion,) = await self.engine.sample(self.tokens, params)
@@ -111,9 +113,9 @@ class Dialogue:
         whole = decode_text(self.tokenizer, tokens, special=True)  # a stop string may be, or have, a special token
         if self._begins_an_answer():
             text = text.removeprefix(answer_lead(self.tokenizer))
-        self.turns.append(Turn("assistant", tokens, True, completion.logprobs, text=text, cached=cached))
+        self.turns.append(Turn("assistant", tokens, True, completion.logprobs, text=text, cached=cached, kind=kind))
         self.weight_versions.append(completion.weight_version)
-        stopped = any(string in whole for string in self.params.stop_strings)
+        stopped = any(string in whole for string in usual)
         self.ended = stopped or (len(tokens) > 0 and tokens[-1] in params.stop_tokens)
         if completion.finish_reason == "length" and self.left < 1:
             raise EpisodeOverError("truncated")
@@ -131,11 +133,15 @@ class Dialogue:
         """
         self._append("output", np.asarray(encode_text(self.tokenizer, text), np.int32), text, status)
 
-    def reply(self, content: str, role: Role = "user", status: str = "") -> None:
-        """Ends the model's answer and adds a message by the chat template. Otherwise as `insert`."""
+    def reply(self, content: str, role: Role = "user", status: str = "", plain: str | None = None) -> None:
+        """Ends the model's answer and adds a message by the chat template. Otherwise as `insert`.
+
+        `plain` is the message without the prompts of a strategy.
+        """
         last = int(self.turns[-1].tokens[-1]) if len(self.turns[-1].tokens) else -1  # a server may leave out the end
         tokens = following(self.tokenizer, [{"role": role, "content": content}], last, self._history())
         self._append(role, tokens, content, status)
+        self.turns[-1].plain = plain
 
     def _history(self) -> list[dict[str, Any]]:
         """The conversation before the model's last answer, as messages."""
@@ -251,4 +257,5 @@ class DialogueEnvironment:
             timings=dialogue.timings | {"score": now - played, "episode": now - start},
             attempts=dialogue.attempts,
             submission=submission,
+            submissions=tuple(dialogue.submissions),
         )

@@ -93,6 +93,12 @@ def test_a_turn_that_was_cut_off_is_the_last_one():
     assert list(ppo.turn_rewards(cut, Settings())) == [0.0, -1.0]
 
 
+def test_an_answer_that_is_no_program_has_no_penalty():
+    thought = episode([2, 2, 2], False, (False, True))
+    thought.turns[0].kind = "text"
+    assert list(ppo.turn_rewards(thought, Settings())) == [0.0, -0.2, -1.0]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [({}, [-0.2, -1.0]), ({"penalize_last": True}, [-0.2, -1.2]), ({"reward": "task"}, [0.0, 0.0]),

@@ -8,7 +8,15 @@ from itertools import chain, combinations, permutations, product
 import numpy as np
 import pytest
 
-from jaxrl.evaluation.estimators import best_of_n, bootstrap_interval, maj_at_k, n_at_k, n_at_k_of_episodes, pass_at_k
+from jaxrl.evaluation.estimators import (
+    best_of_n,
+    bootstrap_interval,
+    maj_at_k,
+    n_at_k,
+    n_at_k_of_episodes,
+    n_at_share,
+    pass_at_k,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
@@ -76,6 +84,34 @@ def test_n_at_k_of_episodes_is_the_mean_over_orders_of_episodes():
             orders = [list(chain(*order)) for order in permutations(episodes, k)]
             expected = sum(submitted_in_order(o, n) for o in orders) / len(orders)
             assert n_at_k_of_episodes(episodes, n, k) == pytest.approx(expected)
+
+
+def submitted_with_others(samples, n):
+    passing, others = ([s for p, s in samples if p == kind] for kind in (True, False))
+    return any([*passing, *others][: min(n, len(samples))])
+
+
+def test_n_at_k_filled_is_the_mean_over_ordered_subsets():
+    rng = random.Random(4)
+    for _ in range(20):
+        samples = [rng.choice([(False, False), (True, False), (True, True), (False, True)]) for _ in range(5)]
+        for n, k in product((1, 2, 3, 9), range(1, 6)):
+            orders = list(permutations(samples, k))
+            expected = sum(submitted_with_others(o, n) for o in orders) / len(orders)
+            assert n_at_k(samples, n, k, fill=True) == pytest.approx(expected)
+
+
+def test_n_at_k_by_hand():
+    samples = [(True, True), (True, False), (False, True), (False, False)]
+    assert n_at_k(samples, 1, 2) == pytest.approx(2.5 / 6)
+    assert n_at_k(samples, 1, 2, fill=True) == pytest.approx(0.5)
+
+
+def test_parts_of_episodes_are_between_whole_ones():
+    episodes = [[(False, False), (True, True)], [(True, False)], [(True, True)], []]
+    one, two = (n_at_k_of_episodes(episodes, 1, k) for k in (1, 2))
+    assert n_at_share(episodes, 1, 0.0) == 0 and n_at_share(episodes, 1, 0.5) == pytest.approx(one / 2)
+    assert n_at_share(episodes, 1, 2.0) == two and n_at_share(episodes, 1, 1.25) == pytest.approx(0.75 * one + two / 4)
 
 
 def test_n_at_k_meets_pass_at_k():

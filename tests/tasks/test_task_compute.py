@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from judging import judge
 
 from jaxrl.config import TaskConfig
 from jaxrl.tasks import load_task
-from jaxrl.tasks.compute import DIRECT, PROGRAM, TOOL, boxed
+from jaxrl.tasks.compute import COMMENT, DIRECT, PLAN, PROGRAM, TOOL, boxed
 from jaxrl.tasks.extract import code_block
 from rollouts.episode import Problem
 from sandbox.verdict import Program
@@ -74,6 +75,32 @@ def test_demonstrations_are_of_all_kinds_and_say_what_happens(task, pool):
             (verdict,) = pool.run([Program(code_block(said[-1]), problem.tests)])
             assert verdict.passed and len(said) == 1
     assert min(kinds.values()) == 50
+
+
+def test_plans_and_comments(pool):
+    """A plan has the steps of its program, of all lengths, and is never careless; comments are the words asked."""
+    settings = TaskConfig(name="compute", lazy_demonstrations=1.0, demonstration_kinds=("plan", "comment"))
+    task, longest = load_task(settings, seed=0), 0
+    for i, problem in enumerate(task.demonstrations[:40]):
+        question, *asked = problem.messages[0]["content"].split("\n")
+        said = [m["content"] for m in problem.demonstration]
+        program = code_block(said[-1])
+        (verdict,) = pool.run([Program(program, problem.tests)])
+        if i % 2:
+            assert asked == [PROGRAM, COMMENT] and not verdict.passed
+            (line,) = program.splitlines()[1:]
+            assert f"{line.partition('# ')[2]}." == question.rpartition(", ")[2]
+            continue
+        assert asked == [PROGRAM, PLAN] and said[1] == PROGRAM and verdict.passed
+        value = 7
+        for step in said[0].splitlines():
+            value = eval(step, {"n": value})
+        scope: dict[str, Any] = {}
+        exec(program, scope)
+        assert scope["f"](7) == value
+        longest = max(longest, len(said[0].splitlines()))
+    assert longest == 4
+    assert [*load_task(settings, 0).corpus()] != [*load_task(CONFIG, 0).corpus()]  # type: ignore[misc]
 
 
 def test_careless_demonstrations(pool):
