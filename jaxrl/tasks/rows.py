@@ -159,10 +159,11 @@ def stream_rows(source: str, split: str = "train", subset: str = "") -> Iterator
         raise DataError(f"data file {source!r} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
     else:
         rows = _hub_rows(source, split, subset)
-    count = 0
-    for count, row in enumerate(rows, 1):
+    empty = True
+    for row in rows:
+        empty = False
         yield row
-    if not count:
+    if empty:
         raise DataError(f"{source}: holds no rows")
 
 
