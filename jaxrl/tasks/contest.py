@@ -5,10 +5,10 @@ in Task.rejected. A malformed row is a DataError in open-r1's schema, and counte
 faults nobody can mend here.
 
 Programs are judged as by the judges of the sets: eval/testing_util.py of hendrycks/apps (which TACO uses too),
-lcb_runner/evaluation/testing_util.py of LiveCodeBench, and AlphaCode's (arXiv 2203.07814, appendix A).
+lcb_runner/evaluation/testing_util.py of LiveCodeBench, execution/tester_sandboxer.cc of google-deepmind/code_contests.
 - Outputs: blanks around lines and blank lines do not count, numbers compare by value; where a float is expected within
-  1e-5 (numpy.allclose in APPS; not in LiveCodeBench). In CodeContests lines do not count either. An output that stops
-  too early is wrong: open-r1's own reward compares only the lines that are there.
+  1e-5 (numpy.allclose in APPS; not in LiveCodeBench). In CodeContests lines and upper case do not count either. An
+  output that stops too early is wrong: open-r1's own reward compares only the lines that are there.
 - Function calls: text inputs have one JSON value a line, which is one argument (LiveCodeBench); a dictionary's keys are
   ints where all are digits (APPS: JSON has only strings); a value in a list of one is taken out of it where all outputs
   of the problem are such lists. APPS takes either for every test, which lets 5 pass for [5].

@@ -150,8 +150,8 @@ def codecontests(row: Row, language: str) -> Found:
         raise Rejected("reads or writes a file")
 
     def tests(*names: str) -> tuple[Test, ...]:
-        """As AlphaCode's judge: words, and numbers within 1e-5."""
-        return tests_of([case for name in names for case in _columns(row, name, "input")], "tokens")
+        """As AlphaCode's judge: words without regard to case, and numbers within 1e-5."""
+        return tests_of([case for name in names for case in _columns(row, name, "input")], "words")
 
     solutions = [(s.get("language"), s.text("solution")) for s in _columns(row, "solutions", "solution")]
     python3 = tuple(islice((code for language, code in solutions if language in PYTHON3 and parses(code)), REFERENCES))
@@ -183,7 +183,7 @@ def apps(row: Row, language: str) -> Found:
     names = names_of(tests)
     solutions, why = _python3(_texts(row, "solutions"), names)
     pictures = str(row.fields.get("picture_num") or 0).strip() not in ("0", "")
-    marks = dict.fromkeys([*(["image"] if pictures else []), *marks_of(statement)])
+    marks = marks_of(statement)
     limit = row.fields.get("time_limit")
     return _checked(Found(
         name=row.name("problem_id") if "problem_id" in row.fields else _number(row),
@@ -195,13 +195,13 @@ def apps(row: Row, language: str) -> Found:
         memory_mb=memory_of(row, row.fields.get("memory_limit")),
         before=IMPORTS,
         date=_date(row, "date"),
-        marks=tuple(marks),
+        marks=("image", *marks) if pictures and "image" not in marks else marks,
         meta={"difficulty": row.optional_text("difficulty"), "source": row.optional_text("source", "url")},
     ))  # fmt: skip
 
 
 def leetcode(row: Row, language: str) -> Found:
-    """Answers may come in any order where the statement says so; the set's own judge wants the order of its solution."""
+    """Answers may come in any order where the statement says so; the set's judge wants that of its solution."""
     meta = row.part("meta") if row.fields.get("meta") else row
     method = row.text("entry_point").removeprefix("Solution().")
     if not method.isidentifier():

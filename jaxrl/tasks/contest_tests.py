@@ -32,7 +32,7 @@ class Rejected(Exception):
 
 def tests_of(
     cases: Sequence[Row],
-    compare: Literal["stripped", "tokens"] = "stripped",
+    compare: Literal["stripped", "words"] = "stripped",
     tolerance: float = TOLERANCE,
     wrapped: bool | None = None,
 ) -> tuple[Test, ...]:
@@ -44,7 +44,7 @@ def tests_of(
     kinds = {kind_of(case) for case in cases}
     if len(kinds) > 1:
         raise Rejected("mixed kinds of tests")
-    if kinds == {STDIN}:
+    if kinds <= {STDIN}:  # or none
         return tuple(StdioTest(_joined(c, "input"), _joined(c, "output"), compare, tolerance) for c in cases)
     if kinds == {CALL}:
         return _call_tests(cases, CallTest.tolerance if tolerance else 0.0, wrapped)
