@@ -230,13 +230,17 @@ def deepcoder(row: Row, language: str) -> Found:
     statement, starter = row.text("problem"), row.optional_text("starter_code")
     metadata = row.part("metadata") if row.fields.get("metadata") else Row(row.where, {})
     function = metadata.optional_text("func_name")
-    stored = row.get("tests")
-    if not stored or stored in ("[]", "{}"):
+    stored = _decoded(row, "tests")
+    if not stored:
         raise Rejected("no tests")
-    is_columns = stored.lstrip().startswith("{") if isinstance(stored, str) else isinstance(stored, dict)
-    cases = cases_of(row.part("tests")) if is_columns else [_typed(c, function) for c in row.parts("tests")]
-    of_livecodebench = not is_columns and "testtype" in row.parts("tests")[0].fields
-    tests = tests_of(cases, tolerance=0.0, wrapped=False) if of_livecodebench else tests_of(cases)
+    decoded = Row(row.where, {"tests": stored})
+    if isinstance(stored, dict):
+        tests = tests_of(cases_of(decoded.part("tests")))
+    else:
+        cases = decoded.parts("tests")
+        typed = [_typed(case, function) for case in cases]
+        of_livecodebench = "testtype" in cases[0].fields
+        tests = tests_of(typed, tolerance=0.0, wrapped=False) if of_livecodebench else tests_of(typed)
     names = names_of(tests)
     solutions, why = _python3(_texts(row, "solutions"), names)
     return _checked(Found(
@@ -330,14 +334,18 @@ def _texts(row: Row, name: str) -> list[str]:
     """A list of texts, or JSON text of one; empty where it is null or not there."""
     if not row.fields.get(name):
         return []
-    if not isinstance(row.get(name), str):
-        return row.texts(name)
+    return Row(row.where, {name: _decoded(row, name)}).texts(name)
+
+
+def _decoded(row: Row, name: str) -> Any:
+    """A value, or what it is JSON text of; None where it is null, empty or not there."""
+    value = row.fields.get(name)
+    if not isinstance(value, str):
+        return value
     try:
-        return Row(row.where, {name: json.loads(row.text(name))}).texts(name)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{row.where}: {name} is not JSON: {short(row.text(name))}") from None
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        raise DataError(f"{row.where}: {name} is not JSON: {short(value)}") from None
 
 
 def _python3(solutions: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], str]:

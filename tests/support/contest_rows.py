@@ -9,6 +9,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from jaxrl.tasks import Task, contest, load_task
+from rollouts.episode import Problem
+
 DOUBLE = "Read a number and print its double."
 PROGRAM = "print(2 * int(input()))"
 METHOD = "class Solution:\n    def double(self, n: int) -> int:\n        return 2 * n\n"
@@ -157,3 +160,20 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
     """A .jsonl file of rows."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def load(folder: Path, source: str, *given: dict[str, Any], **settings: Any) -> Task:
+    """The task of these rows."""
+    path = write(folder / f"{source}.jsonl", *given)
+    return load_task(contest.Settings(path=path, source=source, **settings), 0)  # type: ignore[arg-type]
+
+
+def only(folder: Path, source: str, row: dict[str, Any], **settings: Any) -> Problem:
+    """The problem of this row."""
+    (problem,) = load(folder, source, row, **settings).train
+    return problem
+
+
+def statement(problem: Problem) -> str:
+    assert not isinstance(problem.messages, str) and problem.messages
+    return problem.messages[0]["content"]
