@@ -63,8 +63,9 @@ class Settings(DataSettings):
     ] = ""
     subset: str = ""  # configuration of a hub data set, such as deepcoder's taco
     release: str = ""  # livecodebench in a folder or on the hub: release_v5 (all until then), v5 (the new ones), v4_v6
-    start_date: str = ""  # YYYY-MM-DD; earlier contests are rejected, in sets that have dates
+    start_date: str = ""  # YYYY-MM-DD, of held-out problems (of all, without held_out_path); earlier ones are rejected
     end_date: str = ""  # later ones
+    train_until: str = ""  # of training problems beside a held_out_path; later ones are rejected
     min_tests: Positive = 1  # fewer are rejected
     max_tests: Positive = 64  # more are cut
     cut: Literal["evenly", "longest"] = "evenly"  # which hidden tests stay; longest: those with the longest inputs
@@ -79,25 +80,31 @@ class Settings(DataSettings):
 
     def check(self, where: str = "task") -> None:
         """Raises UserError for a date or a release that is none, and for a setting that the sources have no use for."""
-        sources = {self.source, self.held_out_source or self.source}
-        for name in ("start_date", "end_date"):
-            if (value := getattr(self, name)) and not _is_date(value):
+        held_out = self.held_out_source or self.source
+        sources = {self.source, held_out}
+        dates = {"start_date": held_out, "end_date": held_out, "train_until": self.source}
+        for name, source in dates.items():
+            value = getattr(self, name)
+            if value and not _is_date(value):
                 raise UserError(f"{where}.{name} = {value!r} must be YYYY-MM-DD")
-            if value and not sources & set(DATED):
-                raise UserError(f"{where}.{name} = {value!r} needs a source with dates: {', '.join(DATED)}")
+            if value and source not in DATED:
+                raise UserError(
+                    f"{where}.{name} = {value!r} needs a source with dates ({', '.join(DATED)}), not {source}"
+                )
         if self.start_date and self.end_date and self.start_date > self.end_date:
             raise UserError(f"{where}.end_date = {self.end_date!r} must not be before start_date")
         if self.release and not _RELEASE.fullmatch(self.release):
             raise UserError(f"{where}.release = {self.release!r} must be like release_v5, v5 or v4_v6")
         unused = {
-            "release": self.release and "livecodebench" not in sources,
-            "language": self.language != "python" and "open_r1" not in sources,
-            "keep": self.keep != ("several answers",) and sources <= set(UNMARKED),
-            "held_out_source": self.held_out_source and not self.held_out_path,
+            "release": (self.release and "livecodebench" not in sources, "source livecodebench"),
+            "language": (self.language != "python" and "open_r1" not in sources, "source open_r1"),
+            "keep": (self.keep != ("several answers",) and sources <= set(UNMARKED), "another source"),
+            "held_out_source": (self.held_out_source and not self.held_out_path, "a held_out_path"),
+            "train_until": (self.train_until and not self.held_out_path, "a held_out_path"),
         }
-        for name in [name for name, is_unused in unused.items() if is_unused]:
-            needed = "a held_out_path" if name == "held_out_source" else "another source"
-            raise UserError(f"{where}.{name} = {getattr(self, name)!r} does nothing without {needed}")
+        for name, (is_unused, needed) in unused.items():
+            if is_unused:
+                raise UserError(f"{where}.{name} = {getattr(self, name)!r} does nothing without {needed}")
 
 
 def make_task(settings: Settings, seed: int) -> Task:
@@ -105,10 +112,12 @@ def make_task(settings: Settings, seed: int) -> Task:
     if not settings.path:
         raise DataError("task contest needs task.path, a file or open-r1/verifiable-coding-problems-python")
     rejected: Counter[str] = Counter()
-    problems = _select(settings.path, settings.source, settings, rejected)
+    window = settings.start_date, settings.end_date
+    of_train = ("", settings.train_until) if settings.held_out_path else window
+    problems = _select(settings.path, settings.source, settings, of_train, rejected)
     if settings.held_out_path:
         source = settings.held_out_source or settings.source
-        train, held_out = problems, _select(settings.held_out_path, source, settings, rejected)
+        train, held_out = problems, _select(settings.held_out_path, source, settings, window, rejected)
     elif settings.source == "livecodebench":
         train = held_out = problems
     else:
@@ -129,12 +138,14 @@ def make_task(settings: Settings, seed: int) -> Task:
     return by_behaviour(task) if settings.answers == "behaviour" else task
 
 
-def _select(path: str, source: str, settings: Settings, rejected: Counter[str]) -> list[Problem]:
+def _select(
+    path: str, source: str, settings: Settings, window: tuple[str, str], rejected: Counter[str]
+) -> list[Problem]:
     """The problems of a source that fit the settings; the others are counted. Raises DataError where none is left."""
     problems, malformed, here = [], "", Counter[str]()
     for row in rows_of(path, source, settings):
         try:
-            problems.append(make_problem(row, source, settings))
+            problems.append(make_problem(row, source, settings, window))
         except Rejected as reason:
             here[str(reason)] += 1
         except DataError as error:
@@ -164,8 +175,9 @@ def rows_of(path: str, source: str, settings: Settings) -> Iterator[Row]:
         yield from stream_rows(f"{folder}/test{number if number > 1 else ''}.jsonl")
 
 
-def make_problem(row: Row, source: str, settings: Settings) -> Problem:
-    """The problem of a row. Raises Rejected with the reason, and DataError for a row of another schema."""
+def make_problem(row: Row, source: str, settings: Settings, window: tuple[str, str] = ("", "")) -> Problem:
+    """The problem of a row, of a contest between these days. Raises Rejected with the reason, and DataError for a row
+    of another schema."""
     found = READERS[source](row, settings.language)
     if len(found.tests) + len(found.public) < settings.min_tests:
         raise Rejected("too few tests")
@@ -174,11 +186,10 @@ def make_problem(row: Row, source: str, settings: Settings) -> Problem:
     for mark in found.marks:
         if mark not in settings.keep:
             raise Rejected(mark)
-    if source in DATED and (settings.start_date or settings.end_date):
-        if not found.date:
-            raise Rejected("no date")
-        if not settings.start_date <= found.date <= (settings.end_date or "9999"):
-            raise Rejected("outside of the dates")
+    if any(window) and not found.date:
+        raise Rejected("no date")
+    if any(window) and not window[0] <= found.date <= (window[1] or "9999"):
+        raise Rejected("outside of the dates")
     public, hidden = _cut(found, settings)
     names = found.meta.get("names") or names_of(public + hidden)
     shown = found.solutions[0] if found.solutions else None

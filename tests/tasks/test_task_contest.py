@@ -120,15 +120,18 @@ def test_partial_credit_is_a_setting(tmp_path, pool):
 
 
 def test_train_on_one_set_and_evaluate_on_another(tmp_path):
-    held_out = rows.write(
-        tmp_path / "lcb.jsonl", rows.livecodebench(1), rows.livecodebench(2, contest_date="2025-01-01")
-    )
-    task = load(
-        tmp_path, "deepcoder", rows.deepcoder(), held_out_path=held_out, held_out_source="livecodebench",
-        start_date="2024-12-01",
-    )  # fmt: skip
+    new = rows.livecodebench(2, contest_date="2025-01-01")
+    held_out = rows.write(tmp_path / "lcb.jsonl", rows.livecodebench(1), new)
+    chosen = {"held_out_path": held_out, "held_out_source": "livecodebench", "start_date": "2024-12-01"}
+    task = load(tmp_path, "deepcoder", rows.deepcoder(), **chosen)
     assert [p.id for p in task.train] == ["deepcoder/deepcoder.jsonl:1"]  # has no date
     assert [p.id for p in task.held_out] == ["livecodebench/abc2_a"] and task.rejected == {"outside of the dates": 1}
+    dates = ("2023-01-01", "2025-06-01", None)
+    given_rows = [rows.leetcode(i, estimated_date=date) for i, date in enumerate(dates)]
+    assert len(load(tmp_path, "leetcode", *given_rows, **chosen).train) == 3
+    task = load(tmp_path, "leetcode", *given_rows, **chosen, train_until="2024-11-30")
+    assert [p.id for p in task.train] == ["leetcode/double-0"]
+    assert task.rejected == {"outside of the dates": 2, "no date": 1}
 
 
 @pytest.mark.parametrize(
@@ -136,10 +139,12 @@ def test_train_on_one_set_and_evaluate_on_another(tmp_path):
     [
         ({"source": "leetcode", "start_date": "2024-13-01"}, "task.start_date = '2024-13-01' must be YYYY-MM-DD"),
         ({"source": "leetcode", "start_date": "2024-02-01", "end_date": "2024-01-01"}, "must not be before start_date"),
-        ({"end_date": "2024-01-01"}, "needs a source with dates: livecodebench"),
+        ({"end_date": "2024-01-01"}, r"needs a source with dates \(livecodebench, leetcode, taco\), not open_r1"),
+        ({"source": "leetcode", "train_until": "2024-01-01"}, "'2024-01-01' does nothing without a held_out_path"),
+        ({"held_out_path": "y", "held_out_source": "leetcode", "train_until": "2024-01-01"}, "a source with dates"),
         ({"source": "livecodebench", "release": "5"}, "task.release = '5' must be like release_v5, v5 or v4_v6"),
-        ({"source": "apps", "release": "v5"}, "task.release = 'v5' does nothing without another source"),
-        ({"source": "apps", "language": "rust"}, "task.language = 'rust' does nothing without another source"),
+        ({"source": "apps", "release": "v5"}, "task.release = 'v5' does nothing without source livecodebench"),
+        ({"source": "apps", "language": "rust"}, "task.language = 'rust' does nothing without source open_r1"),
         ({"keep": ("image",)}, "does nothing without another source"),
         ({"held_out_source": "apps"}, "does nothing without a held_out_path"),
     ],
