@@ -308,14 +308,17 @@ def same_output(actual: str, expected: str, how: str = "lines", tolerance: float
 
     Args:
         how: "lines": line by line, trailing blanks and trailing blank lines aside; "tokens": the words between any
-            white space; "exact": every character; "stripped": as "lines", but blanks before a line and all blank lines
-            do not count, and words that are numbers are compared by value.
+            white space; "words": as tokens, and upper case is lower case; "exact": every character; "stripped": as
+            "lines", but blanks before a line and all blank lines do not count, and words that are numbers are compared
+            by value.
         tolerance: where it is not 0, words that are numbers are compared by value, and may differ by it (absolute or
             relative) where the expected one is not an integer.
     """
     if how == "exact":
         return actual == expected
-    if how == "tokens":
+    if how == "words":
+        actual, expected = actual.lower(), expected.lower()
+    if how in ("tokens", "words"):
         return _same_words(actual.split(), expected.split(), tolerance, tolerance > 0)
     ours, theirs = _lines(expected), _lines(actual)
     if how == "stripped":

@@ -72,14 +72,14 @@ class StdioTest:
     """The program reads `stdin` and must print `stdout` (trailing blanks of lines and trailing lines ignored).
 
     compare: "lines", "stripped" (blanks before lines and blank lines ignored too, numbers by value), "tokens" (any
-        white space between words) or "exact".
+        white space between words), "words" (as tokens, and upper case is lower case) or "exact".
     tolerance: where not 0, words that are numbers may differ by it (absolute or relative) from one with a fraction.
     checker: Python code that defines `check(stdin, stdout, expected) -> bool`, for problems with many right answers.
     """
 
     stdin: str
     stdout: str
-    compare: Literal["lines", "stripped", "tokens", "exact"] = "lines"
+    compare: Literal["lines", "stripped", "tokens", "words", "exact"] = "lines"
     tolerance: float = 0.0
     checker: str = ""
 

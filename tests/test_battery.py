@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import contest_rows
 import jax
 import numpy as np
 import pytest
@@ -36,27 +37,22 @@ from sandbox.verdict import CallTest, Limits, Program
 # Where the tasks that are read from data find it, below JAXRL_DATA.
 PATHS = {"humaneval": "humaneval/HumanEval.jsonl.gz", "mbpp": "mbpp/sanitized-mbpp.json"}
 SHOWN = 24  # problems of each kind that are looked at
-ROW = {
-    "problem": "Read a number and print its double.",
-    "gold_standard_solution": "print(2 * int(input()))",
-    "verification_info": {"language": "python", "test_cases": [
-        {"input": f"{n}", "output": f"{2 * n}", "type": "stdin_stdout"} for n in range(3)]},
-}  # fmt: skip
-# Tasks whose data has no training part of its own: they say so in their first lines.
+# Tasks whose data has no training part of its own: they say so in their docstrings. Of task contest, LiveCodeBench.
 SHARES_PROBLEMS = {"humaneval"}
+CONTESTS = {f"contest of {source}": source for source in contest_rows.ROWS}
 
 
-@pytest.fixture(params=built_in(PLUGINS["task"]))
+@pytest.fixture(params=[name for name in built_in(PLUGINS["task"]) if name != "contest"] + list(CONTESTS))
 def settings(request, tmp_path) -> Any:
     """The settings of each task, with data where it needs some."""
-    made = make_settings(PLUGINS["task"], request.param)
+    made = make_settings(PLUGINS["task"], request.param.split()[0])
     if request.param == "mixture":
         made.parts = (mixture.Part(make_settings(PLUGINS["task"], "scramble"), weight=2),
                       mixture.Part(make_settings(PLUGINS["task"], "compute")))  # fmt: skip
-    elif request.param == "contest":
-        path = tmp_path / "contest.jsonl"
-        path.write_text("".join(json.dumps(ROW | {"problem_id": f"p{i}"}) + "\n" for i in range(60)))
-        made.path = str(path)
+    elif request.param in CONTESTS:
+        made.source = CONTESTS[request.param]
+        row = contest_rows.ROWS[made.source]
+        made.path = contest_rows.write(tmp_path / "contest.jsonl", *(row(i) for i in range(60)))
     elif request.param == "repair":
         made.style, made.train_problems, made.demonstrations = "direct", 60, 60  # each is run when it is made
     elif request.param in PATHS:
@@ -74,6 +70,10 @@ def some(problems: Any) -> list[Problem]:
     return [problems[i] for i in range(min(SHOWN, len(problems)))]
 
 
+def is_livecodebench(task: Task) -> bool:
+    return task.held_out[0].id.startswith("livecodebench/")
+
+
 def answer_of(problem: Problem) -> str:
     """What the model says in a demonstration."""
     shown = problem.demonstration
@@ -84,7 +84,8 @@ def answer_of(problem: Problem) -> str:
 
 def test_demonstrations_are_judged_right_and_an_empty_text_wrong(task, pool):
     shown = some(task.demonstrations) or [p for p in some(task.held_out) if p.demonstration]
-    assert shown or task.name not in ("functions", "compute", "scramble", "mixture", "mbpp", "contest", "humaneval")
+    always = task.name in ("functions", "compute", "scramble", "mixture", "mbpp", "contest", "humaneval")
+    assert shown or not always or is_livecodebench(task)
     rewards = judge_all(task, shown, [answer_of(p) for p in shown], pool)
     assert all(r.solved and math.isfinite(r.value) and r.value > 0 for r in rewards)
     empty = judge_all(task, shown, [""] * len(shown), pool)
@@ -94,7 +95,7 @@ def test_demonstrations_are_judged_right_and_an_empty_text_wrong(task, pool):
 
 
 def test_held_out_problems_are_not_trained_on(task):
-    if task.name in SHARES_PROBLEMS:
+    if task.name in SHARES_PROBLEMS or is_livecodebench(task):
         assert "both training and held-out problems" in str(
             __import__(f"jaxrl.tasks.{task.name}", fromlist="x").__doc__
         )

@@ -131,7 +131,7 @@ def function_program(text: str, entry_point: str, header: str = "", extraction: 
     if not switches.import_helper:
         return code
     imports = "\n".join(re.findall(r"^(?:import|from) .*$", header, re.MULTILINE))
-    return _after(f"{USUAL_IMPORTS}{imports}\n", code)
+    return with_imports(f"{USUAL_IMPORTS}{imports}\n", code)
 
 
 def block_program(text: str, extraction: ExtractionConfig | None = None, names: Collection[str] = ()) -> str:
@@ -144,7 +144,7 @@ def block_program(text: str, extraction: ExtractionConfig | None = None, names: 
     cut = cut_at(text, switches.stop_strings)
     code = (switches.block != "none" and _find(text, switches.block, names, cut)[0]) or cut
     helped = switches.import_helper and not re.match(r"\s*(from|import) ", code)
-    return _after(USUAL_IMPORTS, code) if helped else code
+    return with_imports(USUAL_IMPORTS, code) if helped else code
 
 
 def _normal(text: str) -> str:
@@ -320,7 +320,7 @@ def _used(table: symtable.SymbolTable) -> set[str]:
     return used.union(*map(_used, table.get_children()))
 
 
-def _after(imports: str, code: str) -> str:
+def with_imports(imports: str, code: str) -> str:
     """The code with imports before it, but after its own from __future__, which must come first."""
     ends = []
     if "__future__" in code and parses(code):

@@ -1,4 +1,4 @@
-"""Rows of problem data: local .jsonl or .json (also .gz), .parquet, or a data set of the hub.
+"""Rows of problem data: local .jsonl or .json (also .gz), .parquet, a data set of the hub, or one file of it.
 
 A row's values are read by their type: `row.text("prompt")` is a text, or a DataError that says where it is not.
 """
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from jaxrl.errors import UserError
 
+HUB_FILE = "hf://datasets/"  # begins the name of one file of a hub data set
+PARQUET_ROWS = 64  # read at a time: a row of contest data may have megabytes of tests
 _GZIP = b"\x1f\x8b"  # how its files begin (RFC 1952)
 
 
@@ -133,25 +135,36 @@ def described(value: Any) -> str:
 
 
 def read_rows(source: str, split: str = "train") -> list[Row]:
-    """All rows of a file or a hub data set; one at least.
+    """All rows of a file or a hub data set; one at least. Raises DataError as `stream_rows` does."""
+    return list(stream_rows(source, split))
 
-    Raises DataError for a missing file (naming the nearest), a file that is damaged or empty, a line that is not a JSON
-    object (file and line), or a data set that cannot be loaded.
+
+def stream_rows(source: str, split: str = "train", subset: str = "") -> Iterator[Row]:
+    """The rows of a file or a hub data set, one at least, without all of them in memory.
+
+    `source` is a local file, the name of a hub data set, or hf://datasets/OWNER/NAME/FILE: one file of it. `subset`
+    is the configuration of a hub data set. Raises DataError for a missing file (naming the nearest), a file that is
+    damaged or empty, a line that is not a JSON object (file and line), or a data set that cannot be loaded.
     """
     path = expanded(source)
     local = path.suffix in (".jsonl", ".json", ".gz", ".parquet") or source.startswith((".", "/", "~"))
-    if path.is_file():
-        rows = list(_file_rows(path))
+    if source.startswith(HUB_FILE):
+        rows = _file_rows(_downloaded(source))
+    elif path.is_file():
+        rows = _file_rows(path)
     elif local or "/" not in source:
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, names, 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near and not path.exists() else ""
         raise DataError(f"data file {source!r} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
     else:
-        rows = list(_hub_rows(source, split))
-    if not rows:
+        rows = _hub_rows(source, split, subset)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
         raise DataError(f"{source}: holds no rows")
-    return rows
 
 
 def expanded(source: str) -> Path:
@@ -167,14 +180,13 @@ def _file_rows(path: Path) -> Iterator[Row]:
     if name.endswith(".parquet"):
         yield from _parquet_rows(path)
         return
-    text = _text(path)
-    if name.endswith(".json") and (data := _json(path, text)) is not None:
+    if name.endswith(".json") and (data := _json(path, "".join(_lines(path)))) is not None:
         single = isinstance(data, dict) and not all(isinstance(value, dict) for value in data.values())
         rows = [data] if single or not isinstance(data, (dict, list)) else data
         for i, fields in enumerate(rows.values() if isinstance(rows, dict) else rows):
             yield _row(f"{path}[{i}]", fields)
         return
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
                 fields = json.loads(line)
@@ -202,13 +214,14 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    count = 0
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(PARQUET_ROWS):
+            for fields in batch.to_pylist():
+                yield Row(f"{path}[{count}]", fields)
+                count += 1
     except (OSError, pyarrow.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: cannot be read: {reason}") from None
-    for i, fields in enumerate(rows):
-        yield Row(f"{path}[{i}]", fields)
+        raise DataError(f"{path}: cannot be read: {_first_line(error)}") from None
 
 
 def _row(where: str, fields: Any) -> Row:
@@ -217,26 +230,45 @@ def _row(where: str, fields: Any) -> Row:
     return Row(where, fields)
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, plain or gzip, without a byte order mark."""
+    offset = 0
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz" or data.startswith(_GZIP):
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
+        with path.open("rb") as file:
+            compressed = path.suffix == ".gz" or file.peek(2).startswith(_GZIP)
+            for line in gzip.GzipFile(fileobj=file) if compressed else file:
+                yield line.decode("utf-8" if offset else "utf-8-sig")
+                offset += len(line)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read: byte {error.start} is not UTF-8") from None
+        raise DataError(f"{path}: cannot be read: byte {offset + error.start} is not UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         damaged = "" if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) else "damaged gzip: "
         raise DataError(f"{path}: cannot be read: {damaged}{error}") from None
 
 
-def _hub_rows(name: str, split: str) -> Iterator[Row]:
+def _downloaded(source: str) -> Path:
+    """The local copy of a hub data set's file."""
+    import huggingface_hub
+
+    parts = source.removeprefix(HUB_FILE).split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise DataError(f"data file {source!r} must be {HUB_FILE}OWNER/NAME/FILE")
+    try:
+        return Path(huggingface_hub.hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
+    except Exception as error:  # huggingface_hub raises many kinds: no network, no such name, no such file
+        raise DataError(f"data file {source!r} could not be loaded: {_first_line(error)}") from None
+
+
+def _hub_rows(name: str, split: str, subset: str = "") -> Iterator[Row]:
     import datasets
 
     try:
-        data = datasets.load_dataset(name, split=split)
+        data = datasets.load_dataset(name, *([subset] if subset else []), split=split)
     except Exception as error:  # datasets raises many kinds: no network, no such name, no such split
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"data set {name!r} could not be loaded: {reason}") from None
+        raise DataError(f"data set {name!r} could not be loaded: {_first_line(error)}") from None
     for i, fields in enumerate(data):
         yield Row(f"{name}[{i}]", dict(fields))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
