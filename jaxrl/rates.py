@@ -87,7 +87,7 @@ def rates_row(index: int, group: Group, player: Player) -> dict[str, Any]:
     problem = group.problem
     samples = []
     for episode in group.episodes:
-        sample = {"text": episode.submitted.text or episode.text, "tests": passed(problem, episode)}
+        sample = {"text": episode.submitted.text or episode.text, "tests": passed(problem, episode.reward)}
         verdict = episode.reward.verdict
         late = sum(result.status == "timeout" for result in verdict.tests) if verdict is not None else 0
         samples.append(sample | {"model": player.model} | ({"timeouts": late} if late else {}))

@@ -139,7 +139,7 @@ def test_an_empty_band_says_what_there_is(stored):
 
 
 def test_hard_quarter_of_eight_is_two():
-    rates = {name: values for name, values in zip("abcdefgh", ([0, 0], [0, 1], [0.2, 0.2], [0, 0.6], *[[1, 1]] * 4))}
+    rates = dict(zip("abcdefgh", ([0, 0], [0, 1], [0.2, 0.2], [0, 0.6], *[[1, 1]] * 4)))
     assert hard_quarter(rates) == ["b", "d"]
 
 

@@ -160,10 +160,10 @@ def judging_every_test(task: Task) -> Task:
     return dataclasses.replace(task, judge=judge)
 
 
-def passed(problem: Problem, episode: Episode) -> list[bool]:
-    """Which tests of the problem an episode passes; of a task without tests, whether it solves the problem."""
-    verdict = episode.reward.verdict
+def passed(problem: Problem, reward: Reward) -> list[bool]:
+    """Which tests of the problem the submission passes; of a task without tests, whether it solves the problem."""
+    verdict = reward.verdict
     if verdict is None or not problem.tests:
-        return [episode.reward.solved]
+        return [reward.solved]
     flags = [result.status == "passed" for result in verdict.tests]
     return flags if len(flags) == len(problem.tests) else [False] * len(problem.tests)  # it was never run
