@@ -42,6 +42,15 @@ ROW = {
     "verification_info": {"language": "python", "test_cases": [
         {"input": f"{n}", "output": f"{2 * n}", "type": "stdin_stdout"} for n in range(3)]},
 }  # fmt: skip
+
+
+def acecode_row(i: int) -> dict[str, Any]:
+    """A question of AceCode-87K's schema, with a right answer."""
+    tests = [f"assert add_{i}({n}) == {n + i}" for n in range(3)]
+    right = {"completion": f"def add_{i}(n): return n + {i}", "model_name": "m", "pass_rate": 1.0}
+    return {"id": f"q{i}", "question": f"Add {i}.", "test_cases": tests, "inferences": [right]}
+
+
 # Tasks whose data has no training part of its own: they say so in their first lines.
 SHARES_PROBLEMS = {"humaneval"}
 
@@ -56,6 +65,10 @@ def settings(request, tmp_path) -> Any:
     elif request.param == "contest":
         path = tmp_path / "contest.jsonl"
         path.write_text("".join(json.dumps(ROW | {"problem_id": f"p{i}"}) + "\n" for i in range(60)))
+        made.path = str(path)
+    elif request.param == "acecode":
+        path = tmp_path / "acecode.jsonl"
+        path.write_text("".join(json.dumps(acecode_row(i)) + "\n" for i in range(60)))
         made.path = str(path)
     elif request.param == "repair":
         made.style, made.train_problems, made.demonstrations = "direct", 60, 60  # each is run when it is made

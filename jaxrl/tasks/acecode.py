@@ -108,16 +108,17 @@ def make_problem(row: Row, settings: Settings) -> Problem | str:
         messages=({"role": "user", "content": content},),
         tests=tests,
         public_tests=tests[: len(shown)],
-        demonstration=_right_program(row, name),
+        demonstration=_right_answer(row),
         meta={"entry_point": name, "source": row.optional_text("source")},
     )
 
 
-def _right_program(row: Row, name: str) -> str | None:
-    """The first stored answer that passes all tests."""
+def _right_answer(row: Row) -> str | None:
+    """The first stored answer that passes all tests, as its model gave it; a bare program gets a fence."""
     for answer in row.parts("inferences") if row.fields.get("inferences") else []:
         if answer.number("pass_rate") == 1:
-            return f"```python\n{code_block(answer.text('completion'), names=(name,)).strip()}\n```"
+            text = answer.text("completion").strip()
+            return text if "```" in text else f"```python\n{text}\n```"
     return None
 
 
