@@ -33,9 +33,18 @@ def mutants(code: str, rng: random.Random, count: int) -> list[str]:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    found = dict.fromkeys(every_mutant(tree))
-    found.pop(ast.unparse(tree), None)
+    found = dict.fromkeys(every_mutant(without_docstrings(tree)))
     return rng.sample(list(found), min(count, len(found)))
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """The same tree, in which nothing is text for people only."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 def every_mutant(tree: ast.Module) -> Iterator[str]:
@@ -99,7 +108,7 @@ def _structure(node: ast.AST) -> list[Change]:
     if isinstance(node, ast.comprehension) and node.ifs:
         found.append(lambda: setattr(node, "ifs", []))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
-        found.append(lambda: setattr(node, "op", ast.UAdd() if isinstance(node.op, ast.USub) else ast.Not()))
+        found.append(lambda: setattr(node, "operand", ast.UnaryOp(node.op, node.operand)))  # undone
     if isinstance(node, ast.Slice):
         found += [
             lambda n=n: setattr(node, n, None) for n in ("lower", "upper", "step") if getattr(node, n) is not None
