@@ -28,6 +28,7 @@ from jaxrl.runs.folder import open_run
 from jaxrl.runs.host import prepare_process
 from jaxrl.runs.reward_model import prompt_of
 from jaxrl.tasks import Task, load_task
+from jaxrl.tasks.sampling import evenly
 from rollouts.episode import Group
 
 RATES = 6  # stream of random numbers, beside those of training, evaluation and traces
@@ -53,11 +54,6 @@ def measure(config: Config) -> tuple[Path, dict[str, float]]:
             raise TrainingError(f"no rates: {counts}")
         write_beside(path, "".join(json.dumps(record) + "\n" for record in records))
         return path, summary(records) | counts
-
-
-def evenly(size: int, wanted: int) -> list[int]:
-    """`wanted` places of `size`, evenly spaced; all for 0, or where there are not as many."""
-    return [i * size // wanted for i in range(wanted)] if 0 < wanted < size else list(range(size))
 
 
 def _sample(player: Player, task: Task, places: Sequence[int], path: Path) -> dict[str, float]:

@@ -10,11 +10,12 @@ import pytest
 from jaxrl.config.command_line import read_config
 from jaxrl.config.task import ByRates
 from jaxrl.errors import UserError
-from jaxrl.rates import evenly, main
+from jaxrl.rates import main
 from jaxrl.tasks import load_task
 from jaxrl.tasks.functions import Settings
 from jaxrl.tasks.rates import by_rates, hard_quarter, read_rates
 from jaxrl.tasks.rewards import every_test
+from jaxrl.tasks.sampling import evenly
 from rollouts.episode import Problem, Submission
 from rollouts.services import Services
 from sandbox.verdict import AssertTest, Limits, Program

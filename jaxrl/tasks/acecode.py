@@ -34,7 +34,8 @@ MODULES = ("math", "collections", "copy")  # that tests may name without importi
 class Settings(DataSettings):
     """Questions with synthesised tests."""
 
-    public_tests: Count = 3  # the first ones, which the prompt shows
+    prompt_style: Literal["chat", "question"] = "chat"  # question: it alone, without the function's name and tests
+    public_tests: Count = 3  # the first ones, whose failures the model may see; the chat prompt shows them
     min_tests: Positive = 1  # fewer are rejected
     reward: Literal["binary", "fraction"] = "binary"  # 1 for passing all tests, or the share of them
     tolerance: NonNegative = 0.0  # of expected floats, absolute and relative; 0: as the tests are written
@@ -101,8 +102,10 @@ def make_problem(row: Row, settings: Settings) -> Problem | str:
         return "a test is not an assert"
     tests = tuple(make_test(test, settings.tolerance) for test in asserts)
     shown = asserts[: settings.public_tests]
-    content = f"{row.text('question').strip()}\n\n{INSTRUCTION} The function's name must be `{name}`."
-    content += "\nIt must pass these tests:\n" + "\n".join(shown) if shown else ""
+    content = row.text("question").strip()
+    if settings.prompt_style == "chat":
+        content += f"\n\n{INSTRUCTION} The function's name must be `{name}`."
+        content += "\nIt must pass these tests:\n" + "\n".join(shown) if shown else ""
     return Problem(
         id=row.name("id"),
         messages=({"role": "user", "content": content},),

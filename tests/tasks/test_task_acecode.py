@@ -47,6 +47,8 @@ def test_a_row_becomes_a_problem(tmp_path):
     assert problem.demonstration == "So:\n```python\ndef add(a, b): return a + b\n```"
     assert task.slices(problem) == {"source": "oss"}
     hidden = task_of(tmp_path, *rows(40), public_tests=0).train[0]
+    alone = task_of(tmp_path, *rows(40), prompt_style="question").train[0]
+    assert alone.messages[0]["content"] == ROW["question"] and len(alone.public_tests) == 3
     assert "assert" not in hidden.messages[0]["content"] and not hidden.public_tests
 
 
