@@ -30,7 +30,7 @@ from sandbox.verdict import CallTest, Limits, Program, Verdict
 
 INPUTS = 48  # generated for each problem that has survivors
 BATCH = 256  # programs judged between two lines of progress
-LIMITS = Limits(wall_s=8, cpu_s=2)  # of a program where its problem has none: many mutants never end
+LIMITS = Limits(wall_s=5, cpu_s=1)  # of a program where its problem has none: many mutants never end
 
 Show = Callable[[str, int, int], None]
 
@@ -119,6 +119,7 @@ def program_of(problem: Problem, code: str, stop: bool = True) -> Program:
 
 def _run(programs: Sequence[Program], pool: JudgePool, show: Show, stage: str) -> list[Verdict]:
     verdicts: list[Verdict] = []
+    show(stage, 0, len(programs))
     for start in range(0, len(programs), BATCH):
         verdicts += pool.run(programs[start : start + BATCH])
         show(stage, len(verdicts), len(programs))
