@@ -11,7 +11,7 @@ from jaxrl.config.command_line import read_config
 from jaxrl.config.task import ByRates
 from jaxrl.errors import UserError
 from jaxrl.rates import main
-from jaxrl.tasks import load_task
+from jaxrl.tasks import acecode, load_task
 from jaxrl.tasks.functions import Settings
 from jaxrl.tasks.rates import by_rates, hard_quarter, read_rates
 from jaxrl.tasks.rewards import every_test
@@ -137,6 +137,24 @@ def test_an_empty_band_says_what_there_is(stored):
     settings = ByRates(path=str(path), least=0.6, most=0.7)
     with pytest.raises(UserError, match=r"leaves none of 5 problems, whose mean rates are 0\.00 to 1\.00"):
         load_task(Settings(train_problems=50, rates=settings), 0)
+
+
+def test_rates_of_acecode(tmp_path):
+    """Its own file is a rates file: the band of the questions that its models solve sometimes."""
+    path, tests = tmp_path / "acecode.jsonl", [f"assert f({i}) == {i}" for i in range(3)]
+    shares = {"a": (1, 1), "b": (1, 0), "c": (2 / 3, 0.3333), "d": (0, 0)}
+    rows = [
+        {"id": name, "source": "s", "question": f"Question {name}", "test_cases": tests, "inferences": [
+            {"completion": "text", "model_name": "m", "pass_rate": rate} for rate in rates]}
+        for name, rates in shares.items()
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [[float(r) for r in s.rates("kept")] for s in read_rates(str(path))] == [
+        [1, 1], [1, 0], [2 / 3, 1 / 3], [0, 0]
+    ]  # fmt: skip
+    rates = ByRates(path=str(path), least=0.2, most=0.8)
+    task = load_task(acecode.Settings(path=str(path), rates=rates), 0)
+    assert [p.id for p in task.train] == ["b", "c"] and task.rejected == {"other pass rate than wanted": 2}
 
 
 def test_hard_quarter_of_eight_is_two():

@@ -1,6 +1,8 @@
 """Best-of-8 of the demonstration's policy: by the reward model, by logprob, by public tests, at random, by an oracle.
 
-best_of.py:filtered and :unfiltered say whose reward model. The table for other sizes, from the samples that this has kept:
+best_of.py:filtered and :unfiltered say whose reward model.
+
+The table for other sizes, from the samples that this has kept:
     python -m jaxrl.score runs/ace_best_of_filtered/scores.jsonl --best-of 1,2,4,8
 """
 

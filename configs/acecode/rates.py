@@ -1,4 +1,4 @@
-"""Pass rates of the demonstration's policy on the synthesised questions: configs/acecode/rates.py:filtered, :unfiltered.
+"""Pass rates of the demonstration's policy on the synthesised questions, with filtered or unfiltered tests.
 
 python -m jaxrl.rates --config configs/acecode/rates.py:filtered
 python -m jaxrl.preferences runs/ace_rates_filtered/rates.jsonl runs/ace_rates_filtered/pairs.jsonl

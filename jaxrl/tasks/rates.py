@@ -3,7 +3,8 @@
 One JSON object a line: "id" (of the problem), "messages" (the prompt), "samples", a list of {"text", "tests", "model"}
 where "tests" says for each test whether the sample passes it and "model" need not be there, and "kept", which says for
 each test whether it survived the filter; all did where it is missing. "index", the problem's place among the task's
-training problems, saves making all of those to find it.
+training problems, saves making all of those to find it. Rows of AceCode-87K ("test_cases" and "inferences" with their
+"pass_rate") are read too.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def read_rates(path: str) -> list[Sampled]:
 
 
 def _sampled(row: Row) -> Sampled:
+    if "samples" not in row.fields and "inferences" in row.fields:
+        return _of_acecode(row)
     parts = row.parts("samples")
     if not parts:
         raise DataError(f"{row.where}: samples must not be empty")
@@ -72,6 +75,19 @@ def _sampled(row: Row) -> Sampled:
             raise DataError(f"{part.where}: tests must have {len(kept)} items, has {len(sample.tests)}")
     index = int(row.number("index")) if row.fields.get("index") is not None else -1
     return Sampled(row.name("id"), [m.fields for m in row.parts("messages")], kept, samples, index)
+
+
+def _of_acecode(row: Row) -> Sampled:
+    """A row of AceCode-87K, which has shares of tests: which ones passed is not known, and the first ones are taken."""
+    count, parts = len(row.texts("test_cases")), row.parts("inferences")
+    rates = [part.number("pass_rate") for part in parts]
+    if not count or not parts or not all(0 <= rate <= 1 for rate in rates):
+        raise DataError(f"{row.where}: needs test_cases, and inferences with a pass_rate from 0 to 1")
+    samples = [
+        Sample(part.text("completion"), tuple(i < round(rate * count) for i in range(count)), part.text("model_name"))
+        for part, rate in zip(parts, rates)
+    ]
+    return Sampled(row.name("id"), [], (True,) * count, samples)
 
 
 def _flags(row: Row, name: str) -> tuple[bool, ...]:
