@@ -33,3 +33,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise UserError(f"{path}:{number}: not JSON: {error}") from None
     return records
+
+
+def resume_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file that lines are appended to; a last line that was cut off is cut from the file.
+
+    Raises UserError as `read_metrics`.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+    return read_metrics(path)
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends a record. ASCII, so that lone surrogates, which models write, are escapes."""
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")

@@ -34,7 +34,7 @@ from jaxrl.runs.log import MetricsLog, Progress
 from jaxrl.runs.policy import describe_devices, keep_base, make_policy
 from jaxrl.runs.prompts import check_problems, tasks_that_fit
 from jaxrl.runs.reward_model import reward_model_of
-from jaxrl.tasks import load_task
+from jaxrl.tasks import Task, load_task
 from jaxrl.tasks.conversations import read_conversations
 from jaxrl.tasks.curriculum import curriculum
 from jaxrl.training.checkpoint import Checkpoints, saved_steps
@@ -123,7 +123,7 @@ def _train(config: Config, folder: Path, processes: Processes) -> Path:
         )
         if processes.first:
             write_beside(folder / "task.json", json.dumps({"name": task.name, "rejected": task.rejected}) + "\n")
-            for note in differences(policy.tokenizer) if has_turns(config, task) else ():
+            for note in _notes(config, task, policy.tokenizer):
                 progress.print(f"note: {note}")
         if done:
             if "selection" in place:
@@ -134,6 +134,13 @@ def _train(config: Config, folder: Path, processes: Processes) -> Path:
         processes.close()
         raise KeyboardInterrupt
     return folder
+
+
+def _notes(config: Config, task: Task, tokenizer: Any) -> list[str]:
+    """What a user should know before it starts: problems left out, and what the chat template does to turns."""
+    counts = ", ".join(f"{reason}: {count}" for reason, count in task.rejected.items())
+    left_out = [f"problems left out: {counts}"] if counts else []
+    return [*left_out, *(differences(tokenizer) if has_turns(config, task) else ())]
 
 
 def run_stages(t: Trainer, stages: list[Stage], done: int, params: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -74,6 +74,33 @@ def collect_episodes(
         return list(await asyncio.gather(*map(play, numbers)))
 
     return _run(play_all())
+
+
+def play_each(
+    engine: Engine,
+    environment: Environment,
+    problems: Sequence[Problem],
+    group_size: int,
+    seed: Sequence[int],
+    numbers: Iterable[int],
+    finished: Callable[[int, Episode], None],
+    at_once: int,
+) -> None:
+    """The episodes of `collect_episodes`, at most `at_once` at a time, each handed over and forgotten.
+
+    For numbers of episodes that do not fit into memory. They begin in the order of `numbers`.
+    """
+    waiting = iter(numbers)
+
+    async def play_one_by_one() -> None:
+        for number in waiting:
+            p, g = divmod(number, group_size)
+            finished(number, await environment.play(problems[p], engine, episode_seed(seed, p, g)))
+
+    async def play_all() -> None:
+        await asyncio.gather(*(play_one_by_one() for _ in range(at_once)))
+
+    _run(play_all())
 
 
 def generate(engine: Engine, prompts: Sequence[np.ndarray], params: SamplingParams) -> list[list[Completion]]:

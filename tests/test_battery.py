@@ -37,6 +37,15 @@ from sandbox.verdict import CallTest, Limits, Program
 # Where the tasks that are read from data find it, below JAXRL_DATA.
 PATHS = {"humaneval": "humaneval/HumanEval.jsonl.gz", "mbpp": "mbpp/sanitized-mbpp.json"}
 SHOWN = 24  # problems of each kind that are looked at
+
+
+def acecode_row(i: int) -> dict[str, Any]:
+    """A question of AceCode-87K's schema, with a right answer."""
+    tests = [f"assert add_{i}({n}) == {n + i}" for n in range(3)]
+    right = {"completion": f"def add_{i}(n): return n + {i}", "model_name": "m", "pass_rate": 1.0}
+    return {"id": f"q{i}", "question": f"Add {i}.", "test_cases": tests, "inferences": [right]}
+
+
 # Tasks whose data has no training part of its own: they say so in their docstrings. Of task contest, LiveCodeBench.
 SHARES_PROBLEMS = {"humaneval"}
 CONTESTS = {f"contest of {source}": source for source in contest_rows.ROWS}
@@ -53,6 +62,10 @@ def settings(request, tmp_path) -> Any:
         made.source = CONTESTS[request.param]
         row = contest_rows.ROWS[made.source]
         made.path = contest_rows.write(tmp_path / "contest.jsonl", *(row(i) for i in range(60)))
+    elif request.param == "acecode":
+        path = tmp_path / "acecode.jsonl"
+        path.write_text("".join(json.dumps(acecode_row(i)) + "\n" for i in range(60)))
+        made.path = str(path)
     elif request.param == "repair":
         made.style, made.train_problems, made.demonstrations = "direct", 60, 60  # each is run when it is made
     elif request.param in PATHS:

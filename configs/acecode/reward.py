@@ -1,15 +1,17 @@
-"""The reward model of the demonstration: the policy of sft.py, trained on pairs of its own answers."""
+"""The reward model of the demonstration: the policy of sft.py, trained on pairs of its own answers (rates.py)."""
+
+from typing import Literal
 
 from configs.acecode.sft import get_config as sft_config
 from jaxrl.config import Config
 
 
-def get_config() -> Config:
+def get_config(tests: Literal["filtered", "unfiltered"] = "filtered") -> Config:
     config = sft_config()
-    config.name = "ace_reward"
+    config.name = f"ace_reward_{tests}"
     config.model.path = "runs/ace_sft"
     config.sft.steps = 0
-    config.reward.path = "runs/ace_pairs/pairs.jsonl"
+    config.reward.path = f"runs/ace_rates_{tests}/pairs.jsonl"
     config.reward.steps = 200
     config.reward.batch_size = 32
     config.reward.held_out = 0.1

@@ -15,6 +15,6 @@ def get_config(reward: Literal["task", "model", "both"] = "task") -> Config:
     config.grpo.steps = 60
     config.grpo.reward = reward
     if reward != "task":
-        config.reward.model = "runs/ace_reward"
+        config.reward.model = "runs/ace_reward_filtered"
     config.evaluation.every = 20
     return config

@@ -1,10 +1,13 @@
 """The policy of the demonstration: the default small model, whose SFT ends early, so that it is often wrong.
 
-The demonstration of reward models, in this order; the second takes pairs of the policy's own answers, in
-runs/ace_pairs/pairs.jsonl (docs/reference/reward_models.md has their form):
+The demonstration of AceCoder, in this order (docs/reference/acecode.md; figures: docs/results/acecode.md). With
+:unfiltered for :filtered it is as if nobody had dropped wrong tests:
     python -m jaxrl.train --config configs/acecode/sft.py
-    python -m jaxrl.train --config configs/acecode/reward.py
-    python -m jaxrl.evaluate --config configs/acecode/best_of.py
+    python -m jaxrl.synthesize --config configs/acecode/synthesize.py
+    python -m jaxrl.rates --config configs/acecode/rates.py:filtered
+    python -m jaxrl.preferences runs/ace_rates_filtered/rates.jsonl runs/ace_rates_filtered/pairs.jsonl
+    python -m jaxrl.train --config configs/acecode/reward.py:filtered
+    python -m jaxrl.evaluate --config configs/acecode/best_of.py:filtered
     python -m jaxrl.train --config configs/acecode/rl.py:task
     python -m jaxrl.train --config configs/acecode/rl.py:model
 """

@@ -19,6 +19,7 @@ from jaxrl.config.reward import RewardConfig
 from jaxrl.config.rollout import RolloutConfig, SidecarConfig
 from jaxrl.config.rules import Count
 from jaxrl.config.runtime import LogConfig, ProcessesConfig, SandboxConfig
+from jaxrl.config.sampled import RatesConfig, SynthesisConfig
 from jaxrl.config.task import DataSettings, TaskSettings
 from jaxrl.config.training import (
     BatchConfig,
@@ -34,8 +35,8 @@ from jaxrl.errors import UserError
 __all__ = [
     "BatchConfig", "CheckpointConfig", "Config", "DataSettings", "EvaluationConfig", "GRPOConfig", "LogConfig",
     "LoraConfig", "MeshConfig", "ObjectiveSettings", "OptimizerConfig", "PolicyConfig", "ProcessesConfig",
-    "RewardConfig", "RolloutConfig", "SFTConfig", "SandboxConfig", "ShapeConfig", "SidecarConfig", "TaskConfig",
-    "TaskSettings", "TracesConfig", "row_length",
+    "RatesConfig", "RewardConfig", "RolloutConfig", "SFTConfig", "SandboxConfig", "ShapeConfig", "SidecarConfig",
+    "SynthesisConfig", "TaskConfig", "TaskSettings", "TracesConfig", "row_length",
 ]  # fmt: skip
 
 # Where settings are now that config files of earlier versions import from here.
@@ -78,6 +79,8 @@ class Config:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
+    rates: RatesConfig = field(default_factory=RatesConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)

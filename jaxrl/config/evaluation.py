@@ -30,6 +30,8 @@ class EvaluationConfig:
 
     def check(self, where: str = "evaluation") -> None:
         """Raises UserError for settings that contradict each other."""
+        if self.task.name and self.task.rates.path:
+            raise UserError(f"{where}.task.rates.path has no effect: it chooses training problems")
         if any(k > self.samples for k in self.k):
             raise UserError(f"{where}.k = {self.k!r} must be in 1 .. {where}.samples = {self.samples}")
         if self.regenerate and not self.temperature:

@@ -6,6 +6,7 @@ package, or from anywhere (jaxrl/config/plugins.py). docs/extending.md has a wor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from jaxrl.config.plugins import PLUGINS, load_plugin, plugin_name
 from jaxrl.config.rules import check_settings
 from jaxrl.config.task import TaskSettings
 from jaxrl.tasks.extract import code_block, parses
+from jaxrl.tasks.rates import by_rates
 from jaxrl.tasks.sampling import Selection, Uniform
 from rollouts.episode import Group, Problem, Reward, Submission
 from rollouts.services import Services
@@ -77,7 +79,14 @@ class Task:
 
 
 def load_task(settings: TaskSettings, seed: int) -> Task:
-    """The task of these settings. Raises UserError naming the nearest task, and what make_task raises."""
+    """The task of these settings, with the training problems that settings.rates chooses.
+
+    Raises UserError naming the nearest task, what make_task raises, and what by_rates does.
+    """
     check_settings(settings, "task")
     name = settings.name or plugin_name(PLUGINS["task"], type(settings))
-    return load_plugin(PLUGINS["task"], name).make_task(settings, seed)
+    task = load_plugin(PLUGINS["task"], name).make_task(settings, seed)
+    if not settings.rates.path:
+        return task
+    train, left_out = by_rates(task.train, settings.rates)
+    return dataclasses.replace(task, train=train, rejected=task.rejected | left_out)

@@ -68,8 +68,8 @@ async def answer(
     verdict = await services.run(Program(program, asked, problem.meta.get("limits", Limits())))
     if verdict.status == "sandbox_error" or not any(t.status == "wrong_answer" for t in verdict.tests):
         return None
-    given = [_given(test, result) for test, result in zip(asked, verdict.tests)]
-    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
+    found = [given(test, result) for test, result in zip(asked, verdict.tests)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def public_inputs(problem: Problem) -> list[CallTest | StdioTest]:
@@ -145,7 +145,7 @@ def _changed(items: list[Any], rng: random.Random, change: Callable[[Any], Any])
     return [*items[:i], change(items[i]), *items[i + 1 :]]
 
 
-def _given(test: CallTest | StdioTest, result: TestResult) -> list[str]:
+def given(test: CallTest | StdioTest, result: TestResult) -> list[str]:
     """What the program gave, or how it failed."""
     if result.status != "wrong_answer":
         return [result.status]

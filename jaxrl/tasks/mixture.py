@@ -50,8 +50,9 @@ class Settings(TaskSettings):
             raise UserError(f"{where}.parts = () must have at least one mixture.Part")
         if any(isinstance(part.task, Settings) for part in self.parts):
             raise UserError(f"{where}.parts: a mixture cannot be a part of a mixture; give its parts instead")
+        default = TaskSettings()
         for own in dataclasses.fields(TaskSettings):
-            if own.name != "name" and getattr(self, own.name) != own.default:
+            if own.name != "name" and getattr(self, own.name) != getattr(default, own.name):
                 raise UserError(f"{where}.{own.name} has no effect; set {where}.parts[0].task.{own.name} and so on")
 
 

@@ -149,6 +149,11 @@ def interleaved(sequences: Mapping[str, Sequence[Problem]], weights: Mapping[str
     return Generated(len(places), lambda i: sequences[places[i][0]][places[i][1]])
 
 
+def evenly(size: int, wanted: int) -> list[int]:
+    """`wanted` places of `size`, evenly spaced; all for 0, or where there are not as many."""
+    return [i * size // wanted for i in range(wanted)] if 0 < wanted < size else list(range(size))
+
+
 def shuffled(problems: Sequence[T], seed: int, start: int, size: int) -> list[T]:
     """Items start .. start + size - 1 of an endless sequence of shuffles, which the seed alone decides."""
     chosen, orders = [], {}
