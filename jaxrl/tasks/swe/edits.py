@@ -126,12 +126,15 @@ Range = tuple[int, int, int, int]  # lines i1 .. i2 of the old file become lines
 
 
 def _unique(lines: Sequence[str], change: Range) -> Range:
-    """The change with as many lines around it as it takes for its old text to occur once."""
+    """The change with as many lines around it as it takes for its old text to occur once.
+
+    Lines are replaced by lines: where some come or go alone, the line before or after them is taken, too.
+    """
     i1, i2, j1, j2 = change
     text = "\n" + "\n".join(lines)
     for upwards in [True, False] * len(lines):
         search = "\n" + "\n".join(lines[i1:i2])
-        if i1 < i2 and text.find(search, text.find(search) + 1) < 0:
+        if i1 < i2 and j1 < j2 and text.find(search, text.find(search) + 1) < 0:
             break
         if upwards and i1 > 0:
             i1, j1 = i1 - 1, j1 - 1
