@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
 
 import pytest
 
+from jaxrl import agentless
 from jaxrl.tasks.swe.agentless import choose, choose_reproduction, contents_of, normal_patch, tree_text
 from jaxrl.tasks.swe.edits import Edit, write_answer
 
@@ -110,3 +113,23 @@ def test_the_normal_form_of_a_patch():
 @pytest.mark.parametrize(("tests", "chosen"), [(["a", "b  # so", "b"], 1), (["passes", "b"], 1), (["passes"], None)])
 def test_the_reproduction_test(tests, chosen):
     assert choose_reproduction(tests, lambda test: test == "passes") == chosen
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_predictions_are_patches_that_git_applies(end, tmp_path, capsys):
+    files = {path: text.replace("\n", end) for path, text in FILES.items()}
+    rows = [{"instance_id": name, "files": files} for name in ("p1", "p2", "p3")]
+    samples = [{"problem": "p1", "text": t} for t in (BREAKS, TIMES, TIMES_TOO)]
+    samples += [{"problem": "p2", "text": "first the files", "judged": "does not apply"}]
+    for name, lines in (("rows", rows), ("samples", samples)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    paths = [str(tmp_path / f"{name}.jsonl") for name in ("samples", "rows", "predictions")]
+    assert agentless.main([*paths, "--name", "m"]) == 0
+    assert capsys.readouterr().out == "1 of 2 problems have a patch\n"
+    first, second = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    assert second == {"instance_id": "p2", "model_name_or_path": "m", "model_patch": ""}
+    (tmp_path / "m.py").write_bytes(files["m.py"].encode())
+    subprocess.run(["git", "apply"], input=first["model_patch"].encode(), cwd=tmp_path, check=True)
+    assert (tmp_path / "m.py").read_bytes().decode() == files["m.py"].replace("x + 2", "2 * x")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    assert agentless.main(paths) == 1 and "which is not an instance_id of the rows" in capsys.readouterr().err
