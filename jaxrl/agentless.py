@@ -2,7 +2,8 @@
 
     python -m jaxrl.agentless RUN/samples/evaluation.jsonl ROWS.jsonl predictions.jsonl --name MODEL
 
-The samples are those of jaxrl.evaluate with task swe_rl, task.path = ROWS.jsonl and several evaluation.samples. A prediction is {"instance_id", "model_name_or_path", "model_patch"}, with "" for a problem of which no sample applies.
+The samples are those of jaxrl.evaluate with task swe_rl, task.path = ROWS.jsonl and several evaluation.samples. A
+prediction is {"instance_id", "model_name_or_path", "model_patch"}, with "" for a problem of which no sample applies.
 Tests that choose among patches are up to a caller of jaxrl/tasks/swe/agentless.py.
 """
 
