@@ -179,10 +179,13 @@ class Script:
 
 PROBLEM = Problem(
     "double", ({"role": "user", "content": "Write f(x): twice x."},),
-    tests=(CallTest("f", (2,), 4),), public_tests=(CallTest("f", (2,), 4),), meta={"broken": "def f(x): return x"},
+    tests=(CallTest("f", (2,), 4),), public_tests=(CallTest("f", (2,), 4),),
+    meta={"broken": "def f(x): return x", "files": {"f.py": "def f(x): return x"}},
 )  # fmt: skip
 AGENT = f"{sys.executable} {Path(__file__).parent / 'support' / 'talking_agent.py'}"
-ANSWERS = {"edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"]}  # of environments that want no program
+CODE = "```python\ndef f(x): return 2 * x\n```\n"
+# Of environments that want no program, or something else before it.
+ANSWERS = {"edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"], "localize": ["f.py", CODE]}
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +208,6 @@ def test_environments_play_and_submit_once(name, tokenizer, pool):
     if name == "agent":
         config.rollout.environment.command = AGENT
     config.rollout.max_new_tokens = 400
-    code = "```python\ndef f(x): return 2 * x\n```\n"
     own = Task(
         "own", [PROBLEM], [PROBLEM], judge, extract=lambda problem, text: text.split("```python\n")[-1].split("```")[0]
     )
@@ -215,7 +217,7 @@ def test_environments_play_and_submit_once(name, tokenizer, pool):
         for _ in range(2):
             environment = make_environment(config, own, tokenizer, services, 1.0)
             episodes.append(
-                asyncio.run(environment.play(PROBLEM, Script(tokenizer, ANSWERS.get(name, [code, code])), seed=3))
+                asyncio.run(environment.play(PROBLEM, Script(tokenizer, ANSWERS.get(name, [CODE, CODE])), seed=3))
             )
     one, other = episodes
     assert one.submission is not None and one.submission in submitted and one.submission == other.submission

@@ -24,14 +24,18 @@ class Corrupted(NamedTuple):
     repairs: tuple[Command, ...]  # in the order in which they undo the mistakes, the last one first
 
 
-def corrupt(lines: Lines, mistakes: int, donors: Sequence[str], rng: random.Random) -> Corrupted:
+def corrupt(
+    lines: Lines, mistakes: int, donors: Sequence[str], rng: random.Random, kinds: Sequence[Kind] | None = None
+) -> Corrupted:
     """The lines after that many mistakes, fewer where nothing can be changed.
 
-    `donors` are lines of other programs, of the same part of the data, with their indentation.
+    `donors` are lines of other programs, of the same part of the data, with their indentation; `kinds` are KINDS unless
+    others are given.
     """
+    kinds = kinds or KINDS
     repairs: list[Command] = []
     for _ in range(mistakes):
-        for kind in rng.sample(KINDS, len(KINDS)):
+        for kind in rng.sample(kinds, len(kinds)):
             made = kind(lines, donors, rng)
             if made and made[0] != lines and apply(made[0], made[1]) == lines:
                 lines = made[0]
@@ -41,6 +45,7 @@ def corrupt(lines: Lines, mistakes: int, donors: Sequence[str], rng: random.Rand
 
 
 Made = tuple[Lines, Command] | None
+Kind = Callable[[Lines, Sequence[str], random.Random], Made]
 
 
 def _delete(lines: Lines, donors: Sequence[str], rng: random.Random) -> Made:
@@ -79,4 +84,16 @@ def _misspell(lines: Lines, donors: Sequence[str], rng: random.Random) -> Made:
     return (*lines[:i], line, *lines[i + 1 :]), Command("REPW", i + 1, f"{wrong} >>>{word}")
 
 
-KINDS: tuple[Callable[[Lines, Sequence[str], random.Random], Made], ...] = (_delete, _insert, _replace, _misspell)
+def _renumber(lines: Lines, donors: Sequence[str], rng: random.Random) -> Made:
+    """A number becomes another one."""
+    places = [(i, found) for i, line in enumerate(lines) for found in re.finditer(r"\d+", line)]
+    if not places:
+        return None
+    i, found = rng.choice(places)
+    line = f"{lines[i][: found.start()]}{rng.randrange(1, 100)}{lines[i][found.end() :]}"
+    return (*lines[:i], line, *lines[i + 1 :]), Command("REPL", i + 1, lines[i])
+
+
+KINDS: tuple[Kind, ...] = (_delete, _insert, _replace, _misspell)
+WITH_NUMBERS: tuple[Kind, ...] = (*KINDS, _renumber)
+IN_PLACE: tuple[Kind, ...] = (_replace, _misspell, _renumber)  # the number of lines stays

@@ -1,0 +1,94 @@
+"""Makes problems for task swe_rl of git histories: a commit's message, its files before, and what it made of them.
+
+    python -m jaxrl.swe_data --repository DIR OUT.jsonl
+    python -m jaxrl.swe_data --repository DIR --repository OTHER --suffix .py --files 2 OUT.jsonl
+
+Commits that are no problems are counted by reason. The repositories are only read, and the same commits and options
+give the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl.config.command_line import at_least
+from jaxrl.errors import UserError, command
+from jaxrl.runs.log import Progress
+from jaxrl.tasks.swe.history import commit_ids
+from jaxrl.tasks.swe.mining import Rules, mine
+
+
+def write_rows(repositories: list[Path], revision: str, rules: Rules, path: Path) -> tuple[int, Counter[str]]:
+    """Writes the rows of all repositories; how many there are, and the commits that are none, by reason.
+
+    Raises UserError for a folder that is no repository, or two of the same name.
+    """
+    names = [folder.resolve().name for folder in repositories]
+    if len({*names}) < len(names):
+        raise UserError(f"--repository: two folders have the same name: {', '.join(sorted(names))}")
+    rejected: Counter[str] = Counter()
+    seen: set[Any] = set()
+    rows, partial = 0, path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with Progress() as progress, partial.open("w", encoding="utf-8") as file:
+            for folder, name in zip(repositories, names):
+                ids = commit_ids(folder, revision)
+                progress.stage(name, len(ids))
+                for number, row in mine(folder, name, ids, rules, rejected, seen):
+                    if row is not None:
+                        file.write(json.dumps(row) + "\n")
+                        rows += 1
+                    progress.update(number)
+        if rows:
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows, rejected
+
+
+def parser() -> argparse.ArgumentParser:
+    rules = Rules()
+    made = argparse.ArgumentParser(prog="python -m jaxrl.swe_data", description=(__doc__ or "").split("\n")[0])
+    made.add_argument("out", type=Path, help="the .jsonl to write")
+    made.add_argument("--repository", type=Path, action="append", required=True, help="may be given several times")
+    made.add_argument("--revision", default="HEAD", help="its history is read (HEAD)")
+    made.add_argument("--files", type=at_least(1), default=rules.files, help="changed at most (%(default)s)")
+    made.add_argument("--characters", type=at_least(1), default=rules.characters, help="of a file (%(default)s)")
+    made.add_argument("--diff", type=at_least(1), default=rules.diff, help="characters of all diffs (%(default)s)")
+    made.add_argument("--message", type=at_least(1), default=rules.message, help="characters of it (%(default)s)")
+    made.add_argument("--others", type=at_least(0), default=rules.others, help="unchanged files shown (%(default)s)")
+    made.add_argument("--suffix", action="append", help="of code, such as .py; the others do not count")
+    made.add_argument("--tests", action="store_true", help="changes of tests count, too")
+    return made
+
+
+@command()
+def main(arguments: list[str]) -> int:
+    """The command: writes the rows and prints a table; 1, with one line on stderr, if there are none."""
+    options = parser().parse_args(arguments)
+    suffixes = tuple(options.suffix) if options.suffix else Rules.suffixes
+    rules = Rules(
+        options.files, options.characters, options.diff, options.message, options.others, suffixes, options.tests
+    )
+    rows, rejected = write_rows(options.repository, options.revision, rules, options.out)
+    table = Table("commits", "")
+    table.add_row("problems", str(rows), style="bold")
+    for reason, count in rejected.most_common():
+        table.add_row(reason, str(count))
+    Console().print(table)
+    if not rows:
+        raise UserError("no commit is a problem; the table says why not")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
