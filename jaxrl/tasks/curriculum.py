@@ -20,7 +20,7 @@ from jaxrl.config.training import CurriculumConfig
 from jaxrl.errors import UserError
 from jaxrl.tasks import Task
 from jaxrl.tasks.rows import DataError, read_rows
-from jaxrl.tasks.sampling import Selection, shuffled
+from jaxrl.tasks.sampling import Forgetful, Selection, shuffled
 from rollouts.episode import Group, Problem
 
 LEAST = 0.05  # potential that a problem keeps in the draw: it may have become solvable
@@ -80,8 +80,8 @@ def read_potentials(path: str, train: Sequence[Problem]) -> list[tuple[Problem, 
 
 
 @dataclass(frozen=True)
-class Stages:
-    """Each stage draws from its own pool, every problem once a pass. Remembers nothing.
+class Stages(Forgetful):
+    """Each stage draws from its own pool, every problem once a pass.
 
     Args:
         pools: the problems of each stage.
@@ -97,15 +97,6 @@ class Stages:
         stage = int(np.searchsorted(ends, draw, side="right"))
         start = int(ends[stage - 1]) if stage else 0
         return shuffled(self.pools[stage], self.seed + stage, (draw - start) * size, size)
-
-    def observe(self, groups: Sequence[Group]) -> None:
-        pass
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
 
 
 @dataclass

@@ -37,15 +37,8 @@ class Selection(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """Every problem once in each pass, every pass in another order. Remembers nothing."""
-
-    problems: Sequence[Problem]
-    seed: int
-
-    def next(self, draw: int, size: int) -> list[Problem]:
-        return shuffled(self.problems, self.seed, draw * size, size)
+class Forgetful:
+    """The part of a selection that remembers nothing."""
 
     def observe(self, groups: Sequence[Group]) -> None:
         pass
@@ -55,6 +48,17 @@ class Uniform:
 
     def restore(self, state: dict[str, Any]) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Uniform(Forgetful):
+    """Every problem once in each pass, every pass in another order."""
+
+    problems: Sequence[Problem]
+    seed: int
+
+    def next(self, draw: int, size: int) -> list[Problem]:
+        return shuffled(self.problems, self.seed, draw * size, size)
 
 
 @dataclass

@@ -74,23 +74,18 @@ def settings(tmp_path_factory) -> list[str]:
 
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_what_a_selection_remembers_is_in_the_checkpoint(settings, tmp_path, staleness):
-    more = [*settings, f"--config.rollout.max_staleness={staleness}"]
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    result = run(resumed, *more)
-    assert result.returncode == 0, result.stderr
-    shutil.copytree(resumed, whole)
-    shutil.rmtree(resumed / "scramble" / "checkpoints" / "4")
-    result = run(resumed, *more)
-    assert result.returncode == 0 and "resuming" in result.stdout, result.stderr
-    same_run(whole, resumed)
-    same_samples(whole, resumed)
-    place = json.loads(next((whole / "scramble/checkpoints/2/place").glob("**/metadata")).read_text())
-    assert {part["seen"] > 0 for part in place["selection"].values()} == {True}
+    state = remembered(tmp_path, [*settings, f"--config.rollout.max_staleness={staleness}"])
+    assert {part["seen"] > 0 for part in state.values()} == {True}
 
 
 def test_running_pass_rates_are_in_the_checkpoint(tmp_path):
     more = ["--config.grpo.curriculum.order=pass_rate", "--config.sft.steps=0", "--config.grpo.steps=4",
             "--config.checkpoint.every=2", "--config.grpo.problems_per_step=4"]  # fmt: skip
+    assert len(remembered(tmp_path, more)["rates"]) == 8  # two steps of four problems
+
+
+def remembered(tmp_path: Path, more: list[str]) -> dict:
+    """What step 2's checkpoint has of the selection, from which the run goes on as it would have."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     result = run(resumed, *more)
     assert result.returncode == 0, result.stderr
@@ -101,7 +96,7 @@ def test_running_pass_rates_are_in_the_checkpoint(tmp_path):
     same_run(whole, resumed)
     same_samples(whole, resumed)
     place = json.loads(next((whole / "scramble/checkpoints/2/place").glob("**/metadata")).read_text())
-    assert len(place["selection"]["rates"]) == 8  # two steps of four problems
+    return place["selection"]
 
 
 def same_samples(one: Path, other: Path) -> None:
