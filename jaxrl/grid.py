@@ -43,6 +43,7 @@ from models.stored import fingerprint
 from rollouts.collect import collect
 from rollouts.strategies import INSTRUCTION, REASONING, STRATEGIES
 
+WIDTH = 200  # characters of the table, where it is not in a terminal
 Results = dict[Cell, dict[str, list[dict[str, Any]]]]
 
 
@@ -169,7 +170,7 @@ def main(arguments: list[str]) -> int:
     table = Table(*header)
     for line in lines:
         table.add_row(*line)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
     console.print(f"{folder / 'grid.md'}", highlight=False)
     return 0
