@@ -1,0 +1,183 @@
+"""Write the program that changes programs, instead of changing them (arXiv 2410.08806).
+
+A problem shows three programs before and after one of 16 rules (jaxrl/tasks/rewriting), of which one must stay as it is.
+With style "transform" the answer is a Python function of source text; the reward is the share of hidden programs that
+it makes what they should be, and solved means all. With "rewrite" the model changes a program itself, what transforms
+are compared with: a problem is one program more, the reward 0 or 1.
+
+Answers run in the sandbox, and syntax trees are compared in its judge.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from jaxrl.config.rules import Count, NonNegative, Positive, nearest
+from jaxrl.config.task import TaskSettings
+from jaxrl.errors import UserError
+from jaxrl.tasks import Task
+from jaxrl.tasks.extract import code_block
+from jaxrl.tasks.rewriting import score
+from jaxrl.tasks.rewriting.programs import RULES, Pair, draw_pairs
+from jaxrl.tasks.sampling import Generated
+from rollouts.episode import Group, Problem, Reward, Submission
+from rollouts.services import Services
+from sandbox.verdict import CallTest, Program
+
+PUBLIC = (2, 1)  # shown: programs that change, and that stay
+ASKED = {
+    "transform": "Write a Python function transform(source: str) -> str. It gets the text of a Python program and "
+    "returns the text of the program changed as in these examples; it must leave alone what they leave alone. Layout "
+    "and comments do not matter; use the module ast. Answer with one fenced Python code block.",
+    "rewrite": "Change the last program as in these examples, or leave it as it is where they would. Answer with the "
+    "whole program in one fenced Python code block.",
+}
+HELD_OUT_SEED = 70_000_027  # the same held-out problems for every run
+CORPUS_PROBLEMS = 200
+
+
+@dataclass
+class Settings(TaskSettings):
+    """Transformations of programs from examples."""
+
+    style: Literal["transform", "rewrite"] = "transform"  # write the transform, or change a program directly
+    rules: tuple[str, ...] = ()  # the rules of the problems; (): all 16
+    held_out_rules: tuple[str, ...] = ()  # rules of held-out problems alone; (): the same rules, with other programs
+    neutral: Annotated[int, Ge(0), Le(6)] = 2  # pieces of a program that no rule changes, at most
+    hidden: Annotated[int, Ge(1), Le(100)] = 10  # programs of the reward that change
+    hidden_controls: Annotated[int, Ge(0), Le(100)] = 6  # and that must stay; for one of them, in style "rewrite"
+    broken_penalty: NonNegative = 0.0  # off the reward, for each wrongly changed program that does something else
+    explain: bool = True  # the prompt says what is asked
+    # Fewer than of other tasks: a problem has 19 programs.
+    held_out_problems: Positive = 64
+    demonstrations: Count = 2000
+
+    def check(self, where: str = "task") -> None:
+        """Raises UserError for rules that do not exist, and for settings that contradict each other."""
+        for field, rules in (("rules", self.rules), ("held_out_rules", self.held_out_rules)):
+            for rule in rules:
+                if rule not in RULES:
+                    raise UserError(f"{where}.{field}: {rule!r} does not exist{nearest(rule, [*RULES])}")
+        if not self.trained():
+            raise UserError(f"{where}.held_out_rules leaves no rule of {where}.rules to train on")
+        if self.style == "rewrite" and self.broken_penalty:
+            raise UserError(f"{where}.broken_penalty = {self.broken_penalty} must be 0 with {where}.style = 'rewrite'")
+
+    def trained(self) -> list[str]:
+        """The rules of training problems."""
+        return [rule for rule in self.rules or RULES if rule not in self.held_out_rules]
+
+
+def make_task(settings: Settings, seed: int) -> Task:
+    """The task. Demonstrations are of style "rewrite" alone."""
+    trained = settings.trained()
+    held_out = [*settings.held_out_rules] or trained
+
+    def problems(part: str, size: int, rules: list[str], key: int) -> Generated:
+        return Generated(size, lambda i: draw_problem(rules[i % len(rules)], part, i, key, settings))
+
+    return Task(
+        name="transforms",
+        train=problems("train", settings.train_problems, trained, seed),
+        held_out=[*problems("held_out", settings.held_out_problems, held_out, HELD_OUT_SEED)],
+        judge=lambda problem, submission, services: judge(problem, submission, services, settings),
+        extract=lambda problem, text: extract(text, settings),
+        demonstrations=problems("shown", settings.demonstrations, trained, seed) if settings.style == "rewrite" else (),
+        corpus=lambda: _corpus(settings),
+        metrics=lambda group: metrics(group, settings),
+        headline="hidden_right" if settings.style == "transform" else "pass@1",
+        slices=lambda problem: {key: problem.meta[key] for key in ("rule", "changes") if key in problem.meta},
+    )
+
+
+def draw_problem(rule: str, part: str, number: int, seed: int, settings: Settings) -> Problem:
+    """The problem with this number of a part of the task, the same for the same seed."""
+    rng = random.Random(f"transforms {part} {seed} {number}")
+    public = draw_pairs(rule, *PUBLIC, rng, settings.neutral)
+    name = f"transforms/{part}/{number}"
+    if settings.style == "transform":
+        hidden = draw_pairs(rule, settings.hidden, settings.hidden_controls, rng, settings.neutral, public)
+        return _problem(name, rule, public, hidden, settings)
+    changes = rng.random() < settings.hidden / (settings.hidden + settings.hidden_controls)
+    (pair,) = draw_pairs(rule, int(changes), int(not changes), rng, settings.neutral, public)
+    return _problem(name, rule, public, [pair], settings)
+
+
+def _problem(name: str, rule: str, public: list[Pair], hidden: list[Pair], settings: Settings) -> Problem:
+    asked = [ASKED[settings.style]] if settings.explain else []
+    asked += [f"Before:\n{_fenced(p.before)}\nAfter:\n{_fenced(p.after)}" for p in public]
+    meta: dict[str, Any] = {"rule": rule, "calls": [p.calls for p in hidden]}
+    if settings.style == "rewrite":
+        asked.append(f"Before:\n{_fenced(hidden[0].before)}\nAfter:")
+        meta["changes"] = hidden[0].applies
+    return Problem(
+        name,
+        ({"role": "user", "content": "\n\n".join(asked)},),
+        tests=score.tests_of(hidden),
+        public_tests=score.tests_of(public),
+        demonstration=_fenced(hidden[0].after) if settings.style == "rewrite" else None,
+        meta=meta,
+    )
+
+
+def _fenced(program: str) -> str:
+    return f"```python\n{program.rstrip()}\n```"
+
+
+def _corpus(settings: Settings) -> Iterable[str]:
+    """The same for every seed, so that runs with different seeds have the same tokenizer."""
+    rules = settings.trained()
+    for i in range(CORPUS_PROBLEMS):
+        problem = draw_problem(rules[i % len(rules)], "corpus", i, 0, settings)
+        yield f"user\n{problem.messages[-1]['content']}"
+        yield f"assistant\n{problem.demonstration or ''}"
+
+
+def extract(text: str, settings: Settings) -> str:
+    """The transform in a text. Of a rewritten program it is the one that always gives that program."""
+    if settings.style == "rewrite":
+        return f"def {score.FUNCTION}(source):\n    return {code_block(text)!r}\n"
+    return code_block(text, names=(score.FUNCTION,))
+
+
+async def judge(problem: Problem, submission: Submission, services: Services, settings: Settings) -> Reward:
+    """The share of the problem's tests that pass, without `broken_penalty` for each program that it breaks."""
+    verdict = await services.run(Program(submission.program or "", problem.tests, score.LIMITS))
+    if verdict.status == "sandbox_error":
+        return Reward(0.0, False, {}, verdict)
+    parts = {"pairs": verdict.pass_fraction}
+    if settings.broken_penalty and len(problem.tests) == len(problem.meta["calls"]):
+        calls = [t for t in problem.tests if isinstance(t, CallTest)]
+        pairs = [Pair(t.args[0], t.expected, c) for t, c in zip(calls, problem.meta["calls"])]
+        parts["broken"] = -settings.broken_penalty * await score.broken(pairs, verdict.tests, services)
+    return Reward(sum(parts.values()), verdict.passed, parts, verdict)
+
+
+def metrics(group: Group, settings: Settings) -> dict[str, float]:
+    """Means over the samples of a problem.
+
+    hidden_right: share of hidden programs that are right. precision, recall, perfectly_precise and crashed are those
+    of jaxrl/tasks/rewriting/score.py. Of rewritten programs, one a problem: the shares tp, fp, fn, tn, whose means give
+    precision = tp / (tp + fp) and recall = tp / (tp + fn) over all problems.
+    """
+    tests = [t for t in group.problem.tests if isinstance(t, CallTest)]
+    verdicts = [e.reward.verdict for e in group.episodes]
+    scores = [score.score_of(tests, v.tests) for v in verdicts if v and len(v.tests) == len(tests)]
+    missing = len(verdicts) - len(scores)  # the sandbox failed, or the episode ended before it
+    if not scores:
+        return {}
+    if settings.style == "rewrite":
+        return {kind: sum(getattr(s, kind) for s in scores) / len(scores) for kind in ("tp", "fp", "fn", "tn")}
+    found = {
+        "hidden_right": sum((s.tp + s.tn) / len(tests) for s in scores),
+        "precision": sum(s.precision for s in scores),
+        "recall": sum(s.recall for s in scores),
+        "perfectly_precise": sum(s.perfectly_precise for s in scores),
+        "crashed": sum(s.crashed / len(tests) for s in scores),
+    }
+    return {name: total / len(scores) for name, total in found.items()} if missing < len(verdicts) else {}
