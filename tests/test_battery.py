@@ -185,7 +185,11 @@ PROBLEM = Problem(
 AGENT = f"{sys.executable} {Path(__file__).parent / 'support' / 'talking_agent.py'}"
 CODE = "```python\ndef f(x): return 2 * x\n```\n"
 # Of environments that want no program, or something else before it.
-ANSWERS = {"edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"], "localize": ["f.py", CODE]}
+ANSWERS = {
+    "edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"],
+    "localize": ["f.py", CODE],
+    "synthesis": ["twice x", "RIGHT", CODE],
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """Write the program that changes programs, instead of changing them (arXiv 2410.08806).
 
-A problem shows three programs before and after one of 16 rules (jaxrl/tasks/rewriting), of which one must stay as it is.
-With style "transform" the answer is a Python function of source text; the reward is the share of hidden programs that
-it makes what they should be, and solved means all. With "rewrite" the model changes a program itself, what transforms
-are compared with: a problem is one program more, the reward 0 or 1.
+A problem shows three programs before and after one of 16 rules (jaxrl/tasks/rewriting), one of which must stay as it
+is. With style "transform" the answer is a Python function of source text; the reward is the share of hidden programs
+that it makes what they should be, and solved means all. With "rewrite" the model changes a program itself, which is
+what transforms are compared with: a problem is one program more, the reward 0 or 1.
 
 Answers run in the sandbox, and syntax trees are compared in its judge.
 """
@@ -27,7 +27,7 @@ from jaxrl.tasks.rewriting.programs import RULES, Pair, draw_pairs
 from jaxrl.tasks.sampling import Generated
 from rollouts.episode import Group, Problem, Reward, Submission
 from rollouts.services import Services
-from sandbox.verdict import CallTest, Program
+from sandbox.verdict import CallTest, Program, Verdict
 
 PUBLIC = (2, 1)  # shown: programs that change, and that stay
 ASKED = {
@@ -111,15 +111,15 @@ def draw_problem(rule: str, part: str, number: int, seed: int, settings: Setting
 def _problem(name: str, rule: str, public: list[Pair], hidden: list[Pair], settings: Settings) -> Problem:
     asked = [ASKED[settings.style]] if settings.explain else []
     asked += [f"Before:\n{_fenced(p.before)}\nAfter:\n{_fenced(p.after)}" for p in public]
-    meta: dict[str, Any] = {"rule": rule, "calls": [p.calls for p in hidden]}
+    meta: dict[str, Any] = {"rule": rule, "calls": {p.before: p.calls for p in hidden}}
     if settings.style == "rewrite":
         asked.append(f"Before:\n{_fenced(hidden[0].before)}\nAfter:")
         meta["changes"] = hidden[0].applies
     return Problem(
         name,
         ({"role": "user", "content": "\n\n".join(asked)},),
-        tests=score.tests_of(hidden),
-        public_tests=score.tests_of(public),
+        tests=score.pair_tests(hidden),
+        public_tests=score.pair_tests(public),
         demonstration=_fenced(hidden[0].after) if settings.style == "rewrite" else None,
         meta=meta,
     )
@@ -151,33 +151,37 @@ async def judge(problem: Problem, submission: Submission, services: Services, se
     if verdict.status == "sandbox_error":
         return Reward(0.0, False, {}, verdict)
     parts = {"pairs": verdict.pass_fraction}
-    if settings.broken_penalty and len(problem.tests) == len(problem.meta["calls"]):
-        calls = [t for t in problem.tests if isinstance(t, CallTest)]
-        pairs = [Pair(t.args[0], t.expected, c) for t, c in zip(calls, problem.meta["calls"])]
-        parts["broken"] = -settings.broken_penalty * await score.broken(pairs, verdict.tests, services)
+    if settings.broken_penalty:
+        calls = problem.meta["calls"]
+        pairs = [Pair(t.args[0], t.expected, calls.get(t.args[0], ())) for t in _tests(problem)]
+        broken = await score.broken(pairs, verdict.tests, services)
+        if broken is None:
+            return Reward(0.0, False, {}, Verdict("sandbox_error"))
+        parts["broken"] = -settings.broken_penalty * broken
     return Reward(sum(parts.values()), verdict.passed, parts, verdict)
+
+
+def _tests(problem: Problem) -> list[CallTest]:
+    return [t for t in problem.tests if isinstance(t, CallTest)]
 
 
 def metrics(group: Group, settings: Settings) -> dict[str, float]:
     """Means over the samples of a problem.
 
-    hidden_right: share of hidden programs that are right. precision, recall, perfectly_precise and crashed are those
-    of jaxrl/tasks/rewriting/score.py. Of rewritten programs, one a problem: the shares tp, fp, fn, tn, whose means give
-    precision = tp / (tp + fp) and recall = tp / (tp + fn) over all problems.
+    hidden_right: share of hidden programs that are right; what the transform crashes on is not. precision, recall,
+    perfectly_precise and crashed are those of jaxrl/tasks/rewriting/score.py. Of rewritten programs, one a problem: the
+    shares tp, fp, fn, tn, whose means give precision = tp / (tp + fp) and recall = tp / (tp + fn) over all problems.
     """
-    tests = [t for t in group.problem.tests if isinstance(t, CallTest)]
-    verdicts = [e.reward.verdict for e in group.episodes]
-    scores = [score.score_of(tests, v.tests) for v in verdicts if v and len(v.tests) == len(tests)]
-    missing = len(verdicts) - len(scores)  # the sandbox failed, or the episode ended before it
-    if not scores:
-        return {}
+    tests, verdicts = _tests(group.problem), [e.reward.verdict for e in group.episodes]
+    scores = [score.score_of(tests, v.tests) for v in verdicts if v and v.status != "sandbox_error"]
+    count = max(len(scores), 1)
     if settings.style == "rewrite":
-        return {kind: sum(getattr(s, kind) for s in scores) / len(scores) for kind in ("tp", "fp", "fn", "tn")}
+        return {kind: sum(getattr(s, kind) for s in scores) / count for kind in ("tp", "fp", "fn", "tn")}
     found = {
-        "hidden_right": sum((s.tp + s.tn) / len(tests) for s in scores),
-        "precision": sum(s.precision for s in scores),
-        "recall": sum(s.recall for s in scores),
-        "perfectly_precise": sum(s.perfectly_precise for s in scores),
-        "crashed": sum(s.crashed / len(tests) for s in scores),
+        "precision": sum(s.precision for s in scores) / count,
+        "recall": sum(s.recall for s in scores) / count,
+        "perfectly_precise": sum(s.perfectly_precise for s in scores) / count,
+        "crashed": sum(s.crashed / len(tests) for s in scores) / count,
     }
-    return {name: total / len(scores) for name, total in found.items()} if missing < len(verdicts) else {}
+    right = sum(e.reward.parts.get("pairs", 0.0) for e in group.episodes)
+    return found | {"hidden_right": right / len(group.episodes)}

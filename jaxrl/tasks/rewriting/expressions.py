@@ -1,4 +1,4 @@
-"""Rules that change expressions: what each does, and when it leaves a program alone. See docs/reference/transforms.md."""
+"""Rules that change expressions: what each does, and when it leaves a program alone."""
 
 from __future__ import annotations
 

@@ -31,9 +31,10 @@ RULES: dict[str, Transform] = {
     "hoisted": statements.hoisted,
     "unused": statements.unused,
 }
-NAMES = tuple("a b c d p q u w y z".split()) + tuple(
-    "total count size left right result value kept parts found level width first last seen best".split()
-)
+NAMES = (
+    *"abcdpquwyz", "total", "count", "size", "left", "right", "result", "value", "kept", "parts", "found", "level",
+    "width", "first", "last", "seen", "best",
+)  # fmt: skip
 LOOPED = ("v", "x", "k", "t", "entry", "each", "one", "char")  # names of loops' variables
 WORDS = ("red", "sun", "map", "fox", "tea", "oak", "ice", "jam")
 CONDITIONS = ("n > {k}", "n < {k}", "xs", "s", "n in xs", "s != '{w}'", "n > {k} or xs", "xs and n < {k}")

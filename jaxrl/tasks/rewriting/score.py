@@ -1,7 +1,7 @@
 """What a transform is worth on pairs of programs: judged in the sandbox, by syntax trees and by behaviour.
 
-A transform is a program that defines transform(source: str) -> str. It runs in the sandbox, and its answers are compared
-with the right ones in the sandbox's judge. Of a program x with the right answer y, the answer z is
+A transform is a program that defines transform(source: str) -> str. It runs in the sandbox, and its answers are
+compared with the right ones in the sandbox's judge. Of a program x with the right answer y, the answer z is
 
     tp  y != x, z = y     fn  y != x, z = x     fp  z is neither     tn  y = x, z = x
 
@@ -11,6 +11,7 @@ where = is equality of syntax trees. An exception or a time-out counts as no cha
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -53,7 +54,7 @@ class Score:
         return self.fp == 0
 
 
-def tests_of(pairs: Sequence[Pair]) -> tuple[CallTest, ...]:
+def pair_tests(pairs: Sequence[Pair]) -> tuple[CallTest, ...]:
     """The tests of a transform: one for each pair."""
     return tuple(CallTest(FUNCTION, (p.before,), p.after, normal="python") for p in pairs)
 
@@ -75,15 +76,15 @@ def score_of(tests: Sequence[CallTest], results: Sequence[TestResult]) -> Score:
     return Score(**counts, crashed=sum(crashed for _, crashed in found))
 
 
-async def broken(pairs: Sequence[Pair], results: Sequence[TestResult], services: Services) -> int:
+async def broken(pairs: Sequence[Pair], results: Sequence[TestResult], services: Services) -> int | None:
     """How many of the wrongly changed programs give something else than before, on the pairs' calls of f.
 
-    What is not Python, or too long to be shown, is broken; a pair without calls is not. Raises RuntimeError where the
+    What is not Python, or too long to be shown, is broken; a pair without calls is not. None where the
     sandbox fails.
     """
     changed = [
         (pair, result.actual if result.digest and len(result.actual) < MAX_PROGRAM else None)
-        for pair, test, result in zip(pairs, tests_of(pairs), results, strict=True)
+        for pair, test, result in zip(pairs, pair_tests(pairs), results, strict=True)
         if outcome(test, result)[0] == "fp" and pair.calls
     ]
     programs = [
@@ -93,17 +94,17 @@ async def broken(pairs: Sequence[Pair], results: Sequence[TestResult], services:
     ]
     verdicts = await asyncio.gather(*(services.run(p) for p in programs))
     if any(v.status == "sandbox_error" for v in verdicts):
-        raise RuntimeError("the sandbox could not run a changed program")
+        return None
     return len(changed) - sum(v.passed for v in verdicts)
 
 
 async def score(program: str, pairs: Sequence[Pair], services: Services) -> Score:
     """The score of a transform's source on these pairs. Raises RuntimeError where the sandbox fails."""
-    tests = tests_of(pairs)
+    tests = pair_tests(pairs)
     verdict = await services.run(Program(program, tests, LIMITS))
     if verdict.status == "sandbox_error":
         raise RuntimeError(f"the sandbox could not judge the transform: {verdict.stderr[:400]}")
-    counted = score_of(tests, verdict.tests)
-    return Score(
-        counted.tp, counted.fp, counted.fn, counted.tn, counted.crashed, await broken(pairs, verdict.tests, services)
-    )
+    changed = await broken(pairs, verdict.tests, services)
+    if changed is None:
+        raise RuntimeError("the sandbox could not run a changed program")
+    return dataclasses.replace(score_of(tests, verdict.tests), broken=changed)

@@ -1,4 +1,4 @@
-"""Rules that change statements: what each does, and when it leaves a program alone. See docs/reference/transforms.md."""
+"""Rules that change statements: what each does, and when it leaves a program alone."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def unused(tree: ast.Module) -> None:
         kept |= {n.target.id for n in ast.walk(tree) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
         kept |= shared(tree)
         _remove_imports(tree, kept | set(names(tree, ast.Load, ast.Del)))
-        edit_scopes(tree, lambda scope, block: _without_unused(scope, block, kept))
+        edit_scopes(tree, lambda scope, block, kept=kept: _without_unused(scope, block, kept))
 
 
 def _remove_imports(tree: ast.Module, read: set[str]) -> None:

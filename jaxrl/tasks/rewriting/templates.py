@@ -184,17 +184,22 @@ PIECES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "def $a($b):\n    if $b > $k:\n        return True\n    else:\n        return False\n$r = $a(n)",
             "def $a($b):\n    if $b:\n        return True\n    return False\n$r = $a(xs)",
             "def $a($b):\n    if $b == $k:\n        return False\n    else:\n        return True\n$r = $a(n)",
-            "def $a($b):\n    if isinstance($b, str) and $b != '$w':\n        return True\n    return False\n$r = $a(s)",
-            "def $a($b, $c):\n    $c = $b - $c\n    if $c or $b:\n        return True\n    return False\n$r = $a(n, $k)",
-            "def $a($b):\n    for $v in $b:\n        if $v == n:\n            return True\n        else:\n            return False\n$r = $a(xs)",
+            "def $a($b):\n    if isinstance($b, str) and $b != '$w':\n        return True\n"
+            "    return False\n$r = $a(s)",
+            "def $a($b, $c):\n    $c = $b - $c\n    if $c or $b:\n        return True\n"
+            "    return False\n$r = $a(n, $k)",
+            "def $a($b):\n    for $v in $b:\n        if $v == n:\n            return True\n"
+            "        else:\n            return False\n$r = $a(xs)",
         ),
         (
             "def $a($b):\n    if $b > $k:\n        return True\n    else:\n        return $b\n$r = $a(n)",
             "def $a($b):\n    if $b > $k:\n        return True\n    else:\n        return True\n$r = $a(n)",
             "def $a($b):\n    if $b > $k:\n        return 1\n    return 0\n$r = $a(n)",
-            "def $a($b):\n    for $v in $b:\n        if $v > $k:\n            return True\n    return False\n$r = $a(xs)",
+            "def $a($b):\n    for $v in $b:\n        if $v > $k:\n            return True\n"
+            "    return False\n$r = $a(xs)",
             "def $a($b):\n    if $b > $k:\n        $b -= 1\n        return True\n    return False\n$r = $a(n)",
-            "def bool($b):\n    return n\ndef $a($b):\n    if $b:\n        return True\n    return False\n$r = $a(xs)\n$r = bool($r)",
+            "def bool($b):\n    return n\ndef $a($b):\n    if $b:\n        return True\n"
+            "    return False\n$r = $a(xs)\n$r = bool($r)",
         ),
     ),
     "unreachable": (
@@ -203,16 +208,19 @@ PIECES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "$r = 0\nfor $v in xs:\n    if $v > n:\n        continue\n        $r = $k\n    $r += $v",
             "$r = 0\nfor $v in xs:\n    $r += $v\n    break\n    $r += $k",
             "def $a($b):\n    if $b > $k:\n        return $j\n        print($b)\n    return $b\n$r = $a(n)",
-            "def $a($b):\n    raise ValueError($b)\n    return $b\ntry:\n    $r = $a(n)\nexcept ValueError:\n    $r = $k",
+            "def $a($b):\n    raise ValueError($b)\n    return $b\ntry:\n    $r = $a(n)\n"
+            "except ValueError:\n    $r = $k",
             "def $a($b):\n    if $t:\n        return $b\n    else:\n        return $k\n        $b += $j\n$r = $a(n)",
         ),
         (
             "def $a($b):\n    if $b > $k:\n        return $j\n    return $b\n$r = $a(n)",
             "def $a($b):\n    return\n    yield $b\n$r = list($a(n))",
-            "def $a($b):\n    while True:\n        $b += $k\n        if $b > n:\n            return $b\n    return $j\n$r = $a(n)",
+            "def $a($b):\n    while True:\n        $b += $k\n        if $b > n:\n"
+            "            return $b\n    return $j\n$r = $a(n)",
             "$r = 0\nfor $v in xs:\n    if $v > n:\n        continue\n    $r += $v",
             "def $a($b):\n    if $b > $k:\n        return $j\n    else:\n        return $b\n    $b = $k\n$r = $a(n)",
-            "def $a($b):\n    try:\n        return xs[$b]\n    except IndexError:\n        $b = $k\n    return $b\n$r = $a(n)",
+            "def $a($b):\n    try:\n        return xs[$b]\n    except IndexError:\n        $b = $k\n"
+            "    return $b\n$r = $a(n)",
         ),
     ),
     "folded_constants": (
