@@ -68,6 +68,8 @@ def settings(request, tmp_path) -> Any:
         made.path = str(path)
     elif request.param == "repair":
         made.style, made.train_problems, made.demonstrations = "direct", 60, 60  # each is run when it is made
+    elif request.param == "transforms":
+        made.train_problems, made.held_out_problems = 40, SHOWN  # each has 19 programs
     elif request.param in PATHS:
         made.path = str(request.getfixturevalue("data") / PATHS[request.param])
     check_settings(made, "task")
