@@ -21,7 +21,7 @@ from sandbox.layers import IsolationError
 from sandbox.plain import TRUSTED_FRAME, decode, parse, read_bytes, read_frame, write_frame
 from sandbox.results import MAX_SHOWN, Outcome, Result, TaskError, cut_middle, digest
 from sandbox.values import DataTest, NeedsExaminer, data_test
-from sandbox.verdict import Limits
+from sandbox.verdict import CallTest, Limits
 
 MAX_OUTPUT = 2000  # characters kept of stdout and stderr
 ATTEMPTS = 2
@@ -29,7 +29,7 @@ REFERENCE_LIMITS = Limits(wall_s=600, cpu_s=600, memory_mb=4096, output_kb=1 << 
 REFERENCE_MB = 256  # inputs and values of references kept in memory
 _NUMPY = re.compile(r"\b(numpy|scipy|pandas)\b")
 _TRUTH = "\n\ndef truth_of_check(*given):\n    return bool(check(*given))\n"  # `check` may return a match of re
-_PROBE = {"type": "call", "function": "f", "args": [], "kwargs": {}, "expected": 1, "tolerance": 0.0, "order": "same"}
+_PROBE = {"type": "call", **vars(CallTest("f", expected=1)), "args": []}
 _HONEST = {"code": "def f(): return 1", "tests": (_PROBE,), "stop": False, "files": {}, "limits": vars(Limits())}
 
 

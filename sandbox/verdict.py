@@ -57,6 +57,7 @@ class CallTest:
     """`function(*args, **kwargs)` must be `expected`, floats within `tolerance` (absolute and relative).
 
     order: "any": a list's items may stand in any order; "set": and any number of times.
+    normal: "python": both values are texts of Python programs and compare by their syntax trees (sandbox/trees.py).
     """
 
     function: str
@@ -65,6 +66,7 @@ class CallTest:
     kwargs: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-6
     order: Literal["same", "any", "set"] = "same"
+    normal: Literal["", "python"] = ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class TestResult:
     message: a short reason for people (last traceback line; expected and actual).
     form: how the test was kept from the program.
     input, expected, actual: for a test that failed, as far as they are known; long ones cut.
-    digest: where `actual` was cut, of all of it: tells long values or outputs apart.
+    digest: where `actual` was cut, of all of it: tells long values or outputs apart. Of a program that a call gave it
+        is that of its syntax tree.
     """
 
     __test__ = False  # not a pytest class

@@ -68,6 +68,8 @@ def settings(request, tmp_path) -> Any:
         made.path = str(path)
     elif request.param == "repair":
         made.style, made.train_problems, made.demonstrations = "direct", 60, 60  # each is run when it is made
+    elif request.param == "transforms":
+        made.train_problems, made.held_out_problems = 40, SHOWN  # each has 19 programs
     elif request.param in PATHS:
         made.path = str(request.getfixturevalue("data") / PATHS[request.param])
     check_settings(made, "task")
@@ -185,7 +187,11 @@ PROBLEM = Problem(
 AGENT = f"{sys.executable} {Path(__file__).parent / 'support' / 'talking_agent.py'}"
 CODE = "```python\ndef f(x): return 2 * x\n```\n"
 # Of environments that want no program, or something else before it.
-ANSWERS = {"edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"], "localize": ["f.py", CODE]}
+ANSWERS = {
+    "edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"],
+    "localize": ["f.py", CODE],
+    "synthesis": ["twice x", "RIGHT", CODE],
+}
 
 
 @pytest.fixture(scope="module")
