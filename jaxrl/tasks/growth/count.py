@@ -4,12 +4,14 @@
 one of its functions, and for what Python does in C the size of what it goes through. Straight lines cost nothing, since
 they never decide how a cost grows. The table, with n the length of the object:
 
-    sorted, list.sort                               n log2 n
+    sorted, list.sort                               3 n log2 n, what a merge sort in Python would count
     in (list, tuple, str), ==, <                    n, of the shorter one for comparisons
     list(), set(), sum(), min(), any(), ...         n of the argument
     list.pop(i), insert                             what is moved
     list methods, str methods                       n, except append and pop at the end: 1
-    slices, +, *, join                              the length of the result
+    slices, +, *                                    the length of the result
+    split, strip, join, int(text), float(text)      the parts, or the characters / 16 where that is more: a number in a
+                                                    text is one thing, however many digits it has
     heapq.heappush, heappop, bisect                 log2 n
     map, filter, zip, itertools                     1 for each item that is taken
     Counter, deque and others of collections        n; most_common n log2 n
@@ -41,6 +43,7 @@ def _tick(n=1):
 def _size(x):
     try: return _operator.length_hint(x, 1)
     except TypeError: return 1
+_SPLIT = {"split", "rsplit", "splitlines", "strip", "rstrip", "lstrip"}
 def _log(n): return _math.log2(n) if n > 1 else 1
 _LINEAR = {list, set, tuple, dict, frozenset, str, int, bytes, sum, min, max, any, all}
 _ONCE = {"append", "appendleft", "popleft", "get", "add", "discard", "keys", "values", "items", "setdefault", "isdigit"}
@@ -65,19 +68,27 @@ def _call(f, *args, **kwargs):
     if callable(kwargs.get("key")): kwargs["key"] = _functools.partial(_call, kwargs["key"])
     if (f is map or f is filter) and args and callable(args[0]): args = (_functools.partial(_call, args[0]), *args[1:])
     if f is map or f is filter or f is zip or getattr(f, "__module__", "") == "itertools": return _through(f(*args, **kwargs))
-    if f is sorted: _tick(_size(args[0]) * _log(_size(args[0])))
+    if f is sorted: _tick(3 * _size(args[0]) * _log(_size(args[0])))
+    elif f is int or f is float: _tick(max(sum(map(_size, args)) / 16, 1))
     elif _is_linear(f) or getattr(f, "__module__", "") == "collections": _tick(sum(map(_size, args)) or 1)
     elif getattr(f, "__name__", "") in _LOG: _tick(_log(_size(args[0])))
     return f(*args, **kwargs)
 def _method(x, name, *args, **kwargs):
-    if isinstance(x, _types.ModuleType) or isinstance(x, type) and args: return _call(getattr(x, name), *args, **kwargs)
+    if isinstance(x, _types.ModuleType) or isinstance(x, type) and args:
+        return _call(getattr(x, name), *args, **kwargs)
     n = _size(x)
     if callable(kwargs.get("key")): kwargs["key"] = _functools.partial(_call, kwargs["key"])
-    if name in ("sort", "most_common"): _tick(n * _log(n))
+    if name in ("sort", "most_common"): _tick(3 * n * _log(n))
     elif name in _LOG: _tick(_log(_size(args[0])))
     elif name == "pop" and isinstance(x, list): _tick(n - args[0] % n if args and n else 1)
     elif name == "insert" and isinstance(x, list): _tick(max(n - args[0], 1))
-    elif name == "join": args = ([*args[0]],); _tick(sum(map(len, args[0])) or 1)
+    elif name == "join":
+        args = ([*args[0]],)
+        _tick(max(len(args[0]), sum(map(len, args[0])) / 16, 1))
+    elif name in _SPLIT and isinstance(x, str):
+        y = getattr(x, name)(*args, **kwargs)
+        _tick(max(len(y) if isinstance(y, list) else 1, n / 16))
+        return y
     elif name in _BOTH: _tick(sum(map(_size, args)) + (0 if name in ("extend", "update") else n))
     elif isinstance(x, (list, str, tuple, bytes)) and name not in _ONCE: _tick(n or 1)
     elif name == "copy": _tick(n or 1)
@@ -128,7 +139,7 @@ def hides_work(source: str) -> str:
     """
     for node in ast.walk(ast.parse(source)):
         named = [getattr(node, field, None) for field in ("id", "attr", "name", "module", "asname", "arg")]
-        for name in (part for name in named if isinstance(name, str) for part in name.split(".")):
+        for name in ".".join(text for text in named if isinstance(text, str)).split("."):
             if name in _HIDING or (name.startswith("_") and name not in _ALLOWED):
                 return name
     return ""

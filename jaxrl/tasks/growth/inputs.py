@@ -9,8 +9,8 @@ of (series, size) alone. Standard library only: this file also runs inside the s
     random             letters, words, or numbers up to the size, half of the new ones on either side of the old
     random_verylarge   numbers from 1e6 to 1e7
 
-What is not a text, a number or a list of them (or of lists of them) is left as it is. Texts that hold numbers are varied
-as the numbers. Beyond the benchmark: all numbers together are a series too, and random words stay short.
+What is not a text, a number or a list of them (or of lists of them) is left as it is. Texts that hold numbers are
+varied as the numbers. Beyond the benchmark: all numbers together are a series too, and random words stay short.
 """
 
 from __future__ import annotations
