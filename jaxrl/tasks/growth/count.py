@@ -67,7 +67,8 @@ def _call(f, *args, **kwargs):
     if type(f).__name__ == "method_descriptor" and args: return _method(args[0], f.__name__, *args[1:], **kwargs)
     if callable(kwargs.get("key")): kwargs["key"] = _functools.partial(_call, kwargs["key"])
     if (f is map or f is filter) and args and callable(args[0]): args = (_functools.partial(_call, args[0]), *args[1:])
-    if f is map or f is filter or f is zip or getattr(f, "__module__", "") == "itertools": return _through(f(*args, **kwargs))
+    lazy = f is map or f is filter or f is zip or getattr(f, "__module__", "") == "itertools"
+    if lazy: return _through(f(*args, **kwargs))
     if f is sorted: _tick(3 * _size(args[0]) * _log(_size(args[0])))
     elif f is int or f is float: _tick(max(sum(map(_size, args)) / 16, 1))
     elif _is_linear(f) or getattr(f, "__module__", "") == "collections": _tick(sum(map(_size, args)) or 1)
