@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -143,7 +144,7 @@ def _asked(key: str, held_out: bool, wrong: float, settings: Settings) -> Proble
     given = f"{letter}, y" if exercise.arguments == 2 else letter
     words = f"Write f({given}) that {_renamed(exercise.asked, letter)}"
     words += f" in {label.replace('o', 'O', 1)}." if asked else "."
-    tests = _tests(exercise, random.Random(f"{exercise.name} tests"))
+    tests = _tests(number)
     meta = {"of": f"{exercise.name} {letter}", "exercise": number, "limits": LIMITS}
     return Problem(f"bigo/{key.replace(' ', '/')}", ({"role": "user", "content": words},), tests=tests, answer=label,
                    demonstration=_renamed(templates.solution(exercise, label), letter), meta=meta)  # fmt: skip
@@ -153,7 +154,11 @@ def _renamed(text: str, letter: str) -> str:
     return re.sub(r"\bx\b", letter, text)
 
 
-def _tests(exercise: templates.Exercise, rng: random.Random) -> tuple[CallTest, ...]:
+@cache
+def _tests(number: int) -> tuple[CallTest, ...]:
+    """The tests of an exercise: the same in every problem."""
+    exercise = templates.EXERCISES[number]
+    rng = random.Random(f"{exercise.name} tests")
     function, tests = templates.right(exercise), []
     for size in range(2, TESTS_OF_EXERCISES + 2):
         given = tuple([rng.randrange(12) for _ in range(size)] for _ in range(exercise.arguments))
