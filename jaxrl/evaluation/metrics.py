@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from jaxrl.evaluation.estimators import bootstrap_interval, maj_at_k, n_at_k_of_
 from jaxrl.evaluation.selection import Judged, best_of_values
 from jaxrl.tasks import Task
 from jaxrl.tasks.extract import normal_form
-from rollouts.episode import Attempt, Group
+from rollouts.episode import Attempt, Group, Problem
 
 
 def scores(
@@ -36,6 +36,8 @@ def scores(
                                     best_of = "all" also /random, any one, and /oracle, a right one if there is
     held_out/distinct_solutions     right programs of the `samples` that differ in more than layout and comments
     held_out/NAME                   for each of task.metrics
+    held_out/macro@1, best@1, all@1 of questions in several variants (task.strata): the mean of the variants' pass@1,
+                                    that of the variant of the lowest rank, and how often sample i solves all of them
     held_out/HEADLINE/SLICE_VALUE   the task's headline for each of its slices, such as pass@1/difficulty_3
     """
     table: dict[str, list[float]] = defaultdict(list)
@@ -47,6 +49,21 @@ def scores(
         values |= {f"{task.headline}/{name}_{part}": values[task.headline] for name, part in slices}
         for name, value in values.items():
             table[f"held_out/{name}"].append(value)
+    return dict(table) | (_of_variants(groups, task.strata) if task.strata else {})
+
+
+def _of_variants(groups: Sequence[Group], strata: Callable[[Problem], tuple[str, float]]) -> dict[str, list[float]]:
+    """macro@1, best@1 and all@1 of each question (BigO(Bench), arXiv 2503.15242)."""
+    questions: dict[str, list[tuple[float, list[bool]]]] = defaultdict(list)
+    for group in groups:
+        question, rank = strata(group.problem)
+        questions[question].append((rank, [e.reward.solved for e in group.episodes]))
+    table: dict[str, list[float]] = defaultdict(list)
+    for variants in questions.values():
+        best = min(variants, key=lambda v: v[0])[1]
+        table["held_out/macro@1"].append(float(np.mean([np.mean(solved) for _, solved in variants])))
+        table["held_out/best@1"].append(float(np.mean(best)))
+        table["held_out/all@1"].append(float(np.mean([all(sample) for sample in zip(*(s for _, s in variants))])))
     return dict(table)
 
 

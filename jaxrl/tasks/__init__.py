@@ -40,7 +40,8 @@ class Task:
     For evaluation: `metrics(group)` are values of a problem by name, beside pass@k; `headline` is the metric of
     progress lines, reports and comparisons; `slices(problem)` are the parts of the problems that the headline is
     reported for, {"difficulty": 3}; `answers` says that rewards have an `answer`, for majority votes; `well_formed`
-    says whether a submission is worth judging at all.
+    says whether a submission is worth judging at all. `strata(problem)` is (what it is a variant of, rank), where a
+    question is asked in several variants: see jaxrl.evaluation.metrics.
 
     `selection(train, seed)` draws the training problems: without it each comes once a pass. `environments` are settings
     of environments by Problem.meta["part"], where the problems of a task do not all have the run's.
@@ -59,6 +60,7 @@ class Task:
     slices: Callable[[Problem], dict[str, Any]] = difficulty
     answers: bool = False
     well_formed: Callable[[Problem, Submission], bool] | None = None
+    strata: Callable[[Problem], tuple[str, float]] | None = None
     selection: Callable[[Sequence[Problem], int], Selection] | None = None
     environments: Mapping[str, Any] = field(default_factory=dict)
 
