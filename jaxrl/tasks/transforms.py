@@ -176,12 +176,16 @@ def extract(text: str, settings: Settings) -> str:
 
 
 async def judge(problem: Problem, submission: Submission, services: Services, settings: Settings) -> Reward:
-    """The share of the problem's tests that pass, without `broken_penalty` for each program that it breaks."""
+    """The share of the problem's tests that pass, without `broken_penalty` for each program that it breaks.
+
+    0 for what reproduces no change: to do nothing passes the tests of programs that must stay as they are.
+    """
     files = swaps.VERBS if settings.problems == "swaps" and settings.style == "transform" else {}
     verdict = await services.run(Program(submission.program or "", problem.tests, score.LIMITS, files=files))
     if verdict.status == "sandbox_error":
         return Reward(0.0, False, {}, verdict)
-    parts = {"pairs": verdict.pass_fraction}
+    changes = [r.status == "passed" for t, r in zip(_tests(problem), verdict.tests) if t.args[0] != t.expected]
+    parts = {"pairs": verdict.pass_fraction if any(changes) or not changes else 0.0}
     if settings.broken_penalty:
         calls = problem.meta["calls"]
         pairs = [Pair(t.args[0], t.expected, calls.get(t.args[0], ())) for t in _tests(problem)]
@@ -214,5 +218,5 @@ def metrics(group: Group, settings: Settings) -> dict[str, float]:
         "perfectly_precise": sum(s.perfectly_precise for s in scores) / count,
         "crashed": sum(s.crashed / len(tests) for s in scores) / count,
     }
-    right = sum(e.reward.parts.get("pairs", 0.0) for e in group.episodes)
+    right = sum(v.pass_fraction for v in verdicts if v and v.status != "sandbox_error")
     return found | {"hidden_right": right / len(group.episodes)}

@@ -71,7 +71,7 @@ def test_the_reward_is_the_share_of_hidden_pairs(pool):
     crash = "```python\ndef transform(source):\n    return source.nothing\n```"
     right, same, crashed = judge_all(task, [problem] * 3, [fenced, identity, crash], pool)
     assert right == Reward(1.0, True, {"pairs": 1.0}, right.verdict)
-    assert same.value == 6 / 16 and not same.solved and crashed.value == 0
+    assert same.value == 0 and same.verdict.pass_fraction == 6 / 16 and crashed.value == 0  # no change, no reward
     episodes = [Episode(problem, None, [], r, "finished", "") for r in (right, same, crashed)]  # pyright: ignore[reportArgumentType]
     assert task.metrics is not None
     found = task.metrics(Group(problem, episodes))
@@ -87,7 +87,7 @@ def test_a_transform_that_knows_the_public_pairs_alone(pool):
     public = {t.args[0]: t.expected for t in problem.public_tests if isinstance(t, CallTest)}
     text = f"```python\nKNOWN = {public!r}\ndef transform(source):\n    return KNOWN.get(source, source)\n```"
     seen = judge(task, _public(problem), text, pool)
-    assert seen.solved and judge(task, problem, text, pool).value == 6 / 16
+    assert seen.solved and judge(task, problem, text, pool).value == 0
 
 
 def _public(problem):
