@@ -8,14 +8,16 @@
                                           judges the text, or without it the last answer: "reward", "solved", "status"
 
 Every ended session is an episode with the exact tokens, logprobs and versions, appended to
-runs_dir/NAME/samples/gateway.jsonl, which grpo.replay.folders and python -m jaxrl.report read. Ends with Ctrl-C.
-To train with an agent, give rollout.environment.command instead (rollouts/environments/agent.py).
+runs_dir/NAME/samples/gateway.jsonl. A session that is not ended within rollout.environment.agent_s ends itself. Ends
+with Ctrl-C, and open sessions with it. To train with an agent, give rollout.environment.command instead
+(rollouts/environments/agent.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 from collections.abc import Coroutine
 from contextlib import closing
@@ -27,13 +29,14 @@ from jaxrl.config.command_line import read_config
 from jaxrl.config.plugins import settle
 from jaxrl.config.rules import check_settings
 from jaxrl.errors import UserError, command
+from jaxrl.files import append_line, resume_lines
 from jaxrl.runs.engines import make_engine
 from jaxrl.runs.environments import make_environment, make_services
 from jaxrl.runs.folder import open_run
 from jaxrl.runs.host import prepare_process
 from jaxrl.runs.log import sample_line
 from jaxrl.runs.policy import make_policy
-from jaxrl.runs.prompts import check_problems
+from jaxrl.runs.prompts import check_problems, without_long_prompts
 from jaxrl.tasks import load_task
 from rollouts.collect import episode_seed
 from rollouts.engine import Engine
@@ -54,7 +57,8 @@ class Desk:
     def __init__(self, environment: agent.Agent, engine: Engine, problems: list[Problem], seed: int, file: Path):
         self.loop = asyncio.get_running_loop()
         self._environment, self._engine, self._seed, self._file = environment, engine, seed, file
-        self._problems, self._count = problems, 0
+        self._problems = problems
+        self._count = len(resume_lines(file))  # other seeds than before
         self._by_id = {problem.id: i for i, problem in enumerate(problems)}
         self._playing: dict[str, asyncio.Task[Episode]] = {}
         self._opening = asyncio.Lock()
@@ -79,7 +83,13 @@ class Desk:
             problem, seed = self._problems[place], episode_seed((self._seed, GATEWAY), place, self._count)
             self._count += 1
             playing = asyncio.create_task(self._environment.play(problem, self._engine, seed))
-            session: Session = await self._environment.opened.get()
+            opened = asyncio.create_task(self._environment.opened.get())
+            await asyncio.wait({playing, opened}, return_when=asyncio.FIRST_COMPLETED)
+            if not opened.done():  # the episode ended before there was a session: its prompt is too long, say
+                opened.cancel()
+                reason = playing.exception() or "its episode has ended"
+                raise RequestError(f"problem {problem.id} cannot be opened: {reason}", 500, "no_session")
+            session: Session = opened.result()
         self._playing[session.name] = playing
         url = agent.gateway(self._environment.settings.port).url(session)
         return {"session": session.name, "url": url, "problem": agent.shown(problem)}
@@ -94,8 +104,7 @@ class Desk:
             session.submission = submission
             session.ended.set()
         episode = await self._playing.pop(name)
-        with self._file.open("a") as file:
-            file.write(f"{sample_line(episode, 0, 'gateway')}\n")
+        append_line(self._file, json.loads(sample_line(episode, 0, "gateway")))
         self.solved.append(episode.reward.solved)
         print(f"{len(self.solved)} sessions ended, {sum(self.solved)} solved; problem {episode.problem.id}", flush=True)
         reward = episode.reward
@@ -118,12 +127,16 @@ def serve(config: Config) -> None:
     check_settings(config)
     with open_run(config) as folder:
         task = load_task(config.task, config.seed)
-        check_problems(config, None, task)
         policy = make_policy(config, task, folder, sampling=True)
+        if config.rollout.reject_long_prompts:
+            task = without_long_prompts(task, policy.tokenizer, config.rollout)
+        check_problems(config, None, task)
         with make_services(config, task) as services, closing(make_engine(config, policy, folder)) as engine:
             engine.load_weights(policy.initial(), 0)
             environment = make_environment(config, task, policy.tokenizer, services, config.rollout.temperature)
-            assert isinstance(environment, agent.Agent)
+            if not isinstance(environment, agent.Agent):
+                raise UserError(f"task {task.name} has environments of its own, which agents cannot play")
+            environment.served = True
             (folder / "samples").mkdir(exist_ok=True)
             server = agent.gateway(settings.port)
 

@@ -59,7 +59,7 @@ def measure(agents: Mapping[str, Config]) -> tuple[Path, dict[str, list[Group]]]
         groups = _play(agents, first, folder)
         path = folder / "potential.jsonl"
         write_beside(path, "".join(json.dumps(row) + "\n" for row in rows(groups)))
-        for journal in folder.glob("*.journal"):
+        for journal in folder.glob("potential-*.journal"):
             journal.unlink()
         return path, groups
 
@@ -109,7 +109,8 @@ def _play(agents: Mapping[str, Config], first: Config, folder: Path) -> dict[str
             with ExitStack() as open_now:
                 services = open_now.enter_context(make_services(config, task))
                 environment = make_environment(config, task, policy.tokenizer, services, temperature)
-                journal = open_now.enter_context(Journal(folder, name, weights, size * samples, progress))
+                journal = Journal(folder, f"potential-{name}", weights, size * samples, progress)
+                open_now.enter_context(journal)
                 groups[name] = collect(engine, environment, problems, samples, (first.seed, POTENTIAL), journal)
             if reason := why_unjudged(groups[name]):
                 raise TrainingError(f"agent {name} has no scores: {reason}")

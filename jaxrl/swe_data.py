@@ -28,7 +28,7 @@ from jaxrl.tasks.swe.mining import Rules, mine
 
 
 def write_rows(repositories: list[Path], revision: str, rules: Rules, path: Path) -> tuple[int, Counter[str]]:
-    """Writes the rows of all repositories; how many there are, and the commits that are none, by reason.
+    """Writes the rows of all repositories; how many there are, and the commits that were rejected, by reason.
 
     Raises UserError for a folder that is no repository, or two of the same name.
     """

@@ -3,9 +3,10 @@
     python -m jaxrl.swebench install                                   the tests' npm packages, once
     python -m jaxrl.swebench evaluate --tasks TASKS.jsonl --repositories CLONES --predictions PREDICTIONS.jsonl
 
---predictions gold judges the patches that solved the issues, empty none at all: what a sound set-up gives is all and
-nothing resolved. OUT gets results.jsonl (a line as soon as a patch is judged; the same command carries on), logs/ and
-report.json in the form of the official harness, with not_judged_ids for what cannot be judged on this machine.
+--predictions gold judges the patches that solved the issues, empty none at all: a sound set-up resolves all of the
+first and none of the second. OUT gets results.jsonl (a line as soon as a patch is judged; the same command carries on),
+logs/ and report.json in the form of the official harness, with not_judged_ids for what cannot be judged on this
+machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from jaxrl.config.command_line import at_least
 from jaxrl.errors import UserError, command
-from jaxrl.files import write_beside
+from jaxrl.files import append_line, resume_lines, write_beside
 from jaxrl.runs.log import Progress
 from jaxrl.tasks.repositories.attempt import Repositories, attempt
 from jaxrl.tasks.repositories.grade import Grade
@@ -40,9 +41,10 @@ def evaluate(
     """The grade of each patch; of instances without one, none. Those in OUT/results.jsonl are not judged again."""
     (out / "logs").mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
-    wanted = [i for i in instances if i.id in patches]
-    grades = _known(results, patches)
-    left = [i for i in wanted if i.id not in grades]
+    wanted = {i.id: i for i in instances if i.id in patches}
+    digests = {name: _digest(i, patches[name], wall_s) for name, i in wanted.items()}
+    grades = _known(results, digests)
+    left = [i for name, i in wanted.items() if name not in grades]
 
     def judge(instance: Instance) -> tuple[Grade, float]:
         start = time.perf_counter()
@@ -50,36 +52,37 @@ def evaluate(
         found = attempt(instance, patches[instance.id], repositories, modules, wall_s=wall_s, log=log)
         return found, time.perf_counter() - start
 
-    with Progress() as progress, results.open("a") as file, ThreadPoolExecutor(workers) as threads:
+    with Progress() as progress, ThreadPoolExecutor(workers) as threads:
         progress.stage("patches", len(wanted), len(wanted) - len(left))
         waiting = {threads.submit(judge, instance): instance for instance in left}
-        for future in as_completed(waiting):
-            instance, (grade, seconds) = waiting[future], future.result()
-            grades[instance.id] = grade
-            line = {"instance_id": instance.id, "patch": _digest(patches[instance.id]), **grade._asdict()}
-            file.write(json.dumps(line | {"seconds": round(seconds, 2)}) + "\n")
-            file.flush()
-            resolved = sum(g.resolved for g in grades.values())
-            progress.update(len(grades), pass_rate=resolved / len(grades))
-    return {i.id: grades[i.id] for i in wanted}
-
-
-def _known(results: Path, patches: Mapping[str, str]) -> dict[str, Grade]:
-    """Grades of an earlier try of the same patches; a line that a kill has cut short is dropped."""
-    grades = {}
-    for line in results.read_text().splitlines() if results.exists() else ():
         try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        name, same = row["instance_id"], row["patch"] == _digest(patches.get(row["instance_id"], ""))
-        if name in patches and same and row["outcome"] != "not_judged":  # what was lacking may be there now
-            grades[name] = Grade(row["outcome"], tuple(row["passed"]), row["reason"])
-    return grades
+            for future in as_completed(waiting):
+                name, (grade, seconds) = waiting[future].id, future.result()
+                grades[name] = grade
+                line = {"instance_id": name, "digest": digests[name], **grade._asdict(), "seconds": round(seconds, 2)}
+                append_line(results, line)
+                resolved = sum(g.resolved for g in grades.values())
+                progress.update(len(grades), pass_rate=resolved / len(grades))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: grades[name] for name in wanted}
 
 
-def _digest(patch: str) -> str:
-    return hashlib.sha256(patch.encode()).hexdigest()[:16]
+def _known(results: Path, digests: Mapping[str, str]) -> dict[str, Grade]:
+    """Grades of an earlier try of the same patches and tests."""
+    return {
+        row["instance_id"]: Grade(row["outcome"], tuple(row["passed"]), row["reason"])
+        for row in resume_lines(results)
+        # What could not be judged may be by now.
+        if digests.get(row["instance_id"]) == row["digest"] and row["outcome"] != "not_judged"
+    }
+
+
+def _digest(instance: Instance, patch: str, wall_s: float) -> str:
+    """Of all that a grade depends on."""
+    tests = instance.test_patch, instance.test_commands, instance.fail_to_pass, instance.pass_to_pass
+    return hashlib.sha256(repr((patch, *tests, float(wall_s))).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def report(instances: Sequence[Instance], patches: Mapping[str, str], grades: Mapping[str, Grade]) -> dict[str, Any]:

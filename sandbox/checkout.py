@@ -93,6 +93,7 @@ class Checkout:
             try:
                 self._cgroup = Cgroup(f"jaxrl-checkout-{self._process.pid}")
                 self._cgroup.add(self._process.pid)
+                self._cgroup.sweep()
                 self._cgroup.limit(memory_mb, PROCESSES)
             except OSError as error:
                 state = str(error)
@@ -105,8 +106,9 @@ class Checkout:
             if self._cgroup and "memory" in self._cgroup.folders:
                 layers["memory"] = "on"
             require(layers, least)
-            if layers["mount"] != "on":
-                raise IsolationError(f"a working tree needs private mounts; this machine has none: {layers['mount']}")
+            for layer in ("mount", "pid"):  # a private file system; and an end for all processes that is only theirs
+                if layers[layer] != "on":
+                    raise IsolationError(f"a working tree needs layer {layer}, which is missing: {layers[layer]}")
             self._ask({"copy": True}, START_S)
         except BaseException:
             self.close()
@@ -131,7 +133,10 @@ class Checkout:
             line = self._process.stdout.readline() if ready else b""
         except (BrokenPipeError, ValueError):
             line = b""
-        answer = json.loads(line) if line else {"error": "the checkout has ended"}
+        if not line.endswith(b"\n"):
+            self.close()  # a late answer would be taken for that of the next request
+            raise CheckoutError("the checkout has ended")
+        answer = json.loads(line)
         if "error" in answer:
             raise CheckoutError(answer["error"])
         return answer

@@ -94,6 +94,9 @@ class ReplayConfig:
             )
 
 
+THRESHOLDS, CANDIDATES = (0.64, 0.48, 0.32, 0.0), 4
+
+
 @dataclass
 class CurriculumConfig:
     """Which training problems come when (jaxrl/tasks/curriculum.py).
@@ -104,10 +107,10 @@ class CurriculumConfig:
 
     order: Literal["uniform", "potential", "pass_rate"] = "uniform"
     path: str = ""  # of potential: the file
-    thresholds: tuple[Share, ...] = (0.64, 0.48, 0.32, 0.0)  # of potential: the least of each stage's problems
+    thresholds: tuple[Share, ...] = THRESHOLDS  # of potential: the least of each stage's problems
     steps: tuple[Positive, ...] = ()  # of potential: of each stage, except the last, which stays
     slice: str = ""  # of pass_rate: what has a rate, such as "kind"; "": each problem
-    candidates: Positive = 4  # of pass_rate: problems that each one drawn is chosen from
+    candidates: Positive = CANDIDATES  # of pass_rate: problems that each one drawn is chosen from
 
     def check(self, where: str = "grpo.curriculum") -> None:
         """Raises UserError for stages that do not follow each other, and for settings of another order."""
@@ -120,8 +123,11 @@ class CurriculumConfig:
             )
         if not self.thresholds or list(self.thresholds) != sorted(set(self.thresholds), reverse=True):
             raise UserError(f"{where}.thresholds = {self.thresholds} must fall from stage to stage")
-        if self.slice and self.order != "pass_rate":
-            raise UserError(f"{where}.slice has no effect with {where}.order = {self.order!r}")
+        idle = {"thresholds": self.thresholds != THRESHOLDS and not staged}
+        idle |= {"slice": self.slice and self.order != "pass_rate"}
+        idle |= {"candidates": self.candidates != CANDIDATES and self.order != "pass_rate"}
+        for name in (name for name, is_idle in idle.items() if is_idle):
+            raise UserError(f"{where}.{name} has no effect with {where}.order = {self.order!r}")
 
 
 @dataclass

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxrl.tasks.acecode import as_call
-from jaxrl.tasks.behaviour import NOTHING_IS, given, mutated, public_inputs
+from jaxrl.tasks.behaviour import NOTHING_IS, given, mutated, normal_value, public_inputs
 from jaxrl.tasks.extract import code_block, parses
 from jaxrl.tasks.mutants import mutants, without_docstrings
 from rollouts.episode import Problem
@@ -226,7 +226,7 @@ def contradictions(problem: Problem) -> list[str]:
     """Calls for which two tests of the problem expect different values."""
     expected: dict[str, set[str]] = defaultdict(set)
     for call in stated_calls(problem):
-        expected[f"{call.function}{call.args!r}{call.kwargs or ''}"].add(repr(call.expected))
+        expected[f"{call.function}{call.args!r}{call.kwargs or ''}"].add(normal_value(repr(call.expected)))
     return [f"{call} == {' and '.join(sorted(values))}" for call, values in expected.items() if len(values) > 1]
 
 

@@ -21,6 +21,7 @@ from jaxrl.tasks.behaviour import by_behaviour
 from jaxrl.tasks.extract import code_block
 from jaxrl.tasks.rewards import judge_program
 from jaxrl.tasks.rows import DataError, Row, read_rows
+from jaxrl.tasks.sampling import without_held_out
 from rollouts.episode import Problem, Reward, Submission
 from rollouts.services import Services
 from sandbox.verdict import AssertTest, CallTest, Test
@@ -54,6 +55,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         held_out = [p for p in problems if is_held_out(p.id)]
         train = [p for p in problems if not is_held_out(p.id)] or held_out
         held_out = held_out or train  # a handful of problems: nothing can be held out
+    train = without_held_out(train, held_out, rejected)
     train, held_out = train[: settings.train_problems], held_out[: settings.held_out_problems]
     task = Task(
         name="acecode",
@@ -101,7 +103,7 @@ def make_problem(row: Row, settings: Settings) -> Problem | str:
     if any(parsed(test) is None for test in asserts):
         return "a test is not an assert"
     tests = tuple(make_test(test, settings.tolerance) for test in asserts)
-    shown = asserts[: settings.public_tests]
+    shown = asserts[: min(settings.public_tests, max(len(asserts) - 1, 1))]  # one at least stays hidden
     content = row.text("question").strip()
     if settings.prompt_style == "chat":
         content += f"\n\n{INSTRUCTION} The function's name must be `{name}`."

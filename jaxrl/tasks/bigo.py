@@ -28,6 +28,7 @@ from jaxrl.tasks.extract import code_block
 from jaxrl.tasks.growth import fit, templates
 from jaxrl.tasks.growth.benchmark import Solution, percentile, read_solutions
 from jaxrl.tasks.growth.count import hides_work
+from jaxrl.tasks.growth.inputs import arguments, series_of
 from jaxrl.tasks.growth.measure import Found, Measurement, found, request
 from jaxrl.tasks.growth.names import answer_in, normal_form, order, same
 from jaxrl.tasks.sampling import Generated
@@ -37,6 +38,7 @@ from sandbox.verdict import CallTest, Limits, Program
 
 RIGHT_ORDER, TESTS, NEAR_ORDER = 0.2, 0.2, 0.1  # parts of the reward of what is not all right
 TESTS_OF_EXERCISES = 8
+MEASURED_TESTS = (16, 128)  # sizes
 EXAMPLES = ([3, 1], [2, 3])  # of x and y, from which programs are measured
 LETTERS = "xpqvwghzkmrt"  # of f's argument; a quarter of them, others for each exercise, is held out
 HELD_OUT_SEED = 70_000_027  # the same held-out problems for every run
@@ -163,6 +165,13 @@ def _tests(number: int) -> tuple[CallTest, ...]:
     for size in range(2, TESTS_OF_EXERCISES + 2):
         given = tuple([rng.randrange(12) for _ in range(size)] for _ in range(exercise.arguments))
         tests.append(CallTest("f", given, function(*given)))
+    # The inputs by which the class is measured, too: else a program could do its work for short ones only.
+    example = EXAMPLES[: exercise.arguments]
+    for series in series_of(example):
+        for size in MEASURED_TESTS:
+            made = arguments(example, series, size)
+            if made is not None:
+                tests.append(CallTest("f", made, function(*made)))
     return tuple(tests)
 
 

@@ -39,6 +39,7 @@ from jaxrl.tasks.contest_tests import Rejected
 from jaxrl.tasks.extract import code_block, with_imports
 from jaxrl.tasks.rewards import judge_program
 from jaxrl.tasks.rows import HUB_FILE, DataError, Row, expanded, stream_rows
+from jaxrl.tasks.sampling import without_held_out
 from rollouts.episode import Problem, Reward, Submission
 from rollouts.services import Services
 from sandbox.pool import Pool
@@ -79,7 +80,7 @@ class Settings(DataSettings):
     answers: Literal["none", "behaviour"] = "none"  # by which programs vote: what they give on public inputs
 
     def check(self, where: str = "task") -> None:
-        """Raises UserError for a date or a release that is none, and for a setting that the sources have no use for."""
+        """Raises UserError for an invalid date or release, and for a setting that the sources have no use for."""
         held_out = self.held_out_source or self.source
         sources = {self.source, held_out}
         dates = {"start_date": held_out, "end_date": held_out, "train_until": self.source}
@@ -125,6 +126,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         ids = {p.id for p in held_out}
         train = [p for p in problems if p.id not in ids] or held_out
         held_out = held_out or train  # a handful of problems: nothing can be held out
+    train = without_held_out(train, held_out, rejected)
     train, held_out = train[: settings.train_problems], held_out[: settings.held_out_problems]
     task = Task(
         name="contest",
@@ -132,7 +134,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         held_out=held_out,
         judge=partial(judge, partial_credit=settings.partial_credit),
         extract=extract,
-        demonstrations=[p for p in train if p.demonstration],
+        demonstrations=[p for p in train if p.demonstration][: settings.demonstrations],
         rejected=dict(rejected),
     )
     return by_behaviour(task) if settings.answers == "behaviour" else task
@@ -197,8 +199,8 @@ def make_problem(row: Row, source: str, settings: Settings, window: tuple[str, s
         id=f"{'contest' if source == 'open_r1' else source}/{found.name}",
         messages=({"role": "user", "content": found.statement},),
         tests=public + hidden,
-        # Where the data does not say which: statements mostly show the first.
-        public_tests=(public or hidden)[: settings.public_tests],
+        # Where the data does not say which: statements mostly show the first. One at least stays hidden.
+        public_tests=(public or hidden[: max(len(hidden) - 1, 1)])[: settings.public_tests],
         demonstration=_fenced(shown) if shown else None,
         meta={
             **{name: value for name, value in found.meta.items() if value},

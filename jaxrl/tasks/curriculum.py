@@ -119,9 +119,11 @@ class ByPassRate:
     def next(self, draw: int, size: int) -> list[Problem]:
         wide = size * self.candidates
         near = shuffled(self.problems, self.seed, draw * wide, wide)
+        once = list({p.id: p for p in near}.values())
+        near = once if len(once) >= size else near  # of a few problems some must come more than once
         weights = np.array([max(potential(self.rates.get(self.key(p), 0.5)), LEAST) for p in near])
         # The largest log(u) / w: a draw without replacement in proportion to w (Efraimidis and Spirakis, 2006).
-        u = np.random.default_rng([self.seed, RANDOM, draw]).random(wide)
+        u = np.random.default_rng([self.seed, RANDOM, draw]).random(len(near))
         chosen = np.argsort(-np.log(u) / weights, kind="stable")[:size]
         return [near[i] for i in sorted(chosen)]
 

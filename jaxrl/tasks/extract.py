@@ -106,8 +106,14 @@ def parses(code: str) -> bool:
 
 
 def normal_form(code: str) -> str | None:
-    """The same for programs that differ in layout, comments and quotes only; None for what is not Python."""
-    return ast.unparse(ast.parse(code)) if parses(code) else None
+    """The same for programs that differ in layout, comments and quotes only.
+
+    None for what is not Python, and for what nests too deeply to be written again.
+    """
+    try:
+        return ast.unparse(ast.parse(code))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def function_program(text: str, entry_point: str, header: str = "", extraction: ExtractionConfig | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, overload
@@ -167,3 +168,20 @@ def shuffled(problems: Sequence[T], seed: int, start: int, size: int) -> list[T]
             orders[epoch] = np.random.default_rng([seed, epoch]).permutation(len(problems))
         chosen.append(problems[int(orders[epoch][offset])])
     return chosen
+
+
+def without_held_out(train: list[Problem], held_out: Sequence[Problem], rejected: Counter[str]) -> list[Problem]:
+    """The training problems that ask something else than the held-out ones; the others are counted.
+
+    All of them where no others are left: the two parts are the same then, on purpose.
+    """
+
+    def asked(problem: Problem) -> str:
+        return " ".join((problem.messages[-1]["content"] if problem.messages else problem.prompt or "").lower().split())
+
+    taken = {asked(problem) for problem in held_out}
+    kept = [problem for problem in train if asked(problem) not in taken]
+    if not kept:
+        return train
+    rejected["is a held-out problem, too"] += len(train) - len(kept)
+    return kept

@@ -68,9 +68,8 @@ class Settings(DataSettings):
     shown: Literal["files", "paths"] = "files"  # in the prompt; paths: a tree, for environment localize
     max_files: Positive = 5  # with shown = "paths": to be named at most; the same in rollout.environment
     explain: bool = True  # the prompt says how to answer
-    longest_diff: Positive = (
-        8_000  # characters of an oracle's diff, else rejected; what an answer's has more is no match
-    )
+    # Characters of a diff: rows with a longer one are rejected, the rest of an answer's longer one never matches.
+    longest_diff: Positive = 8_000
     # with path
     context_characters: Positive = 60_000  # of all files; changed ones that do not fit are rejected, others left out
     held_out: Literal["time", "repository"] = "time"  # the newest rows, or whole repositories
@@ -87,14 +86,14 @@ class Settings(DataSettings):
         needs_path = ("context_characters", "held_out", "held_out_share", "held_out_path", "split")
         needs_none = ("files", "families", "max_difficulty", "most_mistakes", "careless_demonstrations")
         default = {f.name: f.default for f in fields(self)}
-        idle = dict.fromkeys(() if self.path else needs_path, f"{where}.path")
-        idle |= dict.fromkeys(needs_none if self.path else (), f"no {where}.path")
-        idle |= {"max_files": f"{where}.shown = 'paths'"} if self.shown == "files" else {}
+        idle = dict.fromkeys(() if self.path else needs_path, f"without {where}.path")
+        idle |= dict.fromkeys(needs_none if self.path else (), f"with {where}.path")
+        idle |= {"max_files": f"with {where}.shown = 'files'"} if self.shown == "files" else {}
         if self.held_out_path:
-            idle |= dict.fromkeys(("held_out", "held_out_share"), f"no {where}.held_out_path")
-        for name, needed in idle.items():
+            idle |= dict.fromkeys(("held_out", "held_out_share"), f"with {where}.held_out_path")
+        for name, why in idle.items():
             if getattr(self, name) != default[name]:
-                raise UserError(f"{where}.{name} = {getattr(self, name)!r} must be the default; it needs {needed}")
+                raise UserError(f"{where}.{name} = {getattr(self, name)!r} has no effect {why}; leave it out")
 
 
 def make_task(settings: Settings, seed: int) -> Task:
@@ -137,9 +136,9 @@ async def judge(problem: Problem, submission: Submission, services: Services, se
     files, new = problem.meta[FILES], applied(problem, submission.text)
     if new is None:
         return Reward(WRONG_FORMAT, False, {"similarity": 0.0, "format": WRONG_FORMAT})
-    predicted, oracle = changes(files, new), changes(files, problem.answer)
+    predicted, oracle = await asyncio.to_thread(changes, files, new), changes(files, problem.answer)
     value = await asyncio.to_thread(similarity, predicted, oracle, settings.longest_diff)
-    answer = normal_patch(files, new) or None
+    answer = await asyncio.to_thread(normal_patch, files, new) or None
     return Reward(value, predicted == oracle, {"similarity": value, "format": 0.0}, answer=answer)
 
 

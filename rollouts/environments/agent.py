@@ -20,14 +20,16 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
+from rollouts.engine import UnsupportedError
 from rollouts.environments.dialogue import Dialogue, DialogueEnvironment, EpisodeOverError
 from rollouts.environments.gateway import Gateway, Session
 from rollouts.episode import Problem, Submission
 
 SUBMISSION, PROBLEM = "submission.txt", "problem.json"
 TAIL = 300  # characters of an agent's last words in an error
+LONGEST = 16 << 20  # bytes of a submission
 
 
 @dataclass
@@ -39,7 +41,14 @@ class Settings:
     agent_s: Annotated[float, Gt(0)] = 600.0  # until an agent is ended; its last answer is judged
     ignore_sampling: bool = False  # requests for another temperature and so on are answered, with the run's own
     concurrency: Annotated[int, Ge(1)] = 16  # agents at a time
-    port: Annotated[int, Ge(0)] = 0  # of the endpoint, on 127.0.0.1; 0: any free one
+    port: Annotated[int, Ge(0), Le(65535)] = 0  # of the endpoint, on 127.0.0.1; 0: any free one
+
+    def check(self, where: str = "rollout.environment") -> None:
+        """Raises ValueError for a command with a quote that does not end."""
+        try:
+            shlex.split(self.command)
+        except ValueError as error:
+            raise ValueError(f"{where}.command = {self.command!r}: {error}") from None
 
 
 class Agent(DialogueEnvironment):
@@ -50,9 +59,14 @@ class Agent(DialogueEnvironment):
     def __init__(self, **fields: Any):
         super().__init__(**fields)
         self.opened: asyncio.Queue[Session] = asyncio.Queue()  # sessions of agents that are started elsewhere
+        self.served = False  # by python -m jaxrl.gateway
         self._room: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     async def converse(self, dialogue: Dialogue) -> None:
+        if not self.settings.command and not self.served:
+            raise UnsupportedError(
+                "rollout.environment.command is empty: only python -m jaxrl.gateway serves agents from elsewhere"
+            )
         session = Session(dialogue, self.encode, self.settings.ignore_sampling)
         dialogue.state = session
         server = gateway(self.settings.port)
@@ -63,9 +77,12 @@ class Agent(DialogueEnvironment):
                     await self._run(dialogue.problem, session, server.url(session))
             else:
                 self.opened.put_nowait(session)
-                await session.ended.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.settings.agent_s):
+                        await session.ended.wait()
         finally:
             server.close(session)
+            await session.stop()  # before the engine releases the sequence
         if session.error is not None:
             raise session.error
         if session.over is not None:
@@ -87,27 +104,30 @@ class Agent(DialogueEnvironment):
             (folder / PROBLEM).write_text(json.dumps(shown(problem)))
             environment = os.environ | {
                 "OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "JAXRL_URL": url, "OPENAI_API_KEY": "jaxrl",
+                "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
                 "JAXRL_PROBLEM": str(folder / PROBLEM), "JAXRL_SUBMISSION": str(folder / SUBMISSION),
             }  # fmt: skip
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *shlex.split(self.settings.command), cwd=folder, env=environment, start_new_session=True,
-                    stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-                )  # fmt: skip
-            except OSError as error:
-                raise EpisodeOverError("sandbox_error", f"rollout.environment.command: {error}") from None
+            # Not a pipe, which whatever the agent leaves running would hold open.
+            with open(folder / "stderr.txt", "wb") as log:
+                try:
+                    process = await asyncio.create_subprocess_exec(
+                        *shlex.split(self.settings.command), cwd=folder, env=environment, start_new_session=True,
+                        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=log,
+                    )  # fmt: skip
+                except OSError as error:
+                    raise EpisodeOverError("sandbox_error", f"rollout.environment.command: {error}") from None
             try:
                 async with asyncio.timeout(self.settings.agent_s):
-                    _, said = await process.communicate()
+                    await process.wait()
             except TimeoutError:
-                said = b""
+                pass
             finally:
                 _end(process)
             await process.wait()
-            if (folder / SUBMISSION).is_file():
-                session.submission = (folder / SUBMISSION).read_text(errors="replace")
+            if (folder / SUBMISSION).exists():
+                session.submission = _text(folder / SUBMISSION)
             elif process.returncode and process.returncode > 0 and session.over is None and session.error is None:
-                words = session.refused or said.decode(errors="replace").strip()[-TAIL:]
+                words = session.refused or _text(folder / "stderr.txt").strip()[-TAIL:]
                 raise EpisodeOverError("sandbox_error", f"the agent ended with {process.returncode}: {words}")
 
     def submission(self, dialogue: Dialogue) -> Submission:
@@ -126,11 +146,24 @@ def shown(problem: Problem) -> dict[str, Any]:
 @cache
 def gateway(port: int) -> Gateway:
     """The server of this process at a port, started when it is first wanted. Raises OSError for a port in use."""
-    return Gateway(port)
+    try:
+        return Gateway(port)
+    except OSError as error:
+        raise OSError(f"rollout.environment.port = {port}: {error.strerror}") from None
+
+
+def _text(path: Path) -> str:
+    """What an agent has written. EpisodeOverError where it cannot be read, or is too much."""
+    try:
+        if path.stat().st_size > LONGEST:
+            raise EpisodeOverError("sandbox_error", f"{path.name} of the agent is longer than {LONGEST >> 20} MB")
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise EpisodeOverError("sandbox_error", f"{path.name} of the agent: {error.strerror}") from None
 
 
 def _end(process: asyncio.subprocess.Process) -> None:
-    """Ends the agent and all that it has started."""
+    """Ends the agent and what it has started, except what has left its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

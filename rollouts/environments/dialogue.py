@@ -138,10 +138,23 @@ class Dialogue:
 
         `plain` is the message without the prompts of a strategy.
         """
-        last = int(self.turns[-1].tokens[-1]) if len(self.turns[-1].tokens) else -1  # a server may leave out the end
-        tokens = following(self.tokenizer, [{"role": role, "content": content}], last, self._history())
-        self._append(role, tokens, content, status)
+        self.replies([(content, role)], status)
         self.turns[-1].plain = plain
+
+    def replies(self, messages: Sequence[tuple[str, Role]], status: str = "") -> None:
+        """Ends the model's answer and adds these messages, (content, role), by the chat template.
+
+        Between two answers the template renders them together: the tokens are those of the last one's turn.
+        """
+        last = int(self.turns[-1].tokens[-1]) if len(self.turns[-1].tokens) else -1  # a server may leave out the end
+        added = [{"role": role, "content": content} for content, role in messages]
+        tokens = following(self.tokenizer, added, last, self._history())
+        if len(tokens) >= self.left:
+            raise EpisodeOverError("truncated")
+        for content, role in messages[:-1]:
+            self._append(role, np.zeros(0, np.int32), content, status)
+        content, role = messages[-1]
+        self._append(role, tokens, content, status)
 
     def _history(self) -> list[dict[str, Any]]:
         """The conversation before the model's last answer, as messages."""

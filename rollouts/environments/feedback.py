@@ -20,7 +20,7 @@ from rollouts.episode import Attempt, Problem, Reward, Submission, answers_of
 from rollouts.strategies import PROMPTS, STRATEGIES, Schedule, Strategy, text_of
 from rollouts.strategies import REQUEST as FIRST_REQUEST
 from sandbox.trace import described, trace_program, traced_lines
-from sandbox.verdict import TestResult, Verdict
+from sandbox.verdict import Limits, TestResult, Verdict
 
 HEADER, REQUEST = "Your program is wrong:", "Write the whole program again."
 PASSED, TRACE = "These tests pass:", "What happened in the first of them:"
@@ -156,7 +156,8 @@ class Feedback(DialogueEnvironment):
     async def _trace(self, dialogue: Dialogue, problem: Problem, verdict: Verdict) -> Sequence[str]:
         """What the last program did in the first public test that it fails; nothing where it cannot be traced."""
         number = next((i for i, test in enumerate(verdict.tests) if test.status != "passed"), 0)
-        program = trace_program(dialogue.submissions[-1].program or "", problem.tests[number])
+        limits = problem.meta.get("limits", Limits())
+        program = trace_program(dialogue.submissions[-1].program or "", problem.tests[number], limits)
         if verdict.status == "syntax_error" or program is None:
             return ()
         traced = await dialogue.tool(self.services.run(program))

@@ -11,12 +11,14 @@ episode.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import secrets
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -57,7 +59,7 @@ class Session:
         self.ended = asyncio.Event()
         self._encode, self._ignore_sampling = encode, ignore_sampling
         self._messages: list[dict[str, str]] = []  # as the agent knows them
-        self._busy = False
+        self._answering: asyncio.Task[Any] | None = None
         self.submission: str | None = None  # handed in with the end
         self.refused = ""  # why the last request that was not answered was not
         self.error: Exception | None = None  # of the engine, or a mistake in the code: not the agent's
@@ -67,13 +69,13 @@ class Session:
         try:
             if self.over is not None or self.ended.is_set():
                 raise RequestError(f"the session is over: {self.refused or 'it was ended'}", 410, "no_session")
-            if self._busy:
+            if self._answering:
                 raise self._broken("a request came while another one was being answered; a session is one conversation")
-            self._busy = True
+            self._answering = asyncio.current_task()
             try:
                 return await self._answer(body)
             finally:
-                self._busy = False
+                self._answering = None
         except EpisodeOverError as over:  # out of turns or tokens before the first token of an answer
             self.over, self.refused = over, f"the episode is over ({over.status})"
             raise RequestError(self.refused, 400, "context_length_exceeded") from None
@@ -84,19 +86,25 @@ class Session:
             self.error = error
             raise
 
+    async def stop(self) -> None:
+        """Ends the session, and an answer that is still being sampled: the episode is over with what it has."""
+        self.ended.set()
+        if answering := self._answering:
+            answering.cancel()
+            await asyncio.wait([answering])
+
     async def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         stops = self._check(body)
-        new = self._new_messages([_message(m, i) for i, m in enumerate(body.get("messages") or [])])
+        new = self._new_messages([_message(m, i) for i, m in enumerate(body["messages"])])
         dialogue, before = self.dialogue, len(self.dialogue.turns)
-        if not self._messages:
-            dialogue.problem = dataclasses.replace(dialogue.problem, messages=tuple(new), prompt=None)
-            try:
+        try:
+            if self._messages:
+                dialogue.replies([(m["content"], m["role"]) for m in new])  # type: ignore[misc]
+            else:
+                dialogue.problem = dataclasses.replace(dialogue.problem, messages=tuple(new), prompt=None)
                 dialogue.prompt = self._encode(dialogue.problem)
-            except (PromptTooLongError, TemplateError) as error:
-                raise self._broken(str(error)) from None
-        else:
-            for message in new:
-                dialogue.reply(message["content"], message["role"])  # type: ignore[arg-type]
+        except (PromptTooLongError, TemplateError) as error:
+            raise self._broken(str(error)) from None
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
         own = dialogue.budget
         rooms = [n for n in (limit, own.turn_tokens) if n]
@@ -121,8 +129,14 @@ class Session:
         for name in UNSUPPORTED:
             if body.get(name):
                 raise RequestError(f"{name} is not supported: put what the model should know into the messages")
-        if body.get("n", 1) != 1:
+        if body.get("n") not in (None, 1):
             raise RequestError("n must be 1: an episode is one conversation")
+        if not isinstance(body.get("messages"), list):
+            raise RequestError("messages must be a list of messages")
+        for name in ("max_completion_tokens", "max_tokens"):
+            limit = body.get(name)
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise RequestError(f"{name} = {limit!r} must be a whole number of at least 1")
         params = self.dialogue.params
         has = {"temperature": params.temperature, "top_p": params.top_p}
         for name in SAMPLING:
@@ -133,11 +147,11 @@ class Session:
             ):
                 wanted = f"{has[name]:g}, as this run samples," if name in has else "left out"
                 raise RequestError(f"{name} = {value} must be {wanted} or rollout.environment.ignore_sampling be True")
-        stop = body.get("stop") or ()
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(s, str) and s for s in stops):
+        stop = body.get("stop") or []
+        stops = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
             raise RequestError("stop must be a text, or a list of texts")
-        return stops
+        return tuple(stops)
 
     def _new_messages(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """What a request adds to the conversation. Raises RequestError, and ends the session, if it changes it."""
@@ -190,7 +204,10 @@ class Gateway:
         """The response to a POST. Raises RequestError."""
         if len(path) == 4 and path[1:] == ["v1", "chat", "completions"]:
             session = self._session(path[0])
-            return asyncio.run_coroutine_threadsafe(session.complete(body), session.loop).result()
+            try:
+                return asyncio.run_coroutine_threadsafe(session.complete(body), session.loop).result()
+            except CancelledError:
+                raise RequestError("the session is over: it was ended", 410, "no_session") from None
         if self.other is not None:
             return self.other(path, body)
         raise RequestError("there is only POST /SESSION/v1/chat/completions", 404, "not_found")
@@ -248,11 +265,12 @@ class Gateway:
                     status, self.stream = 500, False
                     found = {"error": {"message": f"{type(error).__name__}: {error}", "type": "server_error"}}
                 data = _events(found) if self.stream else json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("content-type", "text/event-stream" if self.stream else "application/json")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(ConnectionError):  # an agent that was ended does not read it
+                    self.send_response(status)
+                    self.send_header("content-type", "text/event-stream" if self.stream else "application/json")
+                    self.send_header("content-length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -262,7 +280,8 @@ class Gateway:
 
 def _message(message: Any, place: int) -> dict[str, str]:
     """{"role", "content"} of a message of the API. Raises RequestError for what is not text."""
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or role not in ROLES:
         raise RequestError(f"messages[{place}] must be an object with a role of: {', '.join(ROLES)}")
     content = message.get("content")
     if isinstance(content, list):
@@ -270,7 +289,7 @@ def _message(message: Any, place: int) -> dict[str, str]:
         content = "".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str):
         raise RequestError(f"messages[{place}].content must be a text, or a list of parts of type text")
-    return {"role": ROLES[message["role"]], "content": content}
+    return {"role": ROLES[role], "content": content}
 
 
 def _response(model: str, content: str, reason: str, prompt: int, sampled: int) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from rollouts.engine import Engine, UnsupportedError
+from rollouts.engine import UnsupportedError
 from rollouts.environments.dialogue import Dialogue, DialogueEnvironment, EpisodeOverError
 from rollouts.environments.feedback import failure_message
-from rollouts.episode import Attempt, Episode, Problem, Reward, Submission
+from rollouts.episode import Attempt, Reward, Submission
 from sandbox.verdict import TestResult, Verdict
 
 DESCRIBE = "First describe in words what to do and what to leave alone. No code yet."
@@ -41,6 +41,11 @@ class Settings:
     failures: Annotated[int, Ge(0)] = 1  # public tests shown at most
     characters: Annotated[int, Ge(1)] = 2000  # of each of them
 
+    @property
+    def opening(self) -> str:
+        """What comes after the problem in the first message."""
+        return DESCRIBE if self.describe else ""
+
     def check(self, where: str = "rollout.environment") -> None:
         """Raises UnsupportedError for settings that do nothing."""
         if not self.describe and (self.refinements or self.introspect):
@@ -48,6 +53,8 @@ class Settings:
                 f"{where}.describe = False needs {where}.refinements = 0 and {where}.introspect = False: there is no "
                 "description to write again"
             )
+        if not self.execute and (self.failures, self.characters) != (1, 2000):
+            raise UnsupportedError(f"{where}.failures and {where}.characters need {where}.execute = True")
         if self.programs == 1 and self.introspect:
             raise UnsupportedError(f"{where}.programs = 1 needs {where}.introspect = False: nothing is written again")
 
@@ -60,15 +67,6 @@ class Synthesis(DialogueEnvironment):
     """
 
     settings: Settings
-
-    async def play(self, problem: Problem, engine: Engine, seed: int) -> Episode:
-        """One episode, drawn with this seed."""
-        if not self.settings.describe:
-            return await super().play(problem, engine, seed)
-        *before, last = problem.messages or ({"role": "user", "content": problem.prompt or ""},)
-        asked = (*before, {**last, "content": f"{last['content']}\n\n{DESCRIBE}"})
-        episode = await super().play(dataclasses.replace(problem, messages=asked, prompt=None), engine, seed)
-        return dataclasses.replace(episode, problem=problem)
 
     async def converse(self, dialogue: Dialogue) -> None:
         if not dialogue.problem.public_tests:

@@ -20,7 +20,14 @@ from test_credit import group_of, reference_advantages
 
 from jaxrl.algorithms import combine, summarize
 from jaxrl.algorithms.batch import Batch
-from jaxrl.algorithms.policy_gradient import Settings, episode_sum, kl_estimate, make_objective, policy_gradient_loss
+from jaxrl.algorithms.policy_gradient import (
+    Settings,
+    episode_sum,
+    kl_estimate,
+    make_objective,
+    policy_gradient_loss,
+    sampler_weight,
+)
 from jaxrl.config.rules import check_settings
 from jaxrl.errors import UserError
 from jaxrl.training.packing import make_batch
@@ -437,3 +444,14 @@ def test_a_kl_term_needs_reference_logprobs():
     batch, _ = make_batch([group_of([0, 1])], make_objective(config, max_new_tokens=8), row_length=8, microbatch_rows=1)
     with pytest.raises(ValueError, match=r"needs batch\.reference_logprobs"):
         policy_gradient_loss(jnp.zeros(batch.tokens.shape), batch, config)
+
+
+def test_a_bound_of_one_does_not_count_rounding():
+    """Equal logprobs that were rounded differently are not corrected; a ratio above the bound is."""
+    settings = Settings(sampler_correction="truncate", sampler_ratio_max=1.0)
+    old = jnp.array([[1e-6, -1e-6, 0.01, -0.3]])
+    weight, outside = sampler_weight(
+        old, jnp.zeros_like(old), Batch(*[None] * len(Batch.__dataclass_fields__)), settings
+    )
+    assert outside.tolist() == [[False, False, True, False]]
+    np.testing.assert_allclose(weight, [[1, np.exp(-1e-6), 1, np.exp(-0.3)]], rtol=1e-6)

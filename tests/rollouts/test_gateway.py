@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 from played import USER, Script, make, whole
 
+from jaxrl.config.rules import check_settings
+from jaxrl.errors import UserError
 from jaxrl.runs.tokenizer import train_tokenizer
+from rollouts.engine import UnsupportedError
 from rollouts.environments import agent
 from rollouts.environments.dialogue import Budget
 from rollouts.episode import Problem
@@ -34,7 +37,7 @@ def tokenizer():
 
 def played(tokenizer, mode: str, *texts: str, problems=(PROBLEM,), budget=Budget(500), **settings):
     engine = Script(tokenizer, *texts)
-    environment = make(agent, tokenizer, budget, command=f"{sys.executable} {SCRIPT} {mode}", **settings)
+    environment = make(agent, tokenizer, budget, **{"command": f"{sys.executable} {SCRIPT} {mode}"} | settings)
 
     async def all_of_them():
         return await asyncio.gather(*(environment.play(p, engine, 5) for p in problems))
@@ -136,12 +139,60 @@ def test_many_agents_at_once_keep_apart(tokenizer):
     assert len(engine.prompts) == 12
 
 
+def served(tokenizer, **settings):
+    """An environment whose agents come from elsewhere."""
+    environment = make(agent, tokenizer, **settings)
+    environment.served = True
+    return environment
+
+
+def test_an_environment_without_a_command_is_refused(tokenizer):
+    with pytest.raises(UnsupportedError, match=r"rollout\.environment\.command is empty"):
+        asyncio.run(make(agent, tokenizer).play(PROBLEM, Script(tokenizer), 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"command": "a 'b"}, "No closing quotation"), ({"port": 70000}, "port")]
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises((ValueError, UserError), match=message):
+        check_settings(agent.Settings(**settings), "rollout.environment")
+
+
+class Slow(Script):
+    async def sample(self, prompt, params):
+        await asyncio.sleep(2.0)
+        return await super().sample(prompt, params)
+
+
+def test_an_answer_that_comes_too_late_is_not_part_of_the_episode(tokenizer):
+    engine = Slow(tokenizer, "late")
+    environment = make(agent, tokenizer, command=f"{sys.executable} {SCRIPT} plain", agent_s=1.5)
+
+    async def run():
+        episode = await environment.play(PROBLEM, engine, 5)
+        turns = len(episode.turns)
+        await asyncio.sleep(2.0)
+        return episode, turns
+
+    episode, turns = asyncio.run(run())
+    assert len(episode.turns) == turns == 0 and episode.status == "sandbox_error"
+    assert len(engine.released) == 1 and engine.texts == ["late"]
+
+
+def test_what_an_agent_leaves_running_does_not_hold_the_episode(tokenizer):
+    start = time.monotonic()
+    script = "import subprocess; subprocess.Popen(['sleep', '20'], start_new_session=True)"
+    _, (episode,) = played(tokenizer, "", command=f'{sys.executable} -c "{script}"')
+    assert time.monotonic() - start < 15 and "asked the model nothing" in episode.reward.verdict.stderr
+
+
 @pytest.fixture
 def session(tokenizer):
     """The URL of a session that waits for an agent from elsewhere, and what ends it."""
     engine = Script(tokenizer, "It is 41.", "It is 42.", "43")
     engine.slow = threading.Event()
-    environment = make(agent, tokenizer)
+    environment = served(tokenizer)
     made, episodes = {}, []
     ready = threading.Event()
 
@@ -186,11 +237,16 @@ HELLO = [{"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type"
         (b"{", 400, "the body must be JSON"),
         (b"[1]", 400, "the body must be a JSON object"),
         ({"messages": HELLO, "n": 2}, 400, "n must be 1"),
+        ({"messages": HELLO, "max_tokens": -1}, 400, "max_tokens = -1 must be a whole number of at least 1"),
+        ({"messages": HELLO, "max_tokens": "8"}, 400, "max_tokens = '8' must be a whole number"),
+        ({"messages": HELLO, "stop": 5}, 400, "stop must be a text, or a list of texts"),
+        ({"messages": 5}, 400, "messages must be a list"),
+        ({"messages": [{"role": [], "content": "x"}]}, 400, "must be an object with a role of: system"),
         ({"messages": HELLO, "tools": [{}]}, 400, "tools is not supported"),
         ({"messages": HELLO, "temperature": 0.5}, 400, "temperature = 0.5 must be 1, as this run samples,"),
         ({"messages": HELLO, "seed": 1}, 400, "seed = 1 must be left out or"),
         ({"messages": HELLO, "stop": [1]}, 400, "stop must be a text, or a list of texts"),
-        ({"messages": "Hello"}, 400, "messages[0] must be an object with a role"),
+        ({"messages": ["Hello"]}, 400, "messages[0] must be an object with a role"),
         ({"messages": [{"role": "bot", "content": "x"}]}, 400, "must be an object with a role of: system"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "content must be a text"),
     ],
@@ -230,6 +286,18 @@ def test_a_conversation_that_was_changed_ends_the_session(session, messages, mes
     assert end().status == "sandbox_error"
 
 
+def test_two_new_messages_stand_between_two_answers(session, tokenizer):
+    url, end = session
+    assert post(url, {"messages": HELLO})[0] == 200
+    more = [{"role": "tool", "content": "one"}, {"role": "user", "content": "two"}]
+    code, _ = post(url, {"messages": [*HELLO, {"role": "assistant", "content": "It is 41."}, *more]})
+    assert code == 200
+    episode = end()
+    assert [t.role for t in episode.turns] == ["assistant", "tool", "user", "assistant"]
+    between = tokenizer.decode(np.concatenate([t.tokens for t in episode.turns[1:3]]))
+    assert between.count("assistant") == 1 and between.index("one") < between.index("two") < between.index("assistant")
+
+
 def test_stop_strings_are_left_out_of_what_the_agent_gets(session):
     url, end = session
     code, response = post(url, {"messages": HELLO, "stop": "41."})
@@ -249,13 +317,8 @@ def test_other_addresses_are_errors(session):
 
 
 def test_two_requests_at_once_end_the_session(tokenizer):
-    class Slow(Script):
-        async def sample(self, prompt, params):
-            await asyncio.sleep(1.0)
-            return await super().sample(prompt, params)
-
     async def run():
-        environment = make(agent, tokenizer)
+        environment = served(tokenizer)
         playing = asyncio.create_task(environment.play(PROBLEM, Slow(tokenizer, "a", "b"), 5))
         session = await environment.opened.get()
         url = agent.gateway(0).url(session)

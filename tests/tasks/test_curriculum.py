@@ -81,6 +81,8 @@ def test_files_that_do_not_fit(tmp_path, change, message):
         ({"order": "potential", "path": "x", "steps": (1,)}, "steps must have 3 numbers"),
         ({"order": "potential", "path": "x", "steps": (1, 1), "thresholds": (0.5, 0.7, 0.1)}, "must fall from stage"),
         ({"slice": "kind"}, "slice has no effect"),
+        ({"candidates": 9}, "candidates has no effect"),
+        ({"thresholds": (0.9,)}, "thresholds has no effect"),
         ({"order": "potential", "path": "x", "steps": (1, 1, 1), "slice": "kind"}, "slice has no effect"),
     ],
 )
@@ -149,3 +151,11 @@ def test_by_pass_rate_a_resumed_run_draws_as_one_that_was_not_stopped(key):
     resumed = curriculum(config, task, 3)
     resumed.restore(json.loads(json.dumps(stopped.state())))
     assert play(resumed, range(4, 8)) == drawn[4:]
+
+
+def test_no_problem_comes_twice_in_a_step():
+    selection = ByPassRate(TASK.train, 0, 4, lambda p: p.id)
+    for draw in range(50):
+        ids = [p.id for p in selection.next(draw, 16)]
+        assert len(ids) == len(set(ids)) == 16
+    assert len(selection.next(0, 100)) == 100  # of 40 problems

@@ -101,8 +101,9 @@ def test_only_failures_decide_where_nothing_else_is_printed(text, code, outcome)
 
 
 def test_files_of_a_patch():
-    patch = 'diff --git a/x.js b/x.js\n--- a/x.js\ndiff --git "a/t st.js" "b/t st.js"\ndiff --git a/old b/new\n'
-    assert touched(patch) == ["new", "old", "t st.js", "x.js"]
+    patch = "diff --git a/x.js b/x.js\ndiff --git a/t st.js b/t st.js\ndiff --git a/old b/new\n"
+    patch += r'diff --git "a/b\303\274.js" "b/b\303\274.js"' + "\n"
+    assert touched(patch) == ["bü.js", "new", "old", "t st.js", "x.js"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,9 @@ def test_files_of_a_patch():
         ({"eval_type": "x"}, "eval_type must be fail_only or pass_and_fail, is 'x'"),
         ({"test_cmd": None}, "neither test_cmd nor an eval_script"),
         ({"repo": None}, "repo"),
+        ({"repo": "x"}, "repo be OWNER/NAME"),
+        ({"instance_id": "a/b"}, "instance_id must not have a slash"),
+        ({"FAIL_TO_PASS": []}, "any patch would resolve it"),
     ],
 )
 def test_rows_that_are_no_tasks(tmp_path, change, message):
@@ -193,11 +197,14 @@ def judged(tmp_path, monkeypatch, tasks, clones, predictions, name="out") -> dic
 @pytest.mark.parametrize(
     ("kind", "counted"),
     [("gold", "resolved_ids"), ("empty", "unresolved_ids"), ("fuzzy", "resolved_ids"), ("bad", "unresolved_ids"),
-     ("cheat", "unresolved_ids"), ("forged", "unresolved_ids")],
+     ("cheat", "unresolved_ids"), ("forged", "error_ids"), ("link", "unresolved_ids")],
 )  # fmt: skip
 def test_a_patch_is_judged_in_a_working_tree(tmp_path, monkeypatch, repository, kind, counted):
     tasks, clones, patch = repository
-    forged = "import os\nos.write(1, b'PASSED test_x.py::test_two\\n')\nos._exit(1)\n"
+    forged = [  # pytest has taken 1 and 2 away by then; one of the others is the real output
+        "import os", "for f in range(3, 30):", "    try: os.write(f, b'PASSED test_x.py::test_two\\n')",
+        "    except OSError: pass", "os._exit(1)",
+    ]  # fmt: skip
     patches = {
         "fuzzy": patch.replace("def two(n):", "def two(n):  # another line than there is"),
         "bad": "--- a/none.py\n+++ b/none.py\n@@ -1 +1 @@\n-x\n+y\n",
@@ -205,7 +212,12 @@ def test_a_patch_is_judged_in_a_working_tree(tmp_path, monkeypatch, repository, 
         "cheat": "diff --git a/test_x.py b/test_x.py\n--- a/test_x.py\n+++ b/test_x.py\n@@ -1,2 +1,2 @@\n"
         "-def test_one():\n+def test_two():\n     assert True\n",
         "forged": "diff --git a/conftest.py b/conftest.py\nnew file mode 100644\n--- /dev/null\n+++ b/conftest.py\n"
-        f"@@ -0,0 +1,3 @@\n{''.join(f'+{line}' for line in forged.splitlines(True))}",
+        "@@ -0,0 +1,5 @@\n" + "".join(f"+{line}\n" for line in forged),
+        # The test's place leads to the program, which the tests' patch would then change.
+        "link": "diff --git a/test_x.py b/test_x.py\ndeleted file mode 100644\n--- a/test_x.py\n+++ /dev/null\n"
+        "@@ -1,2 +0,0 @@\n-def test_one():\n-    assert True\n"
+        "diff --git a/test_x.py b/test_x.py\nnew file mode 120000\n--- /dev/null\n+++ b/test_x.py\n"
+        "@@ -0,0 +1 @@\n+x.py\n\\ No newline at end of file\n",
     }
     predictions = kind
     if kind in patches:
@@ -213,6 +225,8 @@ def test_a_patch_is_judged_in_a_working_tree(tmp_path, monkeypatch, repository, 
         row = {"instance_id": "o__r-7", "model_name_or_path": "m", "model_patch": patches[kind]}
         predictions.write_text(json.dumps(row) + "\n")
     report = judged(tmp_path, monkeypatch, tasks, clones, predictions)
+    if kind == "forged":
+        assert "though none of them failed" in (tmp_path / "out" / "results.jsonl").read_text()
     assert report[counted] == ["o__r-7"], (tmp_path / "out" / "results.jsonl").read_text()
     assert report["not_judged_ids"] == []
 
@@ -226,6 +240,19 @@ def test_what_cannot_be_judged_is_said_and_judged_later(tmp_path, monkeypatch, r
     before = (tmp_path / "out" / "results.jsonl").read_text()
     assert judged(tmp_path, monkeypatch, tasks, clones, "gold")["resolved_ids"] == ["o__r-7"]
     assert (tmp_path / "out" / "results.jsonl").read_text() == before  # not judged again
+
+
+def test_one_bad_task_does_not_cost_the_others(tmp_path, monkeypatch, repository):
+    tasks, clones, _ = repository
+    row = json.loads(tasks.read_text())
+    tasks.write_text(json.dumps(row | {"instance_id": "o__r-8", "base_commit": "0" * 40}) + "\n" + tasks.read_text())
+    report = judged(tmp_path, monkeypatch, tasks, clones, "gold")
+    assert report["resolved_ids"] == ["o__r-7"] and report["not_judged_ids"] == ["o__r-8"]
+    results = tmp_path / "out" / "results.jsonl"
+    whole = results.read_text()
+    results.write_text(whole + '{"instance_id": "o__r-7", "dig')  # killed in the middle of a line
+    assert judged(tmp_path, monkeypatch, tasks, clones, "gold")["resolved_ids"] == ["o__r-7"]
+    assert len([json.loads(line) for line in results.read_text().splitlines()]) == 3  # o__r-8 again
 
 
 def test_predictions_of_other_tasks_are_an_error(tmp_path, capsys, repository):

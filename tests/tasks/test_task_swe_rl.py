@@ -173,9 +173,9 @@ def test_what_does_not_fit_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"held_out": "repository"}, r"task\.held_out = 'repository' must be the default; it needs task\.path"),
-        ({"path": "x", "files": 3}, r"task\.files = 3 must be the default; it needs no task\.path"),
-        ({"max_files": 2}, r"task\.max_files = 2 must be the default; it needs task\.shown = 'paths'"),
+        ({"held_out": "repository"}, r"task\.held_out = 'repository' has no effect without task\.path; leave it out"),
+        ({"path": "x", "files": 3}, r"task\.files = 3 has no effect with task\.path"),
+        ({"max_files": 2}, r"task\.max_files = 2 has no effect with task\.shown = 'files'"),
         (
             {"path": "x", "held_out_path": "y", "held_out_share": 0.2},
             r"task\.held_out_share = 0\.2 .* no task\.held_out_",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jaxrl.tasks.growth.fit import Kind
 from jaxrl.tasks.growth.measure import Measurement
 from jaxrl.tasks.growth.names import normal_form
-from jaxrl.tasks.rows import DataError, Row, read_rows
+from jaxrl.tasks.rows import DataError, Row, described, read_rows
 from sandbox.verdict import StdioTest
 
 
@@ -52,8 +52,9 @@ def _rows(path: str) -> Iterator[Row]:
             yield row
         else:
             for label, fields in row.fields.items():
-                if isinstance(fields, dict):
-                    yield Row(f"{row.where}, {label}", fields)
+                if not isinstance(fields, dict):
+                    raise DataError(f"{row.where}, {label}: must be a solution, is {described(fields)}")
+                yield Row(f"{row.where}, {label}", fields)
 
 
 def _solution(row: Row) -> Solution:

@@ -12,7 +12,7 @@ they never decide how a cost grows. The table, with n the length of the object:
     slices, +, *                                    the length of the result
     split, strip, join, int(text), float(text)      the parts, or the characters / 16 where that is more: a number in a
                                                     text is one thing, however many digits it has
-    heapq.heappush, heappop, bisect                 log2 n
+    heapq.heappush, heappop, bisect                 log2 n; others of heapq and functools as sorted
     map, filter, zip, itertools                     1 for each item that is taken
     Counter, deque and others of collections        n; most_common n log2 n
     dict and set methods, in (dict, set)            1; union and the like: n of both
@@ -29,7 +29,9 @@ METHOD, CONTAINS, COMPARE, SLICE, ADD, MULTIPLY, CALL, TICK = (
 )  # fmt: skip
 
 PRELUDE = """
-import math as _math, operator as _operator, types as _types, functools as _functools
+import operator as _operator, types as _types
+from functools import partial as _partial
+from math import log2 as _log2
 class _TooMuch(BaseException): pass
 class _Counter:
     __slots__ = ("total", "limit")
@@ -44,7 +46,7 @@ def _size(x):
     try: return _operator.length_hint(x, 1)
     except TypeError: return 1
 _SPLIT = {"split", "rsplit", "splitlines", "strip", "rstrip", "lstrip"}
-def _log(n): return _math.log2(n) if n > 1 else 1
+def _log(n): return _log2(n) if n > 1 else 1
 _LINEAR = {list, set, tuple, dict, frozenset, str, int, bytes, sum, min, max, any, all}
 _ONCE = {"append", "appendleft", "popleft", "get", "add", "discard", "keys", "values", "items", "setdefault", "isdigit"}
 _BOTH = {"union", "intersection", "difference", "update", "symmetric_difference", "issubset", "issuperset", "extend"}
@@ -65,20 +67,23 @@ def _call(f, *args, **kwargs):
     elif type(f).__name__ == "builtin_function_or_method" and not isinstance(owner, (_types.ModuleType, type(None))):
         return _method(owner, f.__name__, *args, **kwargs)
     if type(f).__name__ == "method_descriptor" and args: return _method(args[0], f.__name__, *args[1:], **kwargs)
-    if callable(kwargs.get("key")): kwargs["key"] = _functools.partial(_call, kwargs["key"])
-    if (f is map or f is filter) and args and callable(args[0]): args = (_functools.partial(_call, args[0]), *args[1:])
+    if callable(kwargs.get("key")): kwargs["key"] = _partial(_call, kwargs["key"])
+    if (f is map or f is filter) and args and callable(args[0]): args = (_partial(_call, args[0]), *args[1:])
     lazy = f is map or f is filter or f is zip or getattr(f, "__module__", "") == "itertools"
     if lazy: return _through(f(*args, **kwargs))
     if f is sorted: _tick(3 * _size(args[0]) * _log(_size(args[0])))
     elif f is int or f is float: _tick(max(sum(map(_size, args)) / 16, 1))
     elif _is_linear(f) or getattr(f, "__module__", "") == "collections": _tick(sum(map(_size, args)) or 1)
     elif getattr(f, "__name__", "") in _LOG: _tick(_log(_size(args[0])))
+    elif getattr(f, "__module__", "") in ("heapq", "functools", "bisect", "_functools", "_heapq"):
+        n = sum(map(_size, args)) or 1
+        _tick(3 * n * _log(n))
     return f(*args, **kwargs)
 def _method(x, name, *args, **kwargs):
     if isinstance(x, _types.ModuleType) or isinstance(x, type) and args:
         return _call(getattr(x, name), *args, **kwargs)
     n = _size(x)
-    if callable(kwargs.get("key")): kwargs["key"] = _functools.partial(_call, kwargs["key"])
+    if callable(kwargs.get("key")): kwargs["key"] = _partial(_call, kwargs["key"])
     if name in ("sort", "most_common"): _tick(3 * n * _log(n))
     elif name in _LOG: _tick(_log(_size(args[0])))
     elif name == "pop" and isinstance(x, list): _tick(n - args[0] % n if args and n else 1)
@@ -124,6 +129,10 @@ _HIDING = {
     "inspect", "gc", "ctypes", "builtins", "importlib", "os", "subprocess", "threading", "multiprocessing", "numpy",
     "operator", "tracemalloc", "settrace", "setprofile", "modules", "signal", "re", "array",
 }  # fmt: skip
+_MODULES = {
+    "sys", "math", "collections", "itertools", "functools", "heapq", "bisect", "string", "typing", "dataclasses",
+    "random",
+}  # fmt: skip
 _COMPARISONS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
 
 
@@ -139,10 +148,27 @@ def hides_work(source: str) -> str:
     Rewards need it: the program runs in the process that counts. Raises SyntaxError for what is not Python.
     """
     for node in ast.walk(ast.parse(source)):
+        if found := _uncounted(node):
+            return found
         named = [getattr(node, field, None) for field in ("id", "attr", "name", "module", "asname", "arg")]
         for name in ".".join(text for text in named if isinstance(text, str)).split("."):
             if name in _HIDING or (name.startswith("_") and name not in _ALLOWED):
                 return name
+    return ""
+
+
+def _uncounted(node: ast.AST) -> str:
+    """What no count is put on: modules that are not in the table, and some forms of Python; "" for others."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        return next((name for name in names if name.split(".")[0] not in _MODULES), "")
+    if isinstance(node, ast.Compare) and len(node.ops) > 1:
+        return "a chained in" if any(isinstance(op, (ast.In, ast.NotIn)) for op in node.ops) else ""
+    if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        whole = isinstance(node.slice, ast.Slice) or isinstance(node.ctx, ast.Del)
+        return "a slice that is assigned or deleted" if whole else ""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr} =" if node.value.id in _MODULES else ""
     return ""
 
 

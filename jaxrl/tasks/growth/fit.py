@@ -104,8 +104,10 @@ def _linear(x: np.ndarray, y: np.ndarray) -> Fit:
 
 
 def _constant(x: np.ndarray, y: np.ndarray, knee: int) -> Fit:
-    """A line through 0 before the knee, and the knee's value from there; flat where a side has fewer than two "
-    "points."""
+    """A line through 0 before the knee, and the knee's value from there.
+
+    Flat where a side has fewer than two points.
+    """
     k = int(np.argmax(x > knee)) - 1 if (x > knee).any() else -1
     if k < 2 or len(x) - k < 2:
         return Fit("1", float((y**2).sum()), 0.0, lambda n: 0.0)

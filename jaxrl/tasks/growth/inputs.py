@@ -15,7 +15,7 @@ varied as the numbers. Beyond the benchmark: all numbers together are a series t
 
 from __future__ import annotations
 
-import random
+from random import Random  # by name: a program that is measured could replace random.Random
 from typing import Any, NamedTuple
 
 OTHERS = 1000  # copies in "large" arguments
@@ -92,7 +92,7 @@ def _joint(kinds: list[str]) -> list[tuple[tuple[Variable, ...], str]]:
 
 def arguments(example: tuple[Any, ...], series: Series, size: int) -> tuple[Any, ...] | None:
     """The arguments of the series at a size: new objects each time. None if they would be too large."""
-    rng = random.Random(f"{series.varied} {series.method} {size}")
+    rng = Random(f"{series.varied} {series.method} {size}")
     made = []
     for i, value in enumerate(example):
         dimensions = [d for j, d in series.varied if j == i]
@@ -122,7 +122,7 @@ def _number(word: str) -> int | None:
     return int(word) if word.isascii() and word.removeprefix("-").isdigit() and len(word) < 19 else None
 
 
-def _changed(value: Any, dimensions: list[int], method: str, size: int, rng: random.Random) -> Any:
+def _changed(value: Any, dimensions: list[int], method: str, size: int, rng: Random) -> Any:
     """One argument, larger; None if it would be too large."""
     number = numbers_of(value)
     k = kind(number)
@@ -154,7 +154,7 @@ def _again(value: Any) -> Any:
     return [_again(v) for v in value] if isinstance(value, list) else value.copy() if hasattr(value, "copy") else value
 
 
-def _base(value: Any, kind: str, method: str, rng: random.Random) -> Any:
+def _base(value: Any, kind: str, method: str, rng: Random) -> Any:
     """The example as the method begins with it."""
     if method == "copy" or kind in ("int", "float"):
         return [*value] if kind.startswith("list") else value
@@ -162,7 +162,7 @@ def _base(value: Any, kind: str, method: str, rng: random.Random) -> Any:
     return "".join(made) if kind == "str" else made
 
 
-def _fresh(kind: str, method: str, count: int, size: int, rng: random.Random) -> list[Any]:
+def _fresh(kind: str, method: str, count: int, size: int, rng: Random) -> list[Any]:
     """Random values: numbers from 1 below the size."""
     if kind == "str":
         return rng.choices(LETTERS, k=count)
@@ -175,7 +175,7 @@ def _fresh(kind: str, method: str, count: int, size: int, rng: random.Random) ->
     return [draw(low, high) for _ in range(count)]
 
 
-def _larger(base: Any, kind: str, method: str, size: int, rng: random.Random) -> Any:
+def _larger(base: Any, kind: str, method: str, size: int, rng: Random) -> Any:
     """The base `size` times as large; random values that are new stand before and after it."""
     if method in ("copy", "identity") or kind in ("int", "float"):
         return base * size
@@ -184,7 +184,7 @@ def _larger(base: Any, kind: str, method: str, size: int, rng: random.Random) ->
     return "".join(before) + base + "".join(after) if kind == "str" else before + base + after
 
 
-def _more_rows(rows: list[list[Any]], kind: str, method: str, size: int, rng: random.Random) -> list[list[Any]]:
+def _more_rows(rows: list[list[Any]], kind: str, method: str, size: int, rng: Random) -> list[list[Any]]:
     """`size` times as many rows, of the lengths of the example's."""
     base = [_base(row, kind, method, rng) for row in rows]
     if method in ("copy", "identity"):

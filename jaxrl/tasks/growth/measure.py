@@ -33,6 +33,7 @@ UNSEEN = "\0"  # what no call gives: a test shows only values that were not expe
 HARNESS = """
 import sys as _sys, io as _io, gc as _gc, time as _time, tracemalloc as _tracemalloc
 _sys.setrecursionlimit(5000)
+_clock = _time.perf_counter_ns  # before the program, which could replace it
 _COUNTS, _DIGITS = {}, "0123456789abcdefghijklmnopqrstuvwxyz"
 def _written(n):
     text = ""
@@ -83,9 +84,9 @@ def _value(clock, program, series, size):
             return round(_Count.total)
         _gc.collect(); _gc.disable()
         if clock == "time":
-            start = _time.perf_counter_ns()
+            start = _clock()
             call()
-            return _time.perf_counter_ns() - start
+            return _clock() - start
         _tracemalloc.start()
         try:
             before = _tracemalloc.get_traced_memory()[0]
@@ -107,6 +108,7 @@ def _counts(number):
             except (Exception, SystemExit): values.append(None)
     return _COUNTS[number]
 def _measure(number):
+    if number == 0 and len(_SERIES) > 96: raise ValueError(f"{len(_SERIES)} series are too many to measure")
     if number >= len(_SERIES): return ""
     series, values = _SERIES[number], _counts(number)
     if _CLOCK != "operations":

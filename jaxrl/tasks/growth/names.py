@@ -7,9 +7,11 @@ renamed in the order in which a normal form needs them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import permutations
 
 VARIABLES = "nmkluvw"
+MOST_POWER, MOST_TERMS = 9, 16  # of a class: what a model writes is read in the run's own process
 _TOKENS = re.compile(r"log|\*\*|[a-z]|\d+|[()+*^]")
 
 
@@ -63,7 +65,7 @@ def _product(tokens: list[str]) -> tuple[list[Term], list[str]]:
         if tokens[0] == "*":
             tokens = tokens[1:]
         factor, tokens = _factor(tokens)
-        terms = [_times(a, b) for a in terms for b in factor]
+        terms = _distinct(_times(a, b) for a in terms for b in factor)
     return terms, tokens
 
 
@@ -88,15 +90,27 @@ def _factor(tokens: list[str]) -> tuple[list[Term], list[str]]:
     power, tokens = _power(tokens)
     result: list[Term] = [()]
     for _ in range(power):
-        result = [_times(a, b) for a in result for b in terms]
+        result = _distinct(_times(a, b) for a in result for b in terms)
     return result, tokens
 
 
+def _distinct(terms: Iterable[Term]) -> list[Term]:
+    """Each once. Raises ValueError for more than a class has: a text may ask for millions."""
+    found = list(dict.fromkeys(terms))
+    if len(found) > MOST_TERMS:
+        raise ValueError("too many terms")
+    return found
+
+
 def _power(tokens: list[str]) -> tuple[int, list[str]]:
-    """An exponent, with or without its sign: n2 is n^2."""
-    if tokens[:1] and tokens[0] in ("^", "**"):
-        return int(tokens[1]), tokens[2:]
-    return (int(tokens[0]), tokens[1:]) if tokens[:1] and tokens[0].isdigit() else (1, tokens)
+    """An exponent, with or without its sign: n2 is n^2. Raises ValueError for one above MOST_POWER."""
+    signed = tokens[:1] in (["^"], ["**"])
+    rest = tokens[signed:]
+    if not signed and not (rest[:1] and rest[0].isdigit()):
+        return 1, tokens
+    if len(rest[0]) > 2 or int(rest[0]) > MOST_POWER:
+        raise ValueError("the power is too large")
+    return int(rest[0]), rest[1:]
 
 
 def _times(a: Term, b: Term) -> Term:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -53,14 +54,20 @@ class Repositories:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            archive = Path(beside) / "files.tar"
-            git = ["git", f"--git-dir={self.clone(instance.repo)}", "archive", f"--output={archive}"]
-            done = subprocess.run([*git, instance.base_commit], capture_output=True, text=True)
-            if done.returncode:
-                raise OSError(f"{instance.repo} has no commit {instance.base_commit}: {done.stderr.strip()[-200:]}")
             tree = Path(beside) / "tree"
-            shutil.unpack_archive(archive, tree, filter="tar")
-            tree.rename(folder)
+            tree.mkdir()
+            # Not git archive, which leaves out what .gitattributes says, often the tests.
+            git = ["git", f"--git-dir={self.clone(instance.repo)}", f"--work-tree={tree}"]
+            environment = os.environ | {"GIT_INDEX_FILE": str(Path(beside) / "index")}
+            for step in (["read-tree", instance.base_commit], ["checkout-index", "--all", "--force"]):
+                done = subprocess.run([*git, *step], capture_output=True, text=True, env=environment, cwd=tree)
+                if done.returncode:
+                    raise OSError(f"{instance.repo} at {instance.base_commit}: {done.stderr.strip()[-200:]}")
+            try:
+                tree.rename(folder)
+            except OSError:  # another thread was faster
+                if not folder.is_dir():
+                    raise
         return folder
 
 
@@ -98,16 +105,18 @@ def attempt(
     try:
         with Checkout(str(repositories.files(instance)), installed, least=least) as checkout:
             return _judge(checkout, instance, patch, repositories.files(instance), wall_s, log)
-    except CheckoutError as error:  # of the machine: the next try may do better
+    except (CheckoutError, OSError) as error:  # of the machine, or a commit that the clone lacks
         return Grade("not_judged", reason=str(error))
 
 
 def _judge(checkout: Checkout, instance: Instance, patch: str, files: Path, wall_s: float, log: Path | None) -> Grade:
     if patch.strip() and (failed := apply(checkout, patch, "model.patch")):
         return Grade("unresolved", reason=f"the patch does not apply: {failed}")
-    restore(checkout, files, touched(instance.test_patch))
-    if failed := apply(checkout, instance.test_patch, "test.patch"):
-        return Grade("not_judged", reason=f"the test patch does not apply: {failed}")
+    failed = restore(checkout, files, touched(instance.test_patch))
+    failed = failed or apply(checkout, instance.test_patch, "test.patch")
+    if failed:  # a patch that puts something in the tests' way is to blame
+        reason = f"the tests' patch does not apply: {failed}"
+        return Grade("unresolved" if patch.strip() else "not_judged", reason=reason)
     ran = [checkout.run(["sh", "-c", command], wall_s) for command in instance.test_commands]
     if log is not None:
         write_beside(log, "".join(f"$ {c}\n{r.output}\n" for c, r in zip(instance.test_commands, ran)))
@@ -136,21 +145,32 @@ def apply(checkout: Checkout, patch: str, name: str) -> str:
         if ran.exit_code == 0:
             return ""
         first = first or next((line for line in ran.output.splitlines() if line.startswith("error")), ran.output[-200:])
-    return first.strip()
+    return first.strip() or "it ended without saying why"
 
 
 def touched(patch: str) -> list[str]:
     """The files that a patch adds, changes or deletes."""
-    paths = re.findall(r"^diff --git a/(.*?) b/(.*)$", patch, re.M)
-    paths += re.findall(r'^diff --git "a/(.*?)" "b/(.*)"$', patch, re.M)
-    return sorted({path for pair in paths for path in pair})
+    pairs = re.findall(r"^diff --git a/(.*?) b/(.*)$", patch, re.M)
+    quoted = re.findall(r'^diff --git "a/(.*?)" "b/(.*)"$', patch, re.M)
+    pairs += [(_unquoted(a), _unquoted(b)) for a, b in quoted]
+    return sorted({path for pair in pairs for path in pair})
 
 
-def restore(checkout: Checkout, files: Path, paths: Sequence[str]) -> None:
-    """The tests as they were before the patch, whatever it did to them."""
+def _unquoted(path: str) -> str:
+    """A path as git quotes it, with bytes as octal numbers."""
+    octal = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path.encode())
+    return octal.replace(b'\\"', b'"').replace(b"\\\\", b"\\").decode("utf-8", "surrogateescape")
+
+
+def restore(checkout: Checkout, files: Path, paths: Sequence[str]) -> str:
+    """Puts the tests back as they were, whatever stands in their place; says what fails, or ""."""
     for path in paths:
+        script = 'rm -rf -- "$1"'
+        mode = "644"
         if (files / path).is_file():
             checkout.write("file", (files / path).read_bytes())
-            checkout.run(["sh", "-c", 'mkdir -p "$(dirname "$1")" && cp ../file "$1"', "sh", path], APPLY_S)
-        else:
-            checkout.run(["rm", "-rf", "--", path], APPLY_S)
+            mode = f"{(files / path).stat().st_mode & 0o777:o}"
+            script += ' && mkdir -p -- "$(dirname -- "$1")" && cp ../file "$1" && chmod "$2" "$1"'
+        if checkout.run(["sh", "-c", script, "sh", path, mode], APPLY_S).exit_code:
+            return f"{path} cannot be put back"
+    return ""

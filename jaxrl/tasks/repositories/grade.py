@@ -24,8 +24,11 @@ class Grade(NamedTuple):
 def grade(instance: Instance, outputs: Sequence[str], exit_code: int | None) -> Grade:
     """The grade of a run of all test commands.
 
-    not_found, which counts as unresolved: nothing shows that tests ran; or the last command failed (exit_code) while no
-    test did, as where the output was forged.
+    not_found, which counts as unresolved: nothing shows that tests ran; or a command failed while no test did, as where
+    the output was forged.
+
+    Args:
+        exit_code: of the first command that failed, 0 if none did.
     """
     parser = PARSERS.get(instance.log_parser)
     if parser is None:

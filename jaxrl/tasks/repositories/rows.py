@@ -64,16 +64,23 @@ def _instance(row: Row) -> Instance:
     kind = row.optional_text("eval_type") or ("fail_only" if repo in FAIL_ONLY else "pass_and_fail")
     if kind not in ("fail_only", "pass_and_fail"):
         raise DataError(f"{row.where}: eval_type must be fail_only or pass_and_fail, is {kind!r}")
+    name = row.name("instance_id")
+    commit = row.text("base_commit")
+    if "/" in name or not re.fullmatch(r"[^/\s]+/[^/\s]+", repo) or commit.startswith("-"):
+        raise DataError(f"{row.where}: instance_id must not have a slash, repo be OWNER/NAME, base_commit a commit")
+    must_pass, must_stay = _names(row, "FAIL_TO_PASS"), _names(row, "PASS_TO_PASS")
+    if not must_pass and not must_stay:
+        raise DataError(f"{row.where}: FAIL_TO_PASS and PASS_TO_PASS are empty: any patch would resolve it")
     assets = row.part("image_assets").fields if row.fields.get("image_assets") else {}
     return Instance(
-        id=row.name("instance_id"),
+        id=name,
         repo=repo,
-        base_commit=row.text("base_commit"),
+        base_commit=commit,
         problem_statement=row.text("problem_statement"),
         patch=row.text("patch"),
         test_patch=row.text("test_patch"),
-        fail_to_pass=_names(row, "FAIL_TO_PASS"),
-        pass_to_pass=_names(row, "PASS_TO_PASS"),
+        fail_to_pass=must_pass,
+        pass_to_pass=must_stay,
         fail_only=kind == "fail_only",
         log_parser=row.optional_text("log_parser") or f"parse_log_{_short(repo)}",
         test_commands=_commands(row),
@@ -122,7 +129,7 @@ def _folders(folder: Path) -> Iterator[Row]:
             fields: dict[str, Any] = yaml.safe_load(file.read_text())
             fields |= json.loads((place / "tests.json").read_text())
             texts = {"problem_statement": "problem_statement.md", "patch": "gold.patch", "test_patch": "test.patch"}
-            fields |= {name: (place / text).read_text() for name, text in texts.items()}
+            fields |= {name: (place / text).read_bytes().decode() for name, text in texts.items()}  # keeps CRLF
             fields |= {"eval_script": (place / "eval.sh").read_text()} if (place / "eval.sh").exists() else {}
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise DataError(f"{place}: not a task's folder: {error}") from None

@@ -15,6 +15,7 @@ import ast
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from jaxrl.tasks.swe.edits import Files, FormatError, apply_edits, read_answer
 from jaxrl.tasks.swe.reward import changes
@@ -60,12 +61,8 @@ def normal_patch(files: Files, new: Files) -> str:
 
 def _normal(path: str, text: str) -> str:
     if path.endswith(".py"):
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            pass
-        else:
-            return ast.unparse(_without_docstrings(tree))
+        with suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # unparsing recurses deeper than parsing
+            return ast.unparse(_without_docstrings(ast.parse(text)))
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 

@@ -35,6 +35,9 @@ _BLOCK = re.compile(
 )
 
 
+LONGEST = 1 << 20  # characters of a changed file
+
+
 class FormatError(ValueError):
     """An answer that is not in the format, or whose edits do not fit the files."""
 
@@ -77,6 +80,9 @@ def apply_edits(files: Files, edits: Sequence[Edit]) -> dict[str, str]:
         content = "\n" + changed.get(path, files.get(path, ""))
         if f"\n{search}" not in content:
             raise FormatError(f"{path}: a searched text is not there")
+        grown = len(content) + content.count(f"\n{search}") * (len(replace) - len(search))
+        if grown > LONGEST:  # blocks that double a file fill the memory in a few lines
+            raise FormatError(f"{path}: the changed file has {grown} characters, more than {LONGEST}")
         changed[path] = content.replace(f"\n{search}", f"\n{replace}")[1:]
     return changed
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxrl.tasks import Task
 from jaxrl.tasks.acecode import MODULES, calls, parsed
+from jaxrl.tasks.extract import normal_form
 from jaxrl.tasks.synthesis.seeds import Seed
 from rollouts.episode import Problem, Reward, Submission
 from rollouts.services import Services
@@ -114,7 +115,7 @@ def usable_tests(tests: Sequence[Any], rejected: Counter[str]) -> list[str]:
             reason = "not a text"
         if called is not None and name is not None and called != name:
             reason = "calls another function"
-        form = ast.unparse(ast.parse(test)) if called is not None else ""
+        form = (normal_form(test) or test) if called is not None else ""
         if reason is None and form in usable:
             reason = "duplicate"
         if reason is not None:
