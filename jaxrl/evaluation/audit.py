@@ -224,10 +224,11 @@ def shape_of(code: str) -> str:
 
 def contradictions(problem: Problem) -> list[str]:
     """Calls for which two tests of the problem expect different values."""
-    expected: dict[str, set[str]] = defaultdict(set)
+    expected: dict[str, dict[str, str]] = defaultdict(dict)  # by call and value: 1 and 1.0 agree
     for call in stated_calls(problem):
-        expected[f"{call.function}{call.args!r}{call.kwargs or ''}"].add(normal_value(repr(call.expected)))
-    return [f"{call} == {' and '.join(sorted(values))}" for call, values in expected.items() if len(values) > 1]
+        value = repr(call.expected)
+        expected[f"{call.function}{call.args!r}{call.kwargs or ''}"].setdefault(normal_value(value), value)
+    return [f"{call} == {' and '.join(sorted(v.values()))}" for call, v in expected.items() if len(v) > 1]
 
 
 def stated_calls(problem: Problem) -> Iterator[CallTest]:

@@ -183,5 +183,6 @@ def without_held_out(train: list[Problem], held_out: Sequence[Problem], rejected
     kept = [problem for problem in train if asked(problem) not in taken]
     if not kept:
         return train
-    rejected["is a held-out problem, too"] += len(train) - len(kept)
+    if len(kept) < len(train):
+        rejected["is a held-out problem, too"] += len(train) - len(kept)
     return kept

@@ -93,6 +93,7 @@ def test_contradictions():
     agree = problem("p", "assert f(1, 2) == 3", "assert f(1, 2) == 3", "assert f(1, 3) == 4", "assert f(1, 2) != 4")
     assert contradictions(agree) == []
     assert contradictions(problem("p", "assert f(1, 2) == 3", "assert f(1, 2) == 4")) == ["f(1, 2) == 3 and 4"]
+    assert contradictions(problem("p", "assert f(1, 2) == 3", "assert f(1, 2) == 3.0")) == []
     calls = (CallTest("f", (1,), [1], {"k": 2}), CallTest("f", (1,), [2], {"k": 2}), CallTest("f", (1,), 0))
     assert contradictions(Problem("p", tests=calls)) == ["f(1,){'k': 2} == [1] and [2]"]
 

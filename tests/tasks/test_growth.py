@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import sys
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +211,38 @@ def f(x):
     names["_Count"].total, names["_Count"].limit = 0, 10
     with pytest.raises(names["_TooMuch"]):
         names["f"](list(range(100)))
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("def f(x, y): return sum(1 for a in x if a in y != 0)", "a chained in"),
+        ("def f(x):\n    y = []\n    for a in x: y[0:0] = [a]\n    return y", "a slice that is assigned or deleted"),
+        ("def f(x):\n    while x: del x[0]", "a slice that is assigned or deleted"),
+        ("import statistics\ndef f(x): return statistics.mode(x)", "statistics"),
+        ("from pickle import loads\ndef f(x): return loads(x)", "pickle"),
+        ("import math\nmath.log2 = lambda n: 0\ndef f(x): return sorted(x)", "math.log2 ="),
+        ("import time\nt = time.perf_counter_ns()\ntime.perf_counter_ns = lambda: t", "time"),
+        ("def f(x): return exec('1')", "exec"),
+        ("from heapq import heappush\ndef f(x): return [a < 3 < 4 for a in x]", ""),
+    ],
+)
+def test_programs_that_could_work_uncounted(program, found):
+    assert count.hides_work(program) == found
+
+
+def test_what_the_library_does_is_counted():
+    """heapq.nsmallest and functools.reduce go through all of their input."""
+    for program in ("import heapq\ndef f(x): return heapq.nsmallest(len(x), x)",
+                    "from functools import reduce\ndef f(x): return reduce(max, x)"):  # fmt: skip
+        space: dict[str, Any] = {}
+        exec(count.PRELUDE + count.instrumented(program), space)
+        space["f"](list(range(100)))
+        assert space["_Count"].total > 100
+
+
+@pytest.mark.parametrize("text", ["O(n^3000000)", "O((n+m)^20)", "O((a+b+c+d+e+f+g)^2)", "O(n^n)"])
+def test_classes_that_nobody_means_are_read_at_once(text):
+    start = time.perf_counter()
+    assert names.normal_form(text) is None
+    assert time.perf_counter() - start < 1.0

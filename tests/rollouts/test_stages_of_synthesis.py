@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from played import Script, judged_by, make, play
 
+from jaxrl.config import RolloutConfig
+from jaxrl.runs.prompts import prompt_tokens
 from jaxrl.runs.tokenizer import train_tokenizer
 from rollouts.engine import UnsupportedError
 from rollouts.environments import synthesis
@@ -34,6 +36,8 @@ def small():
 
 def episode(small, pool, *answers: str, problem: Problem = ADD, tokens: int = 20_000, **settings):
     environment = make(synthesis, small, judge=judged_by(pool), budget=Budget(tokens), **settings)
+    rollout = RolloutConfig(environment=environment.settings, instruction="", max_prompt_length=1_000)
+    environment.encode = lambda p: prompt_tokens(small, p, rollout)
     return play(environment, Script(small, *answers), problem)
 
 
