@@ -15,6 +15,7 @@ import io
 import re
 import sys
 import types
+from typing import Any
 
 EVENTS, VALUE, LINE = 200, 60, 160  # traced at most; characters of a value, and of a line
 
@@ -101,7 +102,7 @@ def run(kind, code, test):
         io.TextIOWrapper(io.BytesIO(), "utf-8"),
     )  # what the program prints is not part of the trace
     tracer = Tracer(out)
-    space = {"__name__": "__main__" if kind == "script" else "program", "__builtins__": builtins}
+    space: dict[str, Any] = {"__name__": "__main__" if kind == "script" else "program", "__builtins__": builtins}
     try:
         program = compile(code, "program.py", "exec", dont_inherit=True)
         if kind == "script":
@@ -111,8 +112,7 @@ def run(kind, code, test):
         exec(program, space)
         if kind == "call":
             function, args, kwargs = test
-            owner = space.get("Solution")
-            called = space[function] if function in space else getattr(owner(), function)
+            called = space[function] if function in space else getattr(space["Solution"](), function)
             sys.settrace(tracer)
             called(*args, **kwargs)
             return

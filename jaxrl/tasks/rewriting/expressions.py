@@ -161,8 +161,9 @@ def folded_constants(tree: ast.Module) -> None:
         value = _folded(_constant(node.left), node.op, _constant(node.right))
         if value is None:
             return None
-        negative = isinstance(value, int) and value < 0
-        return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if negative else ast.Constant(value)
+        if isinstance(value, int) and value < 0:
+            return ast.UnaryOp(ast.USub(), ast.Constant(-value))
+        return ast.Constant(value)
 
     edit_expressions(tree, edit)
 

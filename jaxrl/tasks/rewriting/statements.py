@@ -55,15 +55,16 @@ def nested_if(tree: ast.Module) -> None:
     def edit(statement: ast.stmt) -> ast.stmt:
         match statement:
             case ast.If(outer, [ast.If(inner, body, [])], []):
-                values = [v for test in (outer, inner) for v in (test.values if _is_and(test) else [test])]
+                values = [v for test in (outer, inner) for v in _conditions(test)]
                 return ast.If(ast.BoolOp(ast.And(), values), body, [])
         return statement
 
     edit_blocks(tree, lambda block: [edit(s) for s in block])
 
 
-def _is_and(test: ast.expr) -> bool:
-    return isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And)
+def _conditions(test: ast.expr) -> list[ast.expr]:
+    """What `and` joins."""
+    return test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]
 
 
 @on_source
@@ -250,7 +251,9 @@ def hoisted(tree: ast.Module) -> None:
 
     def edit(scope: Scope, block: Block) -> Block:
         done: Block = []
-        known = set() if isinstance(scope, ast.Module) else {a.arg for a in ast.walk(scope.args) if _is_arg(a)}
+        known = (
+            set() if isinstance(scope, ast.Module) else {a.arg for a in ast.walk(scope.args) if isinstance(a, ast.arg)}
+        )
         for statement in block:
             while isinstance(statement, (ast.For, ast.While)) and (found := _invariant(scope, statement, known)):
                 statement.body.remove(found)
@@ -261,10 +264,6 @@ def hoisted(tree: ast.Module) -> None:
         return done
 
     edit_scopes(tree, edit)
-
-
-def _is_arg(node: ast.AST) -> bool:
-    return isinstance(node, ast.arg)
 
 
 def _invariant(scope: Scope, loop: ast.For | ast.While, known: set[str]) -> ast.Assign | None:
@@ -316,8 +315,8 @@ def _remove_imports(tree: ast.Module, read: set[str]) -> None:
     def edit(block: Block) -> Block:
         done: Block = []
         for s in block:
-            removable = isinstance(s, (ast.Import, ast.ImportFrom)) and id(s) not in tried
-            if removable and not (isinstance(s, ast.ImportFrom) and s.module == "__future__"):
+            future = isinstance(s, ast.ImportFrom) and s.module == "__future__"
+            if isinstance(s, (ast.Import, ast.ImportFrom)) and id(s) not in tried and not future:
                 s.names = [a for a in s.names if alias_name(a) in read]
                 if not s.names:
                     continue

@@ -47,10 +47,10 @@ def no_constant(hole: str) -> Guard:
 
 def make(before: str, after: str, *guards: Guard) -> Swap:
     """The rule of two patterns, expressions or statements. Raises SyntaxError, ValueError for what is neither."""
-    patterns = [_pattern(text) for text in (before, after)]
-    if isinstance(patterns[0], ast.expr) != isinstance(patterns[1], ast.expr):
+    first, second = _pattern(before), _pattern(after)
+    if isinstance(first, ast.expr) != isinstance(second, ast.expr):
         raise ValueError("both must be expressions, or both statements")
-    return Swap(*patterns, guards)
+    return Swap(first, second, guards)
 
 
 def swap(before: str, after: str, *guards: Guard) -> None:
@@ -90,8 +90,9 @@ class _Rewriter(ast.NodeTransformer):
 
 
 def _hole(pattern: object) -> str:
-    found = isinstance(pattern, ast.Name) and pattern.id.startswith(HOLE)
-    return pattern.id.removeprefix(HOLE) if found else ""
+    if isinstance(pattern, ast.Name) and pattern.id.startswith(HOLE):
+        return pattern.id.removeprefix(HOLE)
+    return ""
 
 
 def _matches(pattern: object, node: object, holes: Holes) -> bool:
@@ -106,8 +107,9 @@ def _matches(pattern: object, node: object, holes: Holes) -> bool:
             _matches(getattr(pattern, f, None), getattr(node, f, None), holes) for f in fields
         )
     if isinstance(pattern, list):
-        same = isinstance(node, list) and len(node) == len(pattern)
-        return same and all(_matches(p, n, holes) for p, n in zip(pattern, node))
+        if not isinstance(node, list) or len(node) != len(pattern):
+            return False
+        return all(_matches(p, n, holes) for p, n in zip(pattern, node))
     return type(pattern) is type(node) and pattern == node
 
 
