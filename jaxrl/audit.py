@@ -39,7 +39,7 @@ EVERY = 1_000_000  # problems to read of a file
 def read_task(name: str, path: str, split: str, part: str, count: int) -> tuple[Task, list[Problem]]:
     """The task, and the problems of a part of it, each once: `count`, evenly spaced, or all for 0.
 
-    Raises UserError for a path that the task does not take, and where there are no problems.
+    Raises UserError for a path that the task does not take, and for a task without problems.
     """
     settings = make_settings(PLUGINS["task"], name)
     if isinstance(settings, DataSettings):

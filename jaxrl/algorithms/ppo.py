@@ -172,7 +172,7 @@ def turn_rewards(episode: Episode, settings: Settings) -> np.ndarray:
         return last if episode.reward.turns is None else np.asarray(episode.reward.turns, np.float64)
     rewards = np.zeros(turns)
     sampled = [turn for turn in episode.turns if turn.sampled]
-    tried = [number for number, turn in enumerate(sampled) if turn.kind != "text"]  # the others are no programs
+    tried = [number for number, turn in enumerate(sampled) if turn.kind != "text"]  # the others are not programs
     for number, attempt in zip(tried, episode.attempts):
         if not attempt.valid and (number < turns - 1 or settings.penalize_last):
             rewards[number] -= settings.invalid_penalty

@@ -192,7 +192,7 @@ def generated_inputs(problem: Problem) -> list[CallTest]:
 
 
 def duplicates(problems: Sequence[Problem]) -> dict[str, list[list[str]]]:
-    """Ids of problems that ask the same, and of those whose references are the same but for names and layout."""
+    """Ids of problems that ask the same, and of those whose references differ in names and layout only."""
     texts, shapes = defaultdict(list), defaultdict(list)
     for p in problems:
         asked = p.messages[-1]["content"] if p.messages else str(p.prompt)

@@ -88,7 +88,7 @@ class Dialogue:
     async def sample(self, stop_strings: Sequence[str] = (), kind: Literal["", "text"] = "") -> str:
         """The model's next turn, up to one of `stop_strings` (which it includes) or the end of its answer.
 
-        A turn of kind "text" is no program: the run's stop strings, which end programs, do not cut it.
+        A turn of kind "text" is not a program: the run's stop strings, which end programs, do not cut it.
 
         Raises EpisodeOverError when turns or tokens run out; what was sampled until then is part of the episode.
         """
