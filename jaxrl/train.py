@@ -207,8 +207,8 @@ def run_stage(t: Trainer, stage: Stage, done: int, params: Any) -> Any:
                     reason = stage_run.evaluate(state, step, stage.name) or reason
                 stage_run.evaluated(state, step)
             t.stop.agree(t.processes)
-            due = config.checkpoint.every and step % config.checkpoint.every == 0
-            if step == stage.end or due or t.stop.agreed or reason:
+            due = step == stage.end or (config.checkpoint.every and step % config.checkpoint.every == 0)
+            if due or ((t.stop.agreed or reason) and stage_run.can_save(step)):
                 t.log.sync()
                 place = {"stage": stage.name, "stage_step": stage_step, **stage_run.save(step)}
                 t.checkpoints.save(step, state, {"lines": t.log.lines, **place})

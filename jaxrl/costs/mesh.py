@@ -195,7 +195,7 @@ def load_of(config: Config, local: int = 0, teacher: ModelConfig | None = None) 
     state = itemsize + passing + trained * moments + critics * trained * (3 * itemsize + moments)
     if config.grpo.steps and config.grpo.loss.needs_reference and not config.model.offload_reference:
         state += trained * itemsize
-    ahead = config.grpo.steps > 0 and rollout.max_staleness > 0
+    ahead = config.grpo.steps > 0 and rollout.ahead
     if ahead and not local:
         state += trained * itemsize
     gathered = itemsize / local if local else 0.0

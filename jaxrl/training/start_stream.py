@@ -1,0 +1,109 @@
+"""The stream of a run's RL stage, from its settings."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrl.config import Config
+from jaxrl.errors import UserError
+from jaxrl.training.stages import Stage
+from jaxrl.training.streaming import Plan, Streaming
+from jaxrl.training.trainer import Trainer
+from models.lora import copy_trained
+from rollouts.episode import Group
+from rollouts.jax.engine import JaxEngine
+from rollouts.schedule import Live, Replayed, Schedule, Steps
+
+RECORD = "schedule.jsonl"  # in the run's folder
+STREAM = 3  # stream of random numbers, beside those of training and evaluation
+
+
+def check_stream(config: Config, processes: int = 1) -> None:
+    """Raises UserError for what cannot be streamed."""
+    stream, exact = config.rollout.stream, config.rollout.stream.schedule != "live"
+    rules = (
+        (
+            config.rollout.engine == "jax" or not exact,
+            f"schedule = {stream.schedule!r} needs rollout.engine = 'jax', which does what it is told; a server decides "
+            "itself when tokens are sampled",
+        ),
+        (
+            not (exact and config.rollout.wall_s),
+            f"schedule = {stream.schedule!r} needs rollout.wall_s = 0: a limit in seconds cannot be repeated",
+        ),
+        (not config.grpo.replay.share, "episodes cannot be used with grpo.replay.share, which fills whole batches"),
+        (config.grpo.reward == "task", f"episodes cannot be used with grpo.reward = {config.grpo.reward!r}"),
+        (processes == 1, "episodes needs processes.count = 1; several processes sample whole batches"),
+    )
+    for ok, rule in rules:
+        if not ok:
+            raise UserError(f"rollout.stream.{rule}")
+
+
+def make_schedule(config: Config, folder: Path) -> Schedule:
+    """The order of events of config.rollout.stream. Raises UserError where a record is missing."""
+    stream = config.rollout.stream
+    if stream.schedule == "steps":
+        return Steps()
+    if stream.schedule == "replay":
+        path = Path(stream.replay_of) / RECORD
+        if not path.exists():
+            raise UserError(
+                f"rollout.stream.replay_of = {stream.replay_of!r} has no {RECORD}; it must be a run with "
+                "rollout.stream.schedule = 'record'"
+            )
+        return Replayed(path)
+    return Live(folder / RECORD if stream.schedule == "record" else None)
+
+
+def make_streaming(t: Trainer, stage: Stage) -> Streaming:
+    """The stream that gives the batches of a stage."""
+    config, settings = t.config, t.config.rollout.stream
+    check_stream(config, t.processes.count)
+    assert isinstance(t.engine, JaxEngine)
+    objective, start = stage.objective, stage.start
+
+    def due(version: int) -> bool:
+        def every(n: int, of: int) -> bool:
+            return bool(n) and of % n == 0
+
+        evaluated = every(config.evaluation.every, version - start)
+        return version > start and (evaluated or every(config.checkpoint.every, version))
+
+    def signal(group: Group, step: int) -> bool:
+        return objective.at(step - start).signal(group)
+
+    def copy(params: Any) -> Any:
+        with t.policy.turns:
+            return jax.block_until_ready(copy_trained(params))
+
+    plan = Plan(
+        start=start,
+        last=stage.end,
+        size=config.grpo.problems_per_step,
+        group_size=config.grpo.group_size,
+        max_staleness=config.rollout.max_staleness,
+        due=due,
+        stale=settings.stale,
+        signal=signal if config.grpo.loss.dynamic_sampling else None,
+        draws=config.grpo.loss.draws,
+        seed=(config.seed, STREAM),
+    )
+    return Streaming(
+        plan,
+        t.engine,
+        t.environment,
+        t.selection,
+        make_schedule(config, t.folder),
+        lanes=settings.episodes,
+        delay=settings.delay,
+        change_weights=partial(t.engine.change_weights, recompute=settings.cache == "recomputed"),
+        load_weights=t.engine.load_weights,
+        copy=copy,
+        folder=t.folder / "pending",
+        keep=config.checkpoint.keep + 1,
+    )
