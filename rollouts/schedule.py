@@ -112,7 +112,7 @@ def _append(path: Path, lines: int) -> IO[str]:
     if len(kept) < lines:
         raise UnsupportedError(f"{path} has {len(kept)} lines, the checkpoint is of line {lines}; it cannot go on")
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115
+    file = open(path, "w")
     file.writelines(kept)
     return file
 

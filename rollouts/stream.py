@@ -257,10 +257,14 @@ class Stream:
         """Gives the episodes what the engine has completed."""
         for lane in self.lanes:
             if lane.asked is not None and lane.sampling and all(done.done() for done in lane.sampling):
-                completions, answer = [done.result() for done in lane.sampling], lane.asked.answer
+                sampled, answer = lane.sampling, lane.asked.answer
                 lane.sampling, lane.asked, lane.due = [], None, self.step + self.delay
-                if not answer.done():  # an episode that ran out of time does not wait any more
-                    answer.set_result(completions)
+                if answer.done():  # an episode that ran out of time does not wait any more
+                    continue
+                if error := next((error for done in sampled if (error := done.exception())), None):
+                    answer.set_exception(error)
+                else:
+                    answer.set_result([done.result() for done in sampled])
 
     def _count_slots(self, seconds: float, working: float) -> None:
         outside = sum(lane.outside for lane in self.lanes)

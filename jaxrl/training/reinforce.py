@@ -28,8 +28,8 @@ from jaxrl.training.packing import make_batch
 from jaxrl.training.replay import Replay, fill_reference_rewards, open_replay, replay_metrics, write_sources
 from jaxrl.training.stages import Progressing, Stage
 from jaxrl.training.start_stream import make_streaming
-from jaxrl.training.streaming import Streaming
 from jaxrl.training.step_metrics import episode_metrics, sandbox_seconds, staleness
+from jaxrl.training.streaming import Streaming
 from jaxrl.training.trainer import Trainer, check_update
 from models.config import ModelConfig
 from models.lora import copy_trained, join_params, split_params

@@ -15,6 +15,7 @@ from jaxrl.training.streaming import Plan, Streaming
 from jaxrl.training.trainer import Trainer
 from models.lora import copy_trained
 from rollouts.episode import Group
+from rollouts.free_running import FreeRunning
 from rollouts.jax.engine import JaxEngine
 from rollouts.schedule import Live, Replayed, Schedule, Steps
 
@@ -25,6 +26,8 @@ STREAM = 3  # stream of random numbers, beside those of training and evaluation
 def check_stream(config: Config, processes: int = 1) -> None:
     """Raises UserError for what cannot be streamed."""
     stream, exact = config.rollout.stream, config.rollout.stream.schedule != "live"
+    if not stream.episodes:
+        return
     rules = (
         (
             config.rollout.engine == "jax" or not exact,
@@ -34,6 +37,10 @@ def check_stream(config: Config, processes: int = 1) -> None:
         (
             not (exact and config.rollout.wall_s),
             f"schedule = {stream.schedule!r} needs rollout.wall_s = 0: a limit in seconds cannot be repeated",
+        ),
+        (
+            config.rollout.engine == "jax" or stream.cache == "kept",
+            "cache = 'recomputed' needs rollout.engine = 'jax'; what a server keeps is rollout.sidecar.in_flight",
         ),
         (not config.grpo.replay.share, "episodes cannot be used with grpo.replay.share, which fills whole batches"),
         (config.grpo.reward == "task", f"episodes cannot be used with grpo.reward = {config.grpo.reward!r}"),
@@ -63,15 +70,17 @@ def make_schedule(config: Config, folder: Path) -> Schedule:
 def make_streaming(t: Trainer, stage: Stage) -> Streaming:
     """The stream that gives the batches of a stage."""
     config, settings = t.config, t.config.rollout.stream
-    check_stream(config, t.processes.count)
-    assert isinstance(t.engine, JaxEngine)
+    by_turns = t.engine if isinstance(t.engine, JaxEngine) else FreeRunning(t.engine)
+    change = t.engine.load_weights
+    if isinstance(t.engine, JaxEngine):
+        change = partial(t.engine.change_weights, recompute=settings.cache == "recomputed")
     objective, start = stage.objective, stage.start
 
     def due(version: int) -> bool:
         def every(n: int, of: int) -> bool:
             return bool(n) and of % n == 0
 
-        evaluated = every(config.evaluation.every, version - start)
+        evaluated = not config.evaluation.beside and every(config.evaluation.every, version - start)
         return version > start and (evaluated or every(config.checkpoint.every, version))
 
     def signal(group: Group, step: int) -> bool:
@@ -95,13 +104,13 @@ def make_streaming(t: Trainer, stage: Stage) -> Streaming:
     )
     return Streaming(
         plan,
-        t.engine,
+        by_turns,
         t.environment,
         t.selection,
         make_schedule(config, t.folder),
         lanes=settings.episodes,
         delay=settings.delay,
-        change_weights=partial(t.engine.change_weights, recompute=settings.cache == "recomputed"),
+        change_weights=change,
         load_weights=t.engine.load_weights,
         copy=copy,
         folder=t.folder / "pending",

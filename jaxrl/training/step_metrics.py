@@ -67,14 +67,16 @@ def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float
     for episode in (e for g in groups for e in g.episodes):
         sampled = [turn for turn in episode.turns if turn.sampled]
         for turn, version in zip(sampled, episode.weight_versions):
-            ages.append(np.broadcast_to(step - 1 - (version if turn.versions is None else turn.versions), turn.tokens.shape))
+            ages.append(
+                np.broadcast_to(step - 1 - (version if turn.versions is None else turn.versions), turn.tokens.shape)
+            )
             learned.append(np.ones(len(turn.tokens), bool) if turn.fresh is None else turn.fresh)
     age, fresh = np.concatenate(ages), np.concatenate(learned)
     if max(age[fresh], default=0) > limit:
         raise TrainingError(
             f"step {step}: a token was sampled {max(age[fresh])} versions ago, rollout.max_staleness is {limit}"
         )
-    if not limit and fresh.all() or not len(age):
+    if (not limit and fresh.all()) or not len(age):
         return {}
     shares = {f"staleness/{n}": float(np.mean(age == n)) for n in range(int(age.max()) + 1)}
     return {"staleness": float(np.mean(age[fresh])), "staleness/masked": float(np.mean(~fresh)), **shares}

@@ -15,6 +15,7 @@ import asyncio
 from bisect import bisect_left
 from collections import defaultdict, deque
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -92,16 +93,26 @@ class JaxEngine:
         self.programs = make_programs(graphdef, params, Compute(dtype, unroll=unroll, mesh=mesh), sizes)
         self.slots = self.programs.sizes.slots
         self.vocab_size = self.programs.config.vocab_size
+        self._begin(version)
+        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            self.load_weights(params, version)
+
+    def _begin(self, version: int) -> None:
+        """Without weights and requests."""
+        self.version = version
         self._weights: Any = ()
         self._state: Any = None  # allocated for the first request, when the caller may have dropped the parameters
-        self.version = version
         self._waiting: deque[_Request] = deque()
         self._running: dict[int, _Request] = {}  # by slot
         self._kept: dict[int, _Kept] = {}  # by sequence
         self._changed = asyncio.Event()  # there is a new request or a free slot
         self._driver: asyncio.Task[None] | None = None
-        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
-            self.load_weights(params, version)
+
+    def another(self) -> JaxEngine:
+        """An engine with the same programs, and weights and slots of its own, for another thread."""
+        other = copy(self)
+        other._begin(-1)
+        return other
 
     def load_weights(self, params: Any, version: int) -> None:
         """Samples from `params` from now on. Raises RuntimeError while requests are running."""
