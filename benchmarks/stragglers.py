@@ -2,10 +2,10 @@
 
     python benchmarks/stragglers.py --seeds 3 --steps 40 --folder runs/stragglers
 
-The model and the problems are those of configs/grpo.py, after its SFT. Each episode also samples tokens that are thrown
-away (real ones, of the engine: what long reasoning costs) and waits for a simulated tool; both are log-normal, the 99th
-percentile 10 times the median. Neither changes what is learned. Arms: whole batches at staleness 0 and 1, and a stream at
-staleness 0, 1, 2 and 4. A run that is complete is not done again.
+The model and the problems are those of configs/grpo.py, after its SFT. Each episode also samples tokens that are
+thrown away (real ones, of the engine: what long reasoning costs) and waits for a simulated tool; both are log-normal,
+the 99th percentile 10 times the median. Neither changes what is learned. Arms: whole batches at staleness 0 and 1, and
+a stream at staleness 0, 1, 2 and 4. A run that is complete is not done again.
 """
 
 from __future__ import annotations

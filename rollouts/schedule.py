@@ -41,6 +41,10 @@ class Schedule(Protocol):
         """Whether the stream begins to empty its lanes now, as the trainer may have asked."""
         ...
 
+    def pause(self, stream: Stream, able: bool) -> bool:
+        """Whether the stream waits for the trainer now; `able`: it is to, and its lanes are empty. Ends the boundary."""
+        ...
+
     def wants(self, version: int) -> bool:
         """Whether this version is loaded at all."""
         ...
@@ -81,8 +85,13 @@ class Live:
     def drain(self, stream: Stream, wanted: bool) -> bool:
         if wanted:
             self._event["drain"] = True
-        self._write(stream.turn)
         return wanted
+
+    def pause(self, stream: Stream, able: bool) -> bool:
+        if able:
+            self._event["pause"] = True
+        self._write(stream.turn)
+        return able
 
     def wants(self, version: int) -> bool:
         return True
@@ -167,6 +176,9 @@ class Replayed:
     def drain(self, stream: Stream, wanted: bool) -> bool:
         return self._now.get("drain", False)
 
+    def pause(self, stream: Stream, able: bool) -> bool:
+        return self._now.get("pause", False)
+
     def wants(self, version: int) -> bool:
         return version in self._versions
 
@@ -208,6 +220,9 @@ class Steps:
 
     def drain(self, stream: Stream, wanted: bool) -> bool:
         return False
+
+    def pause(self, stream: Stream, able: bool) -> bool:
+        return able
 
     def wants(self, version: int) -> bool:
         return True

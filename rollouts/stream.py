@@ -16,12 +16,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from rollouts.collect import Environment
-from rollouts.engine import Completion, SamplingParams, UnsupportedError
+from rollouts.engine import Completion, Engine, SamplingParams, UnsupportedError
 from rollouts.episode import Episode, Problem
 
 STRIDE = 16  # decoding steps of a turn, at most: how long news and weights wait
@@ -144,7 +144,7 @@ class Lane:
     async def play(self, environment: Environment, work: Work) -> None:
         """Plays an episode; how it ended is news."""
         try:
-            self.tell(await environment.play(work.problem, self, work.seed))
+            self.tell(await environment.play(work.problem, cast(Engine, self), work.seed))
         except Exception as error:
             self.tell(error)
 

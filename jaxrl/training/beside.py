@@ -26,7 +26,7 @@ def check_beside(config: Config, processes: int) -> None:
 
 
 class Beside:
-    """One evaluation at a time. What it measured is logged by `finish`, so that the order of the log is that of calls."""
+    """One evaluation at a time; `finish` logs what it measured, so that the order of the log does not depend on time."""
 
     def __init__(self, t: Trainer):
         self._t = t

@@ -129,7 +129,7 @@ class Reinforce(Progressing):
         """Problems, groups, batch, update, weights: one round of the loop."""
         t, times = self.t, {}
         clock = time.perf_counter()
-        groups, drawn, sampled, judged_flops, stats = self.sampling.take(step)
+        groups, drawn, sampled, judged_flops, stats = self._take(step)
         waited = time.perf_counter() - clock
         times["time/sample_s"] = min(sampled, waited)
         times["time/score_s"] = waited - times["time/sample_s"]
@@ -165,6 +165,15 @@ class Reinforce(Progressing):
         workers = (t.services.pool.workers if t.services.pool else 1) * t.processes.count
         busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / workers, "trainer": times["time/train_s"]}
         return state, metrics | times | {f"time/busy_{part}_s": seconds for part, seconds in busy.items()}
+
+    def _take(self, step: int) -> Draw:
+        """The draw of a step; of a stream every process has a part."""
+        taken = self.sampling.take(step)
+        if not isinstance(self.sampling, Streaming):
+            return taken
+        parts: list[Draw] = self.t.processes.exchange("stream", taken)
+        groups, drawn = ([g for part in parts for g in getattr(part, name)] for name in ("groups", "drawn"))
+        return taken._replace(groups=groups, drawn=drawn)
 
     def update(
         self, state: TrainState, groups: list[Group], drawn: list[Group], step: int

@@ -31,8 +31,8 @@ def check_stream(config: Config, processes: int = 1) -> None:
     rules = (
         (
             config.rollout.engine == "jax" or not exact,
-            f"schedule = {stream.schedule!r} needs rollout.engine = 'jax', which does what it is told; a server decides "
-            "itself when tokens are sampled",
+            f"schedule = {stream.schedule!r} needs rollout.engine = 'jax', which does what it is told; a server "
+            "decides itself when tokens are sampled",
         ),
         (
             not (exact and config.rollout.wall_s),
@@ -44,27 +44,35 @@ def check_stream(config: Config, processes: int = 1) -> None:
         ),
         (not config.grpo.replay.share, "episodes cannot be used with grpo.replay.share, which fills whole batches"),
         (config.grpo.reward == "task", f"episodes cannot be used with grpo.reward = {config.grpo.reward!r}"),
-        (processes == 1, "episodes needs processes.count = 1; several processes sample whole batches"),
+        (
+            config.grpo.problems_per_step % processes == 0,
+            f"episodes needs grpo.problems_per_step = {config.grpo.problems_per_step} to be a multiple of the "
+            f"{processes} processes",
+        ),
+        (
+            processes == 1 or config.grpo.curriculum.order == "uniform",
+            "episodes in several processes needs grpo.curriculum.order = 'uniform': each process sees its own episodes",
+        ),
     )
     for ok, rule in rules:
         if not ok:
             raise UserError(f"rollout.stream.{rule}")
 
 
-def make_schedule(config: Config, folder: Path) -> Schedule:
+def make_schedule(config: Config, folder: Path, process: int = 0) -> Schedule:
     """The order of events of config.rollout.stream. Raises UserError where a record is missing."""
-    stream = config.rollout.stream
+    stream, record = config.rollout.stream, RECORD if not process else f"schedule_{process}.jsonl"
     if stream.schedule == "steps":
         return Steps()
     if stream.schedule == "replay":
-        path = Path(stream.replay_of) / RECORD
+        path = Path(stream.replay_of) / record
         if not path.exists():
             raise UserError(
-                f"rollout.stream.replay_of = {stream.replay_of!r} has no {RECORD}; it must be a run with "
+                f"rollout.stream.replay_of = {stream.replay_of!r} has no {record}; it must be a run with "
                 "rollout.stream.schedule = 'record'"
             )
         return Replayed(path)
-    return Live(folder / RECORD if stream.schedule == "record" else None)
+    return Live(folder / record if stream.schedule == "record" else None)
 
 
 def make_streaming(t: Trainer, stage: Stage) -> Streaming:
@@ -87,13 +95,15 @@ def make_streaming(t: Trainer, stage: Stage) -> Streaming:
         return objective.at(step - start).signal(group)
 
     def copy(params: Any) -> Any:
+        if t.processes.count > 1:
+            return params  # a copy already
         with t.policy.turns:
             return jax.block_until_ready(copy_trained(params))
 
     plan = Plan(
         start=start,
         last=stage.end,
-        size=config.grpo.problems_per_step,
+        size=config.grpo.problems_per_step // t.processes.count,
         group_size=config.grpo.group_size,
         max_staleness=config.rollout.max_staleness,
         due=due,
@@ -101,13 +111,15 @@ def make_streaming(t: Trainer, stage: Stage) -> Streaming:
         signal=signal if config.grpo.loss.dynamic_sampling else None,
         draws=config.grpo.loss.draws,
         seed=(config.seed, STREAM),
+        process=t.processes.index,
+        processes=t.processes.count,
     )
     return Streaming(
         plan,
         by_turns,
         t.environment,
         t.selection,
-        make_schedule(config, t.folder),
+        make_schedule(config, t.folder, t.processes.index),
         lanes=settings.episodes,
         delay=settings.delay,
         change_weights=change,

@@ -41,7 +41,7 @@ class Plan:
 
     start: int
     last: int
-    size: int  # groups of a batch
+    size: int  # groups of a batch, of this process
     group_size: int
     max_staleness: int
     due: Callable[[int], bool]
@@ -49,6 +49,8 @@ class Plan:
     signal: Callable[[Group, int], bool] | None = None  # of a group, for a step: those without it are left out (DAPO)
     draws: int = 1  # batches that are sampled at most for one, with `signal`
     seed: tuple[int, ...] = (0,)
+    process: int = 0  # of `processes`, which share each batch: group g is that of process g % processes
+    processes: int = 1
 
     @property
     def lag(self) -> int:
@@ -64,6 +66,7 @@ class State:
     step: int = 0  # decoding steps
     place: int = 0  # in the record of the schedule
     formed: int = 0  # batches
+    problems: dict[int, Problem] = field(default_factory=dict)  # of groups that are not complete, or have not begun
     members: dict[int, dict[int, Episode]] = field(default_factory=dict)  # of incomplete groups
     complete: list[Group] = field(default_factory=list)  # in no batch yet, in order
     drawn: list[Group] = field(default_factory=list)  # since the last batch, with those that were left out
@@ -100,9 +103,9 @@ class Streaming:
         self._plan, self._engine, self._selection, self._schedule = plan, engine, selection, schedule
         self._change_weights, self._load_weights, self._copy = change_weights, load_weights, copy
         self._folder, self._keep = folder, keep
+        self._suffix = f".stream_{plan.process}"
         self._make_stream = lambda: Stream(engine, environment, self, schedule, lanes, delay)
         self._state = State()
-        self._problems: dict[int, Problem] = {}  # of groups in flight
         self._published: tuple[Any, int] | None = None  # parameters that the stream has not loaded yet
         self._newest = plan.start  # the newest version that was published
         self._draining = self._drained = self._over = self._drain_wanted = False
@@ -132,7 +135,7 @@ class Streaming:
                 self._changed.wait_for(lambda: self._published is None or self._over)
 
     def take(self, step: int) -> Draw:
-        """The batch of `step`. Raises what an episode raised."""
+        """The batch of `step`, or this process's part of it. Raises what an episode raised."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
             self._thread.start()
@@ -169,7 +172,8 @@ class Streaming:
         self.wait()
         self._folder.mkdir(parents=True, exist_ok=True)
         write_beside(self._path(step), pickle.dumps(self._state))
-        until_now = sorted(path for path in self._folder.glob("*.stream") if path <= self._path(step))
+        files = self._folder.glob("*" + self._suffix)
+        until_now = sorted(path for path in files if path <= self._path(step))
         for old in until_now[: -self._keep]:
             old.unlink()
         return self._state.selection or self._selection.state()
@@ -190,7 +194,7 @@ class Streaming:
         self._newest = step
 
     def _path(self, step: int) -> Path:
-        return self._folder / f"{step:08d}.stream"
+        return self._folder / f"{step:08d}{self._suffix}"
 
     def close(self, wait: bool = True) -> None:
         """Ends the stream; episodes in flight are lost."""
@@ -251,10 +255,13 @@ class Streaming:
             if missing <= 0:
                 return None
             state.members[group] = {}
-        if group not in self._problems:
-            (self._problems[group],) = self._selection.next(group, 1)
+        if group not in state.problems:
+            draw = group // plan.size
+            problems = self._selection.next(draw * plan.draws, plan.size * plan.processes)
+            state.problems |= {draw * plan.size + i: p for i, p in enumerate(problems[plan.process :: plan.processes])}
         state.begun += 1
-        return Work(group * plan.group_size + member, self._problems[group], episode_seed(plan.seed, group, member))
+        seed = episode_seed(plan.seed, group * plan.processes + plan.process, member)
+        return Work(group * plan.group_size + member, state.problems[group], seed)
 
     def ended(self, work: Work, episode: Episode) -> None:
         """An episode has ended, and its group may be complete."""
@@ -262,7 +269,7 @@ class Streaming:
         members = self._state.members[group]
         members[member] = episode
         if len(members) == self._plan.group_size:
-            del self._state.members[group], self._problems[group]
+            del self._state.members[group], self._state.problems[group]
             whole = Group(work.problem, [members[i] for i in range(self._plan.group_size)])
             self._selection.observe([whole])
             self._state.complete.append(whole)
@@ -315,17 +322,18 @@ class Streaming:
         """New weights, and empty lanes where they are due."""
         plan, state = self._plan, self._state
         if state.formed == plan.last - plan.start:  # what is still in flight is for no batch
-            self._schedule.drain(stream, False)
+            self._schedule.pause(stream, False)
             return False
         due = plan.start + max(0, state.formed - plan.lag)
         if not self._schedule.exact:
-            await self._until(lambda: self._newest >= due)
+            await self._until(lambda: self._newest >= due or self._draining or self._drain_wanted)
         version = self._schedule.version(stream, due, self._newest)
         if version is not None:
             await self._load(version)
         if self._schedule.drain(stream, self._drain_wanted):
             self._draining, self._drain_wanted = True, False
-        if self._draining and not stream.busy():
+        empty = self._draining and not stream.busy()
+        if self._schedule.pause(stream, empty and self._engine.version == self._newest):
             await self._pause(stream)
         return not self._over
 

@@ -40,6 +40,7 @@ class Numbers:
         if version is not None:
             self.engine.change_weights(f"weights {version}", version)
         self.schedule.drain(stream, False)
+        self.schedule.pause(stream, False)
         return self.begun < self.episodes or bool(stream.busy())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_a_live_run_saves_whenever_it_is_stopped(tmp_path):
         stream.take(step)
         stream.publish(f"weights {step}", step)
     assert stream.can_save(3)
+    time.sleep(0.5)  # the sampler is as far ahead as it may be, and waits for the weights of step 4
     stream.save(3)
     stream.close()
     assert len(train(streaming(tmp_path, Live()), 3)) == 9
@@ -129,14 +131,23 @@ def test_groups_without_a_signal_are_left_out(tmp_path):
     assert sum(len(d.drawn) for d in draws) > sum(len(d.groups) for d in draws)
 
 
+def test_processes_share_the_problems(tmp_path):
+    """Two processes with half of each batch play the episodes of one with whole batches."""
+
+    def first(episodes, process, processes):
+        stream = streaming(tmp_path, Steps(), size=4 // processes, process=process, processes=processes)
+        work = [stream.next() for _ in range(episodes)]
+        return {(w.problem.id, w.seed) for w in work if w is not None}
+
+    assert first(32, 0, 1) == first(16, 0, 2) | first(16, 1, 2)
+
+
 def test_an_error_of_an_episode_reaches_the_trainer(tmp_path):
     stream = streaming(tmp_path, Live())
 
     async def broken(*_):
         raise KeyError("broken")
 
-    stream._stream = None
-    stream._make_stream_environment = broken
     environment = type("Broken", (), {"play": broken})()
     make = stream._make_stream
 
