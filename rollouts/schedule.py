@@ -42,7 +42,7 @@ class Schedule(Protocol):
         ...
 
     def pause(self, stream: Stream, able: bool) -> bool:
-        """Whether the stream waits for the trainer now; `able`: it is to, and its lanes are empty. Ends the boundary."""
+        """Whether the stream waits for the trainer now; `able`: it is to, with empty lanes. Ends the boundary."""
         ...
 
     def wants(self, version: int) -> bool:

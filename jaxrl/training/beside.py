@@ -26,7 +26,7 @@ def check_beside(config: Config, processes: int) -> None:
 
 
 class Beside:
-    """One evaluation at a time; `finish` logs what it measured, so that the order of the log does not depend on time."""
+    """One evaluation at a time. `finish` logs what it measured: the order of the log does not depend on time."""
 
     def __init__(self, t: Trainer):
         self._t = t

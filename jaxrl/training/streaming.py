@@ -327,9 +327,11 @@ class Streaming:
         due = plan.start + max(0, state.formed - plan.lag)
         if not self._schedule.exact:
             await self._until(lambda: self._newest >= due or self._draining or self._drain_wanted)
-        version = self._schedule.version(stream, due, self._newest)
+        handed = self._published
+        newest = handed[1] if handed else self._engine.version
+        version = self._schedule.version(stream, due, newest)
         if version is not None:
-            await self._load(version)
+            await self._load(version, handed)
         if self._schedule.drain(stream, self._drain_wanted):
             self._draining, self._drain_wanted = True, False
         empty = self._draining and not stream.busy()
@@ -337,16 +339,19 @@ class Streaming:
             await self._pause(stream)
         return not self._over
 
-    async def _load(self, version: int) -> None:
-        await self._until(lambda: self._published is not None and self._published[1] >= version)
-        if self._over or self._published is None:
+    async def _load(self, version: int, handed: tuple[Any, int] | None) -> None:
+        """These weights, once they are handed over; newer ones have their turn at the next boundary."""
+        if handed is None or handed[1] < version:
+            await self._until(lambda: self._published is not None and self._published[1] >= version)
+            handed = self._published
+        if self._over or handed is None:
             return
-        params, published = self._published
-        if published != version:
-            raise RuntimeError(f"version {version} is due, and {published} was published")
-        await asyncio.to_thread(self._change_weights, params, version)
+        if handed[1] != version:
+            raise RuntimeError(f"version {version} is due, and {handed[1]} was published")
+        await asyncio.to_thread(self._change_weights, *handed)
         with self._changed:
-            self._published = None
+            if self._published is handed:
+                self._published = None
             self._draining |= self._plan.due(version)
             self._changed.notify_all()
         self._form()

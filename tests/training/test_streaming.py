@@ -25,8 +25,8 @@ def streaming(folder: Path, schedule, seed: int = 0, lanes: int = 8, longest_s: 
     settings = {"start": 0, "last": 12, "size": 4, "group_size": 2, "max_staleness": 2, "due": lambda v: v % 4 == 0}
     engine = FakeTurns(slots=6)
     return Streaming(
-        Plan(**(settings | plan)), engine, Tools(np.random.default_rng(seed), longest_s), Uniform(PROBLEMS, 0), schedule,
-        lanes=lanes, delay=24, change_weights=engine.change_weights, load_weights=engine.load_weights,
+        Plan(**(settings | plan)), engine, Tools(np.random.default_rng(seed), longest_s), Uniform(PROBLEMS, 0),
+        schedule, lanes=lanes, delay=24, change_weights=engine.change_weights, load_weights=engine.load_weights,
         copy=lambda params: params, folder=folder / "pending", keep=3,
     )  # fmt: skip
 
