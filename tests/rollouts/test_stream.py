@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from support.fake_turns import FakeTurns, Tools
 
-from rollouts.engine import SamplingParams, UnsupportedError
+from rollouts.engine import Completion, SamplingParams, UnsupportedError
 from rollouts.episode import Episode, Problem
+from rollouts.free_running import FreeRunning
 from rollouts.schedule import Live, Replayed, Steps
 from rollouts.stream import Stream, Work
 
@@ -137,6 +138,32 @@ def test_two_completions_at_once_are_refused():
     engine, schedule = FakeTurns(), Live()
     with pytest.raises(UnsupportedError, match="two completions at once"):
         asyncio.run(Stream(engine, Twice(), Numbers(engine, schedule), schedule, 2).run())
+
+
+def test_a_server_that_samples_of_its_own_accord():
+    """Weights change while it samples; the completions say which were used."""
+
+    class Server:
+        max_length, version = 100, 0
+
+        async def sample(self, prompt, params):
+            before = self.version
+            await asyncio.sleep(0.01 * (params.seed % 5))
+            changes = ((1, self.version),) if self.version > before else ()
+            return [Completion(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), "stop", before, changes=changes)]
+
+        def release(self, sequence):
+            pass
+
+        def change_weights(self, params, version):
+            self.version = version
+
+    server, schedule = Server(), Live()
+    source = Numbers(server, schedule)
+    tools = Tools(np.random.default_rng(0))
+    asyncio.run(asyncio.wait_for(Stream(FreeRunning(server), tools, source, schedule, 6).run(), 60))
+    assert sorted(number for number, _, _ in source.ends) == list(range(EPISODES)) and server.version >= 4
+    assert len({version for _, versions, _ in source.ends for version in versions}) > 2
 
 
 def test_releases_happen_with_the_news_that_follow_them():
