@@ -47,5 +47,9 @@ class FreeRunning:
         _, self._running = await asyncio.wait(self._running, timeout=MOMENT_S, return_when=asyncio.FIRST_COMPLETED)
         return 0
 
+    def abandon(self) -> None:
+        for task in self._running:
+            task.cancel()
+
     def release(self, sequence: int) -> None:
         self.engine.release(sequence)

@@ -45,6 +45,8 @@ class TurnEngine(Protocol):
 
     def release(self, sequence: int) -> None: ...
 
+    def abandon(self) -> None: ...
+
 
 class Work(NamedTuple):
     """An episode to play."""
@@ -209,6 +211,7 @@ class Stream:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self.engine.abandon()
 
     def busy(self) -> Sequence[Lane]:
         """The lanes that have an episode."""

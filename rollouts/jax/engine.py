@@ -146,6 +146,12 @@ class JaxEngine:
         self._weights, self._state = (), None
         self._kept.clear()
 
+    def abandon(self) -> None:
+        """Forgets all requests; nobody awaits them any more. Between two turns."""
+        self._fail(asyncio.CancelledError())
+        self._kept.clear()
+        self._state = None
+
     def release(self, sequence: int) -> None:
         """Frees the slot of the sequence."""
         self._kept.pop(sequence, None)
@@ -227,8 +233,10 @@ class JaxEngine:
     def _fail(self, error: BaseException) -> None:
         """Ends all requests by this error."""
         for request in [*self._running.values(), *self._waiting]:
-            if not request.done.done():
-                request.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            if not request.done.done() and isinstance(error, Exception):
+                request.done.set_exception(error)
+            else:
+                request.done.cancel()
         self._waiting.clear()
         self._running.clear()
 

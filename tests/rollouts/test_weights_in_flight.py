@@ -110,3 +110,22 @@ def test_a_sequence_continues_over_a_change(policies):
 
     assert asyncio.run(play(False)).cached > 0
     assert asyncio.run(play(True)).cached == 0
+
+
+def test_abandoned_requests_leave_nothing_behind(policies):
+    """The engine is idle again, and samples what it would have."""
+    (graphdef, first), _ = policies
+    engine = JaxEngine(graphdef, first, slots=4, max_length=64, max_new_tokens=24)
+    asked = prompts(3, seed=5)
+
+    async def play(abandon):
+        if abandon:
+            for i, prompt in enumerate(asked):
+                engine.submit(prompt, SamplingParams(max_new_tokens=24, seed=i, sequence=i + 1))
+            await engine.turn(5)
+            engine.abandon()
+            engine.load_weights(first, 3)
+        return await asyncio.gather(*(engine.sample(p, SamplingParams(max_new_tokens=8, seed=9)) for p in asked))
+
+    for (one,), (two,) in zip(asyncio.run(play(False)), asyncio.run(play(True))):
+        np.testing.assert_array_equal(one.tokens, two.tokens)

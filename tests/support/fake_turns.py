@@ -56,6 +56,9 @@ class FakeTurns:
             request["done"].set_result(Completion(tokens, logprobs, "stop", versions[0], changes=changes))
         return steps
 
+    def abandon(self) -> None:
+        self.active, self.waiting = [], deque()
+
     def release(self, sequence: int) -> None:
         self.released.append(sequence)
 
