@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le
@@ -52,7 +52,12 @@ class StreamConfig:
     delay: Count = 64  # decoding steps from a completion to what follows it, with schedule = "steps"
 
     def check(self, where: str = "rollout.stream") -> None:
-        """Raises UserError for settings that do not go together."""
+        """Raises UserError for settings that do not go together, or have no effect."""
+        idle = [f.name for f in fields(self) if not self.episodes and getattr(self, f.name) != f.default]
+        idle += ["delay"] if self.schedule != "steps" and self.delay != StreamConfig.delay else []
+        if idle:
+            needed = "schedule = 'steps'" if self.episodes else "episodes > 0"
+            raise UserError(f"{where}.{idle[0]} = {getattr(self, idle[0])!r} has no effect without {where}.{needed}")
         if bool(self.replay_of) != (self.schedule == "replay"):
             raise UserError(
                 f"{where}.replay_of = {self.replay_of!r} must be the folder of a recorded run with "

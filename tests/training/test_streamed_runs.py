@@ -106,6 +106,9 @@ def test_an_evaluation_beside_training_scores_the_weights_of_its_step(recorded):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["--config.rollout.stream.delay=8"], "has no effect without rollout.stream.schedule = 'steps'"),
+        (["--config.rollout.stream.episodes=0", "--config.rollout.stream.stale=drop"], "has no effect without"),
+        (["--config.evaluation.every=0", "--config.evaluation.beside=True"], "has no effect with"),
         (["--config.rollout.stream.schedule=replay"], "rollout.stream.replay_of = '' must be the folder"),
         (["--config.rollout.stream.schedule=steps", "--config.rollout.wall_s=3"], "rollout.wall_s = 0"),
         (["--config.rollout.engine=vllm", "--config.rollout.stream.schedule=steps"], "needs rollout.engine = 'jax'"),
