@@ -99,7 +99,7 @@ def row(arm: str, runs: list[list[dict]]) -> str:
     """The arm's line of the table: medians of the steps after the first five, means over the seeds."""
     steps = [[r for r in run if r["stage"] == "grpo"][5:] for run in runs]
     seconds = [float(np.median([r["time/step_s"] for r in run])) for run in steps]
-    tokens = [sum(r["tokens"] for r in run) / sum(r["time/step_s"] for r in run) for run in steps]
+    tokens = [sum(r["batch/sampled_tokens"] for r in run) / sum(r["time/step_s"] for r in run) for run in steps]
     scores = [run[-1]["held_out/pass@1"] for run in runs]
     masked = [np.mean([r.get("staleness/masked", 0.0) for r in run]) for run in steps]
     spread = f" ± {np.std(scores, ddof=1):.1%}" if len(scores) > 1 else ""

@@ -191,7 +191,8 @@ def run_stage(t: Trainer, stage: Stage, done: int, params: Any) -> Any:
     state = _first_state(t, learner, stage, done, params)
     t.progress.stage(stage.name, total=stage.steps, done=done - stage.start)
     watch, reason, saved = Watch(config.grpo, stage.end - done, whole=done <= stage.start), "", done
-    with closing(Beside(t)) as beside, stage.begin(t, stage, learner, state, done) as stage_run:
+    beside = Beside(t)
+    with stage.begin(t, stage, learner, state, done) as stage_run:
         for step in range(done + 1, stage.end + 1):
             start = time.perf_counter()
             stage_step = step - stage.start

@@ -4,9 +4,9 @@ The order of events decides which weights a token is sampled from and which epis
 it:
 
 - Live: as it comes. With a record, every boundary at which something happened is written to a file.
-- Replayed: as in such a file. News that come early wait, and the engine waits for those that come late.
-- Steps: by decoding steps alone. The news that follow a completion happen a fixed number of steps after it; the engine
-  waits for late ones. Needs no record, since nothing depends on the time.
+- Replayed: as in such a file. What comes early waits, and the engine waits for what comes late.
+- Steps: by decoding steps alone. What follows a completion happens a fixed number of steps after it; the engine waits
+  for what is late. Needs no record, since nothing depends on the time.
 
 The weights follow the same order: `version` says at each boundary which ones the engine must have.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -27,6 +27,7 @@ class Schedule(Protocol):
     """rollouts.stream.Schedule, and the order of what the trainer does."""
 
     exact: bool  # every version that is published must be loaded or refused before the next one
+    recorded: bool  # it cannot begin in the middle of a run
 
     async def next(self, stream: Stream) -> Lane | None: ...
 
@@ -63,8 +64,10 @@ class Live:
 
     exact = False
 
-    def __init__(self, path: Path | None = None):
+    def __init__(self, path: Path | None = None, settings: Mapping[str, Any] = {}):
         self._path, self._file, self._lines = path, None, 0
+        self._settings = dict(settings)
+        self.recorded = path is not None
         self._event: dict[str, Any] = {}
 
     async def next(self, stream: Stream) -> Lane | None:
@@ -99,6 +102,9 @@ class Live:
     def _write(self, turn: int) -> None:
         if self._event and self._path is not None:
             self._file = self._file or _append(self._path, self._lines)
+            if not self._lines:
+                self._file.write(json.dumps({"settings": self._settings}) + "\n")
+                self._lines += 1
             self._file.write(json.dumps({"turn": turn, **self._event}) + "\n")
             self._file.flush()
             self._lines += 1
@@ -116,24 +122,28 @@ class Live:
 
 
 def _append(path: Path, lines: int) -> IO[str]:
-    """The file, cut after so many lines, to be written further."""
-    kept = path.read_text().splitlines(keepends=True)[:lines] if path.exists() else []
+    """The file, cut after that many lines, to be written further; the lines that stay are never touched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.exists() else []
     if len(kept) < lines:
         raise UnsupportedError(f"{path} has {len(kept)} lines, the checkpoint is of line {lines}; it cannot go on")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")
-    file.writelines(kept)
+    file = open(path, "r+" if path.exists() else "w")
+    file.seek(sum(map(len, kept)))
+    file.truncate()
     return file
 
 
 class Replayed:
     """What a record says. Raises UnsupportedError where the run does something else than the recorded one."""
 
-    exact = True
+    exact = recorded = True
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, settings: Mapping[str, Any] = {}):
         self._path = path
-        self._events = [json.loads(line) for line in _whole_lines(path)]
+        head, *self._events = [json.loads(line) for line in _whole_lines(path)] or [{}]
+        for name, value in settings.items():
+            if (found := head.get("settings", {}).get(name)) != value:
+                raise UnsupportedError(f"{path} is of a run with {name} = {found!r}, and this run has {value!r}")
         self._versions = {event["version"] for event in self._events if "version" in event}
         self._place, self._lanes = 0, deque[int]()
         self._now: dict[str, Any] = {}
@@ -164,11 +174,10 @@ class Replayed:
         lane = stream.lanes[number]
         if not lane.outside:
             raise UnsupportedError(
-                f"{self._path}: turn {stream.turn}: lane {number} had news, and here the engine is still at work for "
-                "it: this run is another one"
+                f"{self._path}: turn {stream.turn}: lane {number} had news, and here it can have none: this run is not "
+                "the recorded one"
             )
-        await lane.arrived.wait()
-        return lane
+        return lane if await stream.news_of(lane) else None
 
     def version(self, stream: Stream, due: int, newest: int) -> int | None:
         return self._now.get("version")
@@ -183,10 +192,10 @@ class Replayed:
         return version in self._versions
 
     def place(self) -> int:
-        return self._place
+        return self._place + 1
 
     def restore(self, place: int) -> None:
-        self._place = place
+        self._place = place - 1  # the first line is of no event
 
     def close(self) -> None:
         """Nothing is open."""
@@ -199,9 +208,9 @@ def _whole_lines(path: Path) -> Iterable[str]:
 
 
 class Steps:
-    """The news that follow a completion happen `stream.delay` decoding steps after it."""
+    """What follows a completion happens `stream.delay` decoding steps after it."""
 
-    exact = True
+    exact, recorded = True, False
 
     async def next(self, stream: Stream) -> Lane | None:
         outside = [lane for lane in stream.lanes if lane.outside]
@@ -212,8 +221,7 @@ class Steps:
             if stream.engine.ready:
                 return None
             stream.step = lane.due  # the engine has nothing to do until then
-        await lane.arrived.wait()
-        return lane
+        return lane if await stream.news_of(lane) else None
 
     def version(self, stream: Stream, due: int, newest: int) -> int | None:
         return due if due > stream.engine.version else None

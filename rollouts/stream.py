@@ -5,8 +5,8 @@ Whoever samples whole batches waits for the longest episode of each. Here nobody
 turns. In which order all this happens is decided by a schedule (rollouts/schedule.py), at the boundary before each
 turn; everything else is a function of that order.
 
-A lane's news are a request of its episode or the episode's end. They arrive at any time, and count when the schedule
-lets them in.
+A lane's news is a request of its episode or the episode's end. It arrives at any time, and counts when the schedule
+lets it in.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Schedule(Protocol):
     """The order of events."""
 
     async def next(self, stream: Stream) -> Lane | None:
-        """The lane whose news are let in now; None: the engine takes its turn."""
+        """The lane whose news is let in now; None: the engine takes its turn."""
         ...
 
 
@@ -93,11 +93,11 @@ class Lane:
     number: int
     stream: Stream
     work: Work | None = None  # that is played; None: the lane is idle
-    due: int = 0  # decoding step of the stream when its news are due, for a schedule that counts them
+    due: int = 0  # decoding step of the stream when its news is due, for a schedule that counts them
     sampling: list[asyncio.Future[Completion]] = field(default_factory=list)  # in the engine
     news: deque[_Asked | Episode | Exception] = field(default_factory=deque)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)  # there are news
-    released: list[int] = field(default_factory=list)  # sequences, until its news are let in
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)  # there is news
+    released: list[int] = field(default_factory=list)  # sequences, until its news is let in
     asked: _Asked | None = None
 
     @property
@@ -118,9 +118,14 @@ class Lane:
     async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
         if self.asked is not None:
             raise UnsupportedError("an episode that asks for two completions at once cannot be streamed")
-        self.asked = _Asked(prompt, params, asyncio.get_running_loop().create_future())
-        self.tell(self.asked)
-        return await self.asked.answer
+        asked = self.asked = _Asked(prompt, params, asyncio.get_running_loop().create_future())
+        self.tell(asked)
+        try:
+            return await asked.answer
+        except asyncio.CancelledError:  # the episode ran out of time, or does not want it any more
+            if self.asked is asked:
+                self.give_up()
+            raise
 
     def release(self, sequence: int) -> None:
         self.released.append(sequence)
@@ -137,16 +142,26 @@ class Lane:
     # ------------------------------------------------------------------
 
     def tell(self, news: _Asked | Episode | Exception) -> None:
-        """The news have arrived, and wait for the schedule."""
+        """The news has arrived, and waits for the schedule."""
         self.news.append(news)
         self.arrived.set()
         self.stream.arrivals.append(self)
         self.stream.something.set()
 
+    def give_up(self) -> None:
+        """The engine forgets the request at its next turn."""
+        for done in self.sampling:
+            done.cancel()
+        self.sampling, self.asked = [], None
+
     async def play(self, environment: Environment, work: Work) -> None:
         """Plays an episode; how it ended is news."""
         try:
             self.tell(await environment.play(work.problem, cast(Engine, self), work.seed))
+        except asyncio.CancelledError:
+            if self.stream.ending.is_set():
+                raise
+            self.tell(RuntimeError(f"an episode of problem {work.problem.id} was cancelled"))
         except Exception as error:
             self.tell(error)
 
@@ -186,6 +201,7 @@ class Stream:
         self.lanes = [Lane(number, self) for number in range(lanes)]
         self.arrivals: deque[Lane] = deque()  # lanes with news, a lane once for each
         self.something = asyncio.Event()  # news, or something for the source
+        self.ending = asyncio.Event()  # nothing is waited for any more
         self.slots = Slots()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -208,10 +224,21 @@ class Stream:
                 self.turn += 1
                 self._count_slots(time.perf_counter() - clock, (clock := time.perf_counter()) - began)
         finally:
+            self.ending.set()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self.engine.abandon()
+
+    async def news_of(self, lane: Lane) -> bool:
+        """Waits for news of a lane; False if the stream ends before."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in (lane.arrived, self.ending)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        return lane.arrived.is_set()
 
     def busy(self) -> Sequence[Lane]:
         """The lanes that have an episode."""
@@ -234,7 +261,7 @@ class Stream:
         return True
 
     def _let_in(self, lane: Lane) -> None:
-        """The lane's oldest news happen."""
+        """The lane's oldest news happens."""
         self.arrivals.remove(lane)
         news = lane.news.popleft()
         if not lane.news:
@@ -250,6 +277,8 @@ class Stream:
             self.source.ended(work, news)
             self._begin(lane)
             return
+        if news.answer.done():  # given up before it was let in
+            return
         try:
             lane.sampling = self.engine.submit(news.prompt, news.params)
         except Exception as error:  # the episode's, for example a prompt that is too long
@@ -262,7 +291,7 @@ class Stream:
             if lane.asked is not None and lane.sampling and all(done.done() for done in lane.sampling):
                 sampled, answer = lane.sampling, lane.asked.answer
                 lane.sampling, lane.asked, lane.due = [], None, self.step + self.delay
-                if answer.done():  # an episode that ran out of time does not wait any more
+                if answer.done():  # cancelled, and the episode has not noticed yet
                     continue
                 if error := next((error for done in sampled if (error := done.exception())), None):
                     answer.set_exception(error)

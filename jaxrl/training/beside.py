@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -31,7 +32,6 @@ class Beside:
     def __init__(self, t: Trainer):
         self._t = t
         self._engine: JaxEngine | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._going: Future[tuple[dict[str, float], list[Group]]] | None = None
         self._of = 0, ""
 
@@ -40,16 +40,20 @@ class Beside:
         assert isinstance(self._t.engine, JaxEngine) and self._going is None
         self._engine = self._engine or self._t.engine.another()
         with self._t.policy.turns:
-            kept = jax.block_until_ready(copy_trained(params))
-        self._of = step, after
-        self._going = self._thread.submit(self._measure, self._engine, kept, step)
+            kept = [jax.block_until_ready(copy_trained(params))]
+        self._of, self._going = (step, after), Future()
+        # A thread that the interpreter does not wait for, when the run ends by an error.
+        threading.Thread(target=self._run, args=(self._going, kept, step), name="evaluation", daemon=True).start()
 
-    def _measure(self, engine: JaxEngine, params: Any, step: int) -> tuple[dict[str, float], list[Group]]:
-        engine.load_weights(params, step)
+    def _run(self, going: Future[tuple[dict[str, float], list[Group]]], kept: list[Any], step: int) -> None:
+        assert self._engine is not None
         try:
-            return measure(self._t, engine, Progress(quiet=True))
+            self._engine.load_weights(kept.pop(), step)  # in memory once
+            going.set_result(measure(self._t, self._engine, Progress(quiet=True)))
+        except BaseException as error:  # of any type: `finish` raises it
+            going.set_exception(error)
         finally:
-            engine.unload()
+            self._engine.unload()
 
     def finish(self) -> str:
         """Waits for the evaluation under way, if there is one, and logs it. Returns as run_evaluation does."""
@@ -58,7 +62,3 @@ class Beside:
         metrics, groups = self._going.result()
         self._going = None
         return log_evaluation(self._t, metrics, groups, *self._of)
-
-    def close(self) -> None:
-        """Waits for nothing; what is under way is lost."""
-        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -27,7 +27,7 @@ from jaxrl.training.optimizer import to_host
 from jaxrl.training.packing import make_batch
 from jaxrl.training.replay import Replay, fill_reference_rewards, open_replay, replay_metrics, write_sources
 from jaxrl.training.stages import Progressing, Stage
-from jaxrl.training.start_stream import make_streaming
+from jaxrl.training.start_stream import check_masking, make_streaming
 from jaxrl.training.step_metrics import episode_metrics, sandbox_seconds, staleness
 from jaxrl.training.streaming import Streaming
 from jaxrl.training.trainer import Trainer, check_update
@@ -78,6 +78,7 @@ def objective_of(config: Config) -> Objective:
             f"grpo.replay.share = {config.grpo.replay.share:g} must be 0 with objective {settings.name!r}, which "
             "learns from its own episodes only; grpo.loss.name = 'spo' learns from others' too"
         )
+    check_masking(config, objective)
     if objective.smallest_group > config.grpo.group_size:
         raise UserError(
             f"grpo.group_size = {config.grpo.group_size} must be at least {objective.smallest_group}: grpo.loss judges "
@@ -139,7 +140,8 @@ class Reinforce(Progressing):
         if drawn:
             has_signal = self.stage.objective.at(stage_step).signal
             metrics |= episode_metrics(drawn, has_signal)
-            metrics |= staleness(groups, step, t.config.rollout.max_staleness) | stats
+            streamed = isinstance(self.sampling, Streaming)
+            metrics |= staleness(groups, step, t.config.rollout.max_staleness, streamed) | stats
         else:
             metrics["tokens"] = float(sum(e.sampled_length for g in groups for e in g.episodes))
         metrics |= model_metrics(drawn)

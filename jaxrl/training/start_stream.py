@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxrl.algorithms.objective import Objective
 from jaxrl.config import Config
 from jaxrl.errors import UserError
 from jaxrl.training.stages import Stage
@@ -31,12 +32,16 @@ def check_stream(config: Config, processes: int = 1) -> None:
     rules = (
         (
             config.rollout.engine == "jax" or not exact,
-            f"schedule = {stream.schedule!r} needs rollout.engine = 'jax', which does what it is told; a server "
+            f"schedule = {stream.schedule!r} needs rollout.engine = 'jax', which runs only when called; a server "
             "decides itself when tokens are sampled",
         ),
         (
             not (exact and config.rollout.wall_s),
             f"schedule = {stream.schedule!r} needs rollout.wall_s = 0: a limit in seconds cannot be repeated",
+        ),
+        (
+            not (exact and config.rollout.environment.name == "agent"),
+            f"schedule = {stream.schedule!r} cannot be used with environment 'agent': its limits are in seconds",
         ),
         (
             config.rollout.engine == "jax" or stream.cache == "kept",
@@ -59,9 +64,20 @@ def check_stream(config: Config, processes: int = 1) -> None:
             raise UserError(f"rollout.stream.{rule}")
 
 
+def check_masking(config: Config, objective: Objective) -> None:
+    """Raises UserError for an objective that adds up over whole episodes, where parts of them are masked."""
+    stream, whole = config.rollout.stream, objective.off_policy or getattr(config.grpo.loss, "kl_in_reward", 0.0) > 0
+    if stream.episodes and stream.stale == "mask" and whole:
+        raise UserError(
+            f"rollout.stream.stale = 'mask' must be 'drop' with objective {objective.name!r} or kl_in_reward, which "
+            "add up over all tokens of an episode"
+        )
+
+
 def make_schedule(config: Config, folder: Path, process: int = 0) -> Schedule:
     """The order of events of config.rollout.stream. Raises UserError where a record is missing."""
     stream, record = config.rollout.stream, RECORD if not process else f"schedule_{process}.jsonl"
+    settings = _deciding(config)
     if stream.schedule == "steps":
         return Steps()
     if stream.schedule == "replay":
@@ -71,8 +87,26 @@ def make_schedule(config: Config, folder: Path, process: int = 0) -> Schedule:
                 f"rollout.stream.replay_of = {stream.replay_of!r} has no {record}; it must be a run with "
                 "rollout.stream.schedule = 'record'"
             )
-        return Replayed(path)
-    return Live(folder / record if stream.schedule == "record" else None)
+        return Replayed(path, settings)
+    return Live(folder / record if stream.schedule == "record" else None, settings)
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    """The settings that decide the order of events beside the record."""
+    rollout, grpo = config.rollout, config.grpo
+    return {
+        "seed": config.seed,
+        "grpo.steps": grpo.steps,
+        "grpo.problems_per_step": grpo.problems_per_step,
+        "grpo.group_size": grpo.group_size,
+        "grpo.loss.dynamic_sampling": grpo.loss.dynamic_sampling,
+        "rollout.max_staleness": rollout.max_staleness,
+        "rollout.stream.episodes": rollout.stream.episodes,
+        "rollout.stream.stale": rollout.stream.stale,
+        "evaluation.every": config.evaluation.every,
+        "evaluation.beside": config.evaluation.beside,
+        "checkpoint.every": config.checkpoint.every,
+    }
 
 
 def make_streaming(t: Trainer, stage: Stage) -> Streaming:

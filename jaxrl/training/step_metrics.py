@@ -57,14 +57,15 @@ def solved_by_turn(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: float(share) for name, share in shares.items()}
 
 
-def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float]:
+def staleness(groups: Sequence[Group], step: int, limit: int, streamed: bool = False) -> dict[str, float]:
     """How many versions older than the policy the weights were that sampled the tokens to learn from.
 
-    Tokens that are too old to be learned from count as stale/masked. Raises TrainingError if another token is older
-    than `limit`: it must never be trained on.
+    Tokens that are too old to be learned from count as staleness/masked; replayed episodes do not count. Nothing is
+    measured with a limit of 0, except in a stream. Raises TrainingError if another token is older than `limit`: it must
+    never be trained on.
     """
     ages, learned = [np.zeros(0, int)], [np.zeros(0, bool)]
-    for episode in (e for g in groups for e in g.episodes):
+    for episode in (e for g in groups for e in g.episodes if not e.source):
         sampled = [turn for turn in episode.turns if turn.sampled]
         for turn, version in zip(sampled, episode.weight_versions):
             ages.append(
@@ -76,7 +77,7 @@ def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float
         raise TrainingError(
             f"step {step}: a token was sampled {max(age[fresh])} versions ago, rollout.max_staleness is {limit}"
         )
-    if (not limit and fresh.all()) or not len(age):
+    if not len(age) or not (limit or streamed):
         return {}
     shares = {f"staleness/{n}": float(np.mean(age == n)) for n in range(int(age.max()) + 1)}
     return {"staleness": float(np.mean(age[fresh])), "staleness/masked": float(np.mean(~fresh)), **shares}

@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl.algorithms.credit import usable
 from jaxrl.errors import CheckpointError
 from jaxrl.files import write_beside
 from jaxrl.tasks.sampling import Selection
 from jaxrl.training.draws import Draw
 from rollouts.collect import Environment, episode_seed
+from rollouts.engine import UnsupportedError
 from rollouts.episode import Episode, Group, Problem
 from rollouts.schedule import Schedule
 from rollouts.stream import Slots, Stream, Work
@@ -111,6 +113,7 @@ class Streaming:
         self._draining = self._drained = self._over = self._drain_wanted = False
         self._before = Slots()  # at the last batch
         self._changed = threading.Condition()
+        self._loading = threading.Lock()  # while parameters are copied or loaded
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handed = asyncio.Event()  # the trainer has done something
         self._stream: Stream | None = None
@@ -126,10 +129,17 @@ class Streaming:
                 self._load_weights(self._copy(params), version)
             self._newest = max(self._newest, version)
             return
+        if self._over or not self._schedule.wants(version):
+            return
+        if not self._schedule.exact:
+            self._published = None  # the newer ones take its place in memory
+        with self._loading:  # what is being loaded is gone, too
+            handed = self._copy(params), version
         with self._changed:
-            if self._over or not self._schedule.wants(version):
+            if self._over:
                 return
-            self._published, self._newest = (self._copy(params), version), version
+            self._published, self._newest = handed, version
+            del handed
             self._wake()
             if self._schedule.exact:
                 self._changed.wait_for(lambda: self._published is None or self._over)
@@ -176,11 +186,12 @@ class Streaming:
         until_now = sorted(path for path in files if path <= self._path(step))
         for old in until_now[: -self._keep]:
             old.unlink()
-        return self._state.selection or self._selection.state()
+        return self._selection.state() if self._over else self._state.selection
 
     def restore(self, step: int) -> None:
         """Continues from what `save` kept after `step`. Raises CheckpointError if it is damaged."""
         if not self._path(step).exists():
+            self._begin_at(step)
             return
         try:
             with open(self._path(step), "rb") as file:
@@ -191,6 +202,20 @@ class Streaming:
                 f"anew, or checkpoint {step} to resume from an earlier one"
             ) from error
         self._schedule.restore(self._state.place)
+        self._newest = step
+
+    def _begin_at(self, step: int) -> None:
+        """Continues without what was sampled before. Raises CheckpointError where the order of events is recorded."""
+        plan = self._plan
+        if step == plan.start:
+            return
+        if self._schedule.recorded:
+            raise CheckpointError(
+                f"{self._path(step)} is missing, and a recorded schedule cannot go on without it; delete checkpoint "
+                f"{step} to resume from an earlier one"
+            )
+        self._state.formed = step - plan.start
+        self._state.begun = self._state.formed * plan.size * plan.group_size
         self._newest = step
 
     def _path(self, step: int) -> Path:
@@ -212,6 +237,8 @@ class Streaming:
             self._loop.call_soon_threadsafe(self._handed.set)
             if self._stream is not None:
                 self._loop.call_soon_threadsafe(self._stream.something.set)
+                if self._over:
+                    self._loop.call_soon_threadsafe(self._stream.ending.set)
 
     def _resume(self) -> None:
         if self._drained:
@@ -238,8 +265,7 @@ class Streaming:
         except BaseException as error:  # of any type: the trainer raises it
             failure = error
         with self._changed:
-            self._state.selection = self._selection.state()
-            self._failure, self._over = failure, True
+            self._failure, self._over, self._published = failure, True, None
             self._changed.notify_all()
 
     def next(self) -> Work | None:
@@ -283,14 +309,14 @@ class Streaming:
             if state.formed > self._engine.version - plan.start + plan.lag:
                 return  # new weights come first
             step = plan.start + state.formed + 1
-            usable = state.complete = [g for g in state.complete if self._usable(g, step)]
-            enough = len(usable) >= plan.size
+            fit = state.complete = [g for g in state.complete if self._fits(g, step)]
+            enough = len(fit) >= plan.size
             if not enough and (plan.signal is None or len(state.drawn) < plan.size * plan.draws):
                 return
-            batch = usable[: plan.size]
+            batch = fit[: plan.size]
             for group in batch:
                 mark_stale(group, step - 1 - plan.max_staleness)
-            rest = usable[plan.size :]
+            rest = fit[plan.size :]
             drawn, state.drawn = [g for g in state.drawn if not _among(g, rest)], rest
             state.complete = rest
             slots, sampled = self._slots_since()
@@ -299,12 +325,12 @@ class Streaming:
                 state.formed += 1
                 self._changed.notify_all()
 
-    def _usable(self, group: Group, step: int) -> bool:
+    def _fits(self, group: Group, step: int) -> bool:
         plan = self._plan
         if plan.signal is not None and not plan.signal(group, step):
             return False
         oldest = step - 1 - plan.max_staleness
-        ages = [token_versions(e) >= oldest for e in group.episodes]
+        ages = [token_versions(e) >= oldest for e in usable(group)]
         return all(bool(fresh.any() if plan.stale == "mask" else fresh.all()) for fresh in ages if len(fresh))
 
     def _slots_since(self) -> tuple[dict[str, float], float]:
@@ -321,6 +347,8 @@ class Streaming:
     async def boundary(self, stream: Stream) -> bool:
         """New weights, and empty lanes where they are due."""
         plan, state = self._plan, self._state
+        if self._over:
+            return False
         if state.formed == plan.last - plan.start:  # what is still in flight is for no batch
             self._schedule.pause(stream, False)
             return False
@@ -334,13 +362,17 @@ class Streaming:
             await self._load(version, handed)
         if self._schedule.drain(stream, self._drain_wanted):
             self._draining, self._drain_wanted = True, False
-        empty = self._draining and not stream.busy()
+        empty = self._draining and not stream.busy() and not stream.engine.ready
         if self._schedule.pause(stream, empty and self._engine.version == self._newest):
             await self._pause(stream)
         return not self._over
 
     async def _load(self, version: int, handed: tuple[Any, int] | None) -> None:
         """These weights, once they are handed over; newer ones have their turn at the next boundary."""
+        if version - self._plan.start > self._state.formed:
+            raise UnsupportedError(
+                f"version {version} is due before its batch is complete: this run is not the recorded one"
+            )
         if handed is None or handed[1] < version:
             await self._until(lambda: self._published is not None and self._published[1] >= version)
             handed = self._published
@@ -348,7 +380,7 @@ class Streaming:
             return
         if handed[1] != version:
             raise RuntimeError(f"version {version} is due, and {handed[1]} was published")
-        await asyncio.to_thread(self._change_weights, *handed)
+        await asyncio.to_thread(self._change, handed)
         with self._changed:
             if self._published is handed:
                 self._published = None
@@ -356,9 +388,17 @@ class Streaming:
             self._changed.notify_all()
         self._form()
 
+    def _change(self, handed: tuple[Any, int]) -> None:
+        with self._loading:
+            self._change_weights(*handed)
+
     async def _pause(self, stream: Stream) -> None:
-        """With the lanes empty, until the trainer goes on."""
+        """With empty lanes, until the trainer goes on. It does not wait where a recorded run was merely stopped."""
         state = self._state
+        if self._schedule.exact and not self._plan.due(self._engine.version):
+            self._draining = False
+            self._form()
+            return
         state.turn, state.step, state.place = stream.turn + 1, stream.step, self._schedule.place()
         state.selection = self._selection.state()
         with self._changed:

@@ -327,6 +327,8 @@ class JaxEngine:
 
     def _recompute(self) -> None:
         """The keys and values of all running rows, by the current weights: everything before the token fed next."""
+        if not self._running:
+            return
         tokens = jax.device_get(self._state.tokens)
         by_bucket: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
         for slot, request in self._running.items():

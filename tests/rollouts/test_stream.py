@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from support.fake_turns import FakeTurns, Tools
 
 from rollouts.engine import Completion, SamplingParams, UnsupportedError
-from rollouts.episode import Episode, Problem
+from rollouts.episode import Episode, Problem, Reward, Turn
 from rollouts.free_running import FreeRunning
 from rollouts.schedule import Live, Replayed, Steps
 from rollouts.stream import Stream, Work
@@ -76,6 +77,13 @@ def test_a_record_of_another_run_is_refused(tmp_path: Path):
     played(Live(path), 0, lanes=5)
     with pytest.raises(UnsupportedError, match=r"schedule.jsonl"):
         played(Replayed(path), 0, lanes=3)
+
+
+def test_a_record_of_other_settings_is_refused(tmp_path: Path):
+    path = tmp_path / "schedule.jsonl"
+    played(Live(path, {"grpo.group_size": 4}), 0)
+    with pytest.raises(UnsupportedError, match=r"grpo.group_size = 4, and this run has 8"):
+        Replayed(path, {"grpo.group_size": 8})
 
 
 def test_a_record_that_ends_early_is_refused(tmp_path: Path):
@@ -164,6 +172,37 @@ def test_a_server_that_samples_of_its_own_accord():
     asyncio.run(asyncio.wait_for(Stream(FreeRunning(server), tools, source, schedule, 6).run(), 60))
     assert sorted(number for number, _, _ in source.ends) == list(range(EPISODES)) and server.version >= 4
     assert len({version for _, versions, _ in source.ends for version in versions}) > 2
+
+
+def test_an_episode_that_runs_out_of_time_makes_room_for_the_next():
+    """Its request is given up; the lane's next episode asks as if nothing had been."""
+
+    class Short(Tools):
+        async def play(self, problem, engine, seed):
+            turns = []
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.004 if int(problem.id[1:]) % 2 else 5):
+                    await engine.sample(np.array([1]), SamplingParams(seed=seed, sequence=seed))
+                    turns = [Turn("assistant", np.array([seed]), True, np.zeros(1, np.float32))]
+            engine.release(seed)
+            return Episode(problem, np.array([1]), turns, Reward(0.0, False), "finished", "", (0,) * len(turns))
+
+    engine, schedule = FakeTurns(slots=3), Live()
+    source = Numbers(engine, schedule)
+    stream = Stream(engine, Short(np.random.default_rng(0)), source, schedule, 6, stride=2)
+    asyncio.run(asyncio.wait_for(stream.run(), 60))
+    assert sorted(number for number, _, _ in source.ends) == list(range(EPISODES))
+    assert any(not tokens for _, _, tokens in source.ends)
+
+
+def test_an_episode_that_is_cancelled_from_outside_is_an_error():
+    class Cancelled(Tools):
+        async def play(self, problem, engine, seed):
+            raise asyncio.CancelledError
+
+    engine, schedule = FakeTurns(), Steps()
+    with pytest.raises(RuntimeError, match="problem p0 was cancelled"):
+        asyncio.run(Stream(engine, Cancelled(np.random.default_rng(0)), Numbers(engine, schedule), schedule, 2).run())
 
 
 def test_releases_happen_with_the_news_that_follow_them():

@@ -86,6 +86,13 @@ def test_weights_that_arrive_before_the_first_token_are_its_own(policies):
     assert completion.weight_version == 7 and not completion.changes
 
 
+def test_weights_may_arrive_before_the_first_turn(policies):
+    (graphdef, first), (_, second) = policies
+    engine = JaxEngine(graphdef, first, slots=2, max_length=64, max_new_tokens=24)
+    engine.change_weights(second, 1, recompute=True)
+    assert engine.version == 1 and not engine.ready
+
+
 def test_a_sequence_continues_over_a_change(policies):
     """Its slot is kept with the old keys and values, or computed anew."""
     (graphdef, first), (_, second) = policies

@@ -41,12 +41,14 @@ class FakeTurns:
         await asyncio.sleep(0.0005)
         self.turns += 1
         while self.waiting and len(self.active) < self.slots:
-            self.active.append(self.waiting.popleft())
-        steps = min(most, *(r["length"] - len(r["tokens"]) for r in self.active))
+            request = self.waiting.popleft()
+            self.active += [] if request["done"].done() else [request]
+        steps = min([most, *(r["length"] - len(r["tokens"]) for r in self.active)])
         for request in self.active:
             for _ in range(steps):
                 request["tokens"].append((request["seed"] + 7 * len(request["tokens"]) + 31 * self.version) % 1000)
                 request["versions"].append(self.version)
+        self.active = [r for r in self.active if not r["done"].done()]  # the others were given up
         for request in [r for r in self.active if len(r["tokens"]) == r["length"]]:
             self.active.remove(request)
             versions = request["versions"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.fake_turns import FakeTurns, Tools
 
+from jaxrl.errors import CheckpointError
 from jaxrl.tasks.sampling import Uniform
 from jaxrl.training.draws import Draw
 from jaxrl.training.step_metrics import staleness
@@ -120,6 +121,49 @@ def test_a_live_run_saves_whenever_it_is_stopped(tmp_path):
     assert len(train(streaming(tmp_path, Live()), 3)) == 9
     exact = streaming(tmp_path / "other", Steps())
     assert not exact.can_save(3) and exact.can_save(4)
+
+
+def test_a_replay_passes_a_place_where_the_recorded_run_was_stopped(tmp_path):
+    """The record has lanes that were emptied for a checkpoint that the replay does not write."""
+    record, drawn = tmp_path / "schedule.jsonl", []
+    stream = streaming(tmp_path / "a", Live(record), 0)
+    stream.publish("weights 0", 0)
+    for step in (1, 2, 3):
+        drawn.append(stream.take(step))
+        stream.publish(f"weights {step}", step)
+    time.sleep(0.3)
+    stream.save(3)
+    stream.close()
+    drawn += train(streaming(tmp_path / "a", Live(record), 1), 3)
+    assert told(train(streaming(tmp_path / "b", Replayed(record), 2))) == told(drawn)
+    assert told(train(streaming(tmp_path / "c", Replayed(record), 3, longest_s=0.0))) == told(drawn)
+
+
+def test_without_what_was_sampled_before_a_run_goes_on_with_later_problems(tmp_path):
+    train(streaming(tmp_path, Steps()), stop=6)
+    for path in (tmp_path / "pending").iterdir():
+        path.unlink()
+    assert len(train(streaming(tmp_path, Steps()), 4)) == 8
+    with pytest.raises(CheckpointError, match="a recorded schedule cannot go on without it"):
+        streaming(tmp_path / "b", Live(tmp_path / "schedule.jsonl")).restore(4)
+
+
+def test_the_end_does_not_wait_for_a_tool(tmp_path):
+    stream = streaming(tmp_path, Steps(), longest_s=0.0)
+    stream.publish("weights 0", 0)
+    stream.take(1)
+    stream._stream.environment.longest_s = 1e6  # from now on tools take for ever
+    time.sleep(0.1)
+    start = time.monotonic()
+    stream.close()
+    assert time.monotonic() - start < 2
+
+
+def test_nothing_of_the_parameters_is_kept_at_the_end(tmp_path):
+    for schedule in (Steps(), Live()):
+        stream = streaming(tmp_path / type(schedule).__name__, schedule)
+        train(stream)
+        assert stream._published is None
 
 
 def test_groups_without_a_signal_are_left_out(tmp_path):
