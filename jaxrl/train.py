@@ -37,12 +37,14 @@ from jaxrl.runs.reward_model import reward_model_of
 from jaxrl.tasks import Task, load_task
 from jaxrl.tasks.conversations import read_conversations
 from jaxrl.tasks.curriculum import curriculum
+from jaxrl.training.beside import Beside, check_beside
 from jaxrl.training.checkpoint import Checkpoints, saved_steps
 from jaxrl.training.learner import Learner, TrainState
 from jaxrl.training.optimizer import at_update, stage_optimizer
 from jaxrl.training.preference import reward_stage
 from jaxrl.training.reinforce import grpo_stage
-from jaxrl.training.stages import Stage
+from jaxrl.training.stages import Progressing, Stage
+from jaxrl.training.start_stream import check_stream
 from jaxrl.training.step_metrics import utilization
 from jaxrl.training.supervised import sft_stage
 from jaxrl.training.trainer import Trainer, run_evaluation
@@ -68,6 +70,8 @@ def train(config: Config, processes: Processes = Processes()) -> Path:
     settle(config)
     check_settings(config)
     config.rollout.check_training()
+    check_stream(config, processes.count)
+    check_beside(config, processes.count)
     if not stages_of(config):
         raise UserError("nothing to train: sft.steps, reward.steps and grpo.steps are all 0")
     with open_run(config, processes) as folder:
@@ -186,7 +190,8 @@ def run_stage(t: Trainer, stage: Stage, done: int, params: Any) -> Any:
     )
     state = _first_state(t, learner, stage, done, params)
     t.progress.stage(stage.name, total=stage.steps, done=done - stage.start)
-    watch, reason = Watch(config.grpo, stage.end - done, whole=done <= stage.start), ""
+    watch, reason, saved = Watch(config.grpo, stage.end - done, whole=done <= stage.start), "", done
+    beside = Beside(t)
     with stage.begin(t, stage, learner, state, done) as stage_run:
         for step in range(done + 1, stage.end + 1):
             start = time.perf_counter()
@@ -200,26 +205,38 @@ def run_stage(t: Trainer, stage: Stage, done: int, params: Any) -> Any:
             reason = watch.look(metrics)
             _show(t, stage, stage_step, metrics)
             if step == stage.end or (config.evaluation.every and stage_step % config.evaluation.every == 0):
-                stage_run.wait()
-                if stage.samples:
-                    reason = run_evaluation(t, state.params, step, stage.name) or reason
-                else:
-                    reason = stage_run.evaluate(state, step, stage.name) or reason
-                stage_run.evaluated(state, step)
+                reason = _evaluate(t, stage, stage_run, state, step, beside) or reason
             t.stop.agree(t.processes)
-            due = config.checkpoint.every and step % config.checkpoint.every == 0
-            if step == stage.end or due or t.stop.agreed or reason:
+            due = step == stage.end or (config.checkpoint.every and step % config.checkpoint.every == 0)
+            if due or ((t.stop.agreed or reason) and stage_run.can_save(step)):
+                reason = beside.finish() or reason
+                saved = step
                 t.log.sync()
                 place = {"stage": stage.name, "stage_step": stage_step, **stage_run.save(step)}
                 t.checkpoints.save(step, state, {"lines": t.log.lines, **place})
             if t.stop.agreed:
-                t.progress.print(f"stopped after step {step}; the same command continues from there")
+                t.progress.print(f"stopped after step {step}; the same command continues after step {saved}")
             if reason or t.stop.agreed:
                 break
     t.checkpoints.wait()
     if reason:
-        raise TrainingError(f"step {step}: {reason}. It is saved; the same command continues from there")
+        raise TrainingError(f"step {step}: {reason}. The same command continues after step {saved}")
     return state.params
+
+
+def _evaluate(t: Trainer, stage: Stage, stage_run: Progressing, state: TrainState, step: int, beside: Beside) -> str:
+    """The evaluation after a step, or its beginning; why the run should stop, "" if it should not."""
+    reason = beside.finish()
+    if not stage.samples:
+        reason = stage_run.evaluate(state, step, stage.name) or reason
+    elif t.config.evaluation.beside and step < stage.end:
+        beside.start(state.params, step, stage.name)
+        return reason
+    else:
+        stage_run.wait()
+        reason = run_evaluation(t, state.params, step, stage.name) or reason
+    stage_run.evaluated(state, step)
+    return reason
 
 
 def _first_state(t: Trainer, learner: Learner, stage: Stage, done: int, params: Any) -> TrainState:

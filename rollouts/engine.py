@@ -52,13 +52,25 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine sampled. `tokens` includes the stop token, or the token that completes a stop string."""
+    """What the engine sampled. `tokens` includes the stop token, or the token that completes a stop string.
+
+    `changes` are the weights that arrived while it was sampled: the token from which on, and their version.
+    """
 
     tokens: np.ndarray  # i32[n]
     logprobs: np.ndarray  # f32[n], of the temperature-scaled distribution
     finish_reason: Literal["stop", "length"]
-    weight_version: int
+    weight_version: int  # of the first token, the oldest
     cached: int = 0  # prompt tokens known from the previous request of the sequence, hence not computed
+    changes: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def versions(self) -> np.ndarray:
+        """i32[n]: of the weights that each token was sampled from."""
+        versions = np.full(len(self.tokens), self.weight_version, np.int32)
+        for first, version in self.changes:
+            versions[first:] = version
+        return versions
 
 
 def check_prompt(prompt: np.ndarray, params: SamplingParams, vocab_size: int, max_length: int) -> None:

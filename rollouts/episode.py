@@ -68,6 +68,8 @@ class Turn:
     for other turns. `cached` counts the tokens before a sampled turn that the engine did not have to compute. A sampled
     turn of kind "text" is an answer that no program is looked for in. `plain` is the text of an inserted turn without
     the prompts of a strategy (rollouts/strategies.py): "" where nothing else is in it, None where it has none.
+    `versions` are those of the weights that each token was sampled from, where more than one was. Tokens that are not
+    `fresh` were sampled too long ago to be in the loss.
     """
 
     role: Role
@@ -80,6 +82,8 @@ class Turn:
     cached: int = 0
     kind: Literal["", "text"] = ""
     plain: str | None = None
+    versions: np.ndarray | None = None  # i32[n]; None: all of the turn's one version
+    fresh: np.ndarray | None = None  # bool[n]; None: all
 
     def __post_init__(self) -> None:
         self.learned = self.sampled if self.learned is None else self.learned

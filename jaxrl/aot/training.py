@@ -127,7 +127,7 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         programs.append(_of_teacher(teacher, learner, batch, microbatches, offloaded))
         if not offloaded:
             resident["teacher"] = programs[-1].arguments[0]
-    mesh, gathered, ahead = compute.mesh, None, rl and config.rollout.max_staleness > 0
+    mesh, gathered, ahead = compute.mesh, None, rl and config.rollout.ahead
     if mesh is not None and len(processes_of(mesh)) > 1:
         gathered = sharded(params, param_shardings(params, local_mesh(mesh)))
     if ahead:  # until the sampler takes them, see jaxrl/training/draws.py
@@ -136,6 +136,8 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         sampling, kept = engine_programs(config, model, graphdef, params, compute, training=rl)
         programs += sampling
         resident |= kept if rl else {}  # SFT holds them only during evaluations
+        if rl and config.evaluation.beside:
+            resident |= {f"{what} of an evaluation beside training": arrays for what, arrays in kept.items()}
     return Stage(name, programs, resident, int(microbatches * rows * T), ahead, gathered)
 
 

@@ -21,6 +21,7 @@ class EvaluationConfig:
     samples: Positive = 1  # completions a problem
     temperature: NonNegative = 1.0  # 0: greedy
     every: Count = 0  # steps from one to the next; 0: only between stages
+    beside: bool = False  # those within a stage run on an engine of their own, while training goes on
     k: tuple[Positive, ...] = ()  # pass@k, maj@k, n@k and best-of-k for these too, beside 1 and `samples`
     submissions: Positive = 1  # n of n@k: programs submitted at most, of those that pass the public tests
     # Scorer of best-of-k: mean or summed logprob, public tests, reward.model; all of them side by side; "": none.
@@ -32,6 +33,8 @@ class EvaluationConfig:
         """Raises UserError for settings that contradict each other."""
         if self.task.name and self.task.rates.path:
             raise UserError(f"{where}.task.rates.path has no effect: it chooses training problems")
+        if self.beside and not self.every:
+            raise UserError(f"{where}.beside = True has no effect with {where}.every = 0: nothing is trained meanwhile")
         if any(k > self.samples for k in self.k):
             raise UserError(f"{where}.k = {self.k!r} must be in 1 .. {where}.samples = {self.samples}")
         if self.regenerate and not self.temperature:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le
@@ -41,6 +41,31 @@ class SidecarConfig:
 
 
 @dataclass
+class StreamConfig:
+    """Sampling overlapped with training episode by episode, instead of batch by batch (docs/reference/streaming.md)."""
+
+    episodes: Count = 0  # in flight; 0: off, whole batches are sampled
+    stale: Literal["mask", "drop"] = "mask"  # of tokens older than max_staleness: no loss on them; or on their group
+    cache: Literal["kept", "recomputed"] = "kept"  # of episodes in flight, when new weights arrive
+    schedule: Literal["live", "record", "replay", "steps"] = "live"  # the order of events; all but live are repeatable
+    replay_of: str = ""  # the folder of a run with schedule = "record"
+    delay: Count = 64  # decoding steps from a completion to what follows it, with schedule = "steps"
+
+    def check(self, where: str = "rollout.stream") -> None:
+        """Raises UserError for settings that do not go together, or have no effect."""
+        idle = [f.name for f in fields(self) if not self.episodes and getattr(self, f.name) != f.default]
+        idle += ["delay"] if self.schedule != "steps" and self.delay != StreamConfig.delay else []
+        if idle:
+            needed = "schedule = 'steps'" if self.episodes else "episodes > 0"
+            raise UserError(f"{where}.{idle[0]} = {getattr(self, idle[0])!r} has no effect without {where}.{needed}")
+        if bool(self.replay_of) != (self.schedule == "replay"):
+            raise UserError(
+                f"{where}.replay_of = {self.replay_of!r} must be the folder of a recorded run with "
+                f"{where}.schedule = 'replay', and '' with {self.schedule!r}"
+            )
+
+
+@dataclass
 class RolloutConfig:
     """How episodes are sampled."""
 
@@ -49,6 +74,7 @@ class RolloutConfig:
     )
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     max_staleness: Count = 0  # versions from sampling to update; > 0: sampling overlaps with training
+    stream: StreamConfig = field(default_factory=StreamConfig)
     mismatch_limit: NonNegative = 0.0  # stop when |log sampler / trainer| of a token is larger; 0: no limit
     environment: Annotated[Named, PLUGINS["environment"]] = named("environment", "single_turn")
     instruction: str = "auto"  # put after every problem; auto: the environment's own
@@ -65,6 +91,11 @@ class RolloutConfig:
     top_k: Count = 0  # the likeliest tokens; 0: all
     min_p: Share = 0.0  # tokens with this share of the likeliest one's probability; 0: all
     stop_strings: tuple[str, ...] = ()  # an answer ends with the token that completes one of them
+
+    @property
+    def ahead(self) -> bool:
+        """Whether sampling overlaps with training."""
+        return bool(self.max_staleness or self.stream.episodes)
 
     @property
     def programs(self) -> int | None:

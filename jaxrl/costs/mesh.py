@@ -195,13 +195,14 @@ def load_of(config: Config, local: int = 0, teacher: ModelConfig | None = None) 
     state = itemsize + passing + trained * moments + critics * trained * (3 * itemsize + moments)
     if config.grpo.steps and config.grpo.loss.needs_reference and not config.model.offload_reference:
         state += trained * itemsize
-    ahead = config.grpo.steps > 0 and rollout.max_staleness > 0
+    ahead = config.grpo.steps > 0 and rollout.ahead
     if ahead and not local:
         state += trained * itemsize
     gathered = itemsize / local if local else 0.0
     sampler, cached = 0, 0
     if rollout.engine == "jax" and not config.reward.steps:
-        sampler, cached = 2, rollout.slots * (rollout.max_prompt_length + rollout.max_new_tokens)
+        engines = 1 + config.evaluation.beside
+        sampler, cached = 2 * engines, engines * rollout.slots * (rollout.max_prompt_length + rollout.max_new_tokens)
     rows, apart = config.batch.microbatch_rows, not config.grpo.steps
     if apart or ahead:
         cached *= 2

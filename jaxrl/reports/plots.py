@@ -45,6 +45,12 @@ CURVES = (  # of one run: title, the metric's name, factor
     ("Tool calls an episode", "calls/mean", 1),
     ("Failed, % of tool calls", "calls/failed", 100),
     ("Mismatch, max |log sampler / trainer|", "mismatch/max", 1),
+    ("Age of learned tokens, versions", "staleness", 1),
+    ("Too old to learn from, % of tokens", "staleness/masked", 100),
+    ("Time of episodes: being sampled, %", "stream/sampling", 100),
+    ("Time of episodes: tools and judges, %", "stream/tools", 100),
+    ("Time of episodes: waiting for the engine, %", "stream/waiting", 100),
+    ("The engine at rest, % of the time", "stream/engine_idle", 100),
 )
 # Of stages that sample episodes (True) and of others, in the order in which they come.
 STAGES = {False: (COLOURS[0], *COLOURS[3:5], COLOURS[7]), True: (COLOURS[1], *COLOURS[5:7])}

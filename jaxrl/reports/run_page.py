@@ -46,6 +46,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         scores=_scores_and_costs(rows, [run]),
         wall_time=wall_time(run),
         busy=busy(run),
+        ages=ages(run),
         episodes=_viewer([run], EPISODES),
         settings=json.dumps(run.config, indent=2),
     )
@@ -211,7 +212,19 @@ def busy(run: Run) -> dict[str, Any] | None:
     if not total:
         return None
     rows = []
-    for part in ("sampler", "sandbox", "trainer"):
-        seconds = sum(r[f"time/busy_{part}_s"] for r in steps)
+    parts = {part: sum(r[f"time/busy_{part}_s"] for r in steps) for part in ("sampler", "sandbox", "trainer")}
+    parts["sampler and trainer, one after another"] = parts["sampler"] + parts["trainer"]
+    for part, seconds in parts.items():
         rows.append([part, f"{seconds:,.1f} s", f"{seconds / total:.1%}"])
     return {"during": f"{total:,.1f} s of {stage_names(steps)} steps", "table": (["part", "busy", "share"], rows)}
+
+
+def ages(run: Run) -> Table | None:
+    """How many versions old the sampled tokens were when they were trained on, as shares of all tokens."""
+    steps = [r for r in run.steps if "staleness/0" in r]
+    tokens = sum(r["tokens"] for r in steps)
+    if not tokens:
+        return None
+    found = sorted({int(age) for r in steps for name in r if (age := name.removeprefix("staleness/")).isdigit()})
+    shares = [sum(r.get(f"staleness/{age}", 0.0) * r["tokens"] for r in steps) / tokens for age in found]
+    return ["versions old", "tokens"], [[str(age), f"{share:.1%}"] for age, share in zip(found, shares)]

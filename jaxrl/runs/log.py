@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -212,7 +213,15 @@ def _turn(turn: Turn) -> dict[str, Any]:
     if turn.logprobs is not None:
         record["logprobs"] = [round(float(p), 4) for p in turn.logprobs]
     record |= {"plain": turn.plain} if turn.plain is not None else {}
+    record |= {"versions": stretches(turn.versions)} if turn.versions is not None else {}
     return record | {name: value for name in ("status", "kind") if (value := getattr(turn, name))}
+
+
+def stretches(versions: np.ndarray) -> list[list[int]]:
+    """[version, how many tokens in a row], for each stretch of equal ones."""
+    starts = np.flatnonzero(np.diff(versions, prepend=versions[:1] - 1))
+    ends = [*starts[1:].tolist(), len(versions)]
+    return [[int(versions[start]), int(end - start)] for start, end in zip(starts, ends)]
 
 
 def _verdict_without_times(verdict: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def turns_of(config: Config, mesh: Mesh) -> AbstractContextManager[Any]:
     Two programs with collectives that are started at the same time can reach the devices in different orders, and then
     wait for each other forever.
     """
-    ahead = config.rollout.engine == "jax" and config.rollout.max_staleness > 0
+    ahead = config.rollout.engine == "jax" and (config.rollout.ahead or config.evaluation.beside)
     return RLock() if ahead and len(mesh.local_devices) > 1 else nullcontext()
 
 

@@ -24,6 +24,7 @@ class Draw(NamedTuple):
     drawn: list[Group]  # all of them: more, with dynamic sampling
     seconds: float  # that the sampler was busy
     judged_flops: float = 0.0  # operations of the reward model
+    stats: dict[str, float] = {}  # for the log  # noqa: RUF012
 
 
 class _Unpickler(pickle.Unpickler):

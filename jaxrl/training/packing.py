@@ -147,6 +147,7 @@ def _episode_example(episode: Episode, credit: Credit, objective: Objective) -> 
     if episode.sampled_length == 0:
         raise ValueError(f"{name}: an episode without sampled tokens")
     learned, logprobs = [np.zeros(len(episode.prompt), bool)], [np.zeros(len(episode.prompt), np.float32)]
+    fresh = [np.ones(len(episode.prompt), bool)]
     for turn in episode.turns:
         # The sampler's logprobs of inserted tokens are not known; NaN where they are learned: see fill_behaviour.
         unknown = np.full(len(turn.tokens), np.nan if turn.learned else 0.0, np.float32)
@@ -155,9 +156,21 @@ def _episode_example(episode: Episode, credit: Credit, objective: Objective) -> 
             raise ValueError(f"{name}: a sampled turn of {len(turn.tokens)} tokens needs as many finite logprobs")
         learned.append(np.full(len(turn.tokens), turn.learned))
         logprobs.append(given)
+        fresh.append(np.ones(len(turn.tokens), bool) if turn.fresh is None else turn.fresh)
     tokens, mask = np.concatenate([episode.prompt, *(t.tokens for t in episode.turns)]), np.concatenate(learned)
     _check_credit(name, credit, int(mask.sum()), objective)
-    return Example(name, tokens, mask, np.concatenate(logprobs), credit.advantage, credit.extras)
+    whole = Example(name, tokens, mask, np.concatenate(logprobs), credit.advantage, credit.extras)
+    return _without_stale(whole, np.concatenate(fresh))
+
+
+def _without_stale(e: Example, fresh: np.ndarray) -> Example:
+    """The example with only its fresh tokens learned. They keep the credit that the whole episode gave them."""
+    if fresh.all():
+        return e
+    still = fresh[e.learned]  # bool[k]
+    advantage = e.advantage if np.ndim(e.advantage) == 0 else np.asarray(e.advantage)[still]
+    extras = {name: values[still] for name, values in e.extras.items()}
+    return e._replace(learned=e.learned & fresh, logprobs=e.logprobs * fresh, advantage=advantage, extras=extras)
 
 
 def _check_credit(name: str, credit: Credit, learned: int, objective: Objective) -> None:

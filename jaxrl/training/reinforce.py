@@ -27,7 +27,9 @@ from jaxrl.training.optimizer import to_host
 from jaxrl.training.packing import make_batch
 from jaxrl.training.replay import Replay, fill_reference_rewards, open_replay, replay_metrics, write_sources
 from jaxrl.training.stages import Progressing, Stage
+from jaxrl.training.start_stream import check_masking, make_streaming
 from jaxrl.training.step_metrics import episode_metrics, sandbox_seconds, staleness
+from jaxrl.training.streaming import Streaming
 from jaxrl.training.trainer import Trainer, check_update
 from models.config import ModelConfig
 from models.lora import copy_trained, join_params, split_params
@@ -76,6 +78,7 @@ def objective_of(config: Config) -> Objective:
             f"grpo.replay.share = {config.grpo.replay.share:g} must be 0 with objective {settings.name!r}, which "
             "learns from its own episodes only; grpo.loss.name = 'spo' learns from others' too"
         )
+    check_masking(config, objective)
     if objective.smallest_group > config.grpo.group_size:
         raise UserError(
             f"grpo.group_size = {config.grpo.group_size} must be at least {objective.smallest_group}: grpo.loss judges "
@@ -98,7 +101,13 @@ class Reinforce(Progressing):
                 self.hacking.look(record)
                 self.hacking.warned |= bool(record.get("reward_model/alarm"))
         fill_reference_rewards(t, stage.objective, state, done, stage.start, self.replay)
-        self.sampling = SamplingAhead(
+        self.sampling = make_streaming(t, stage) if t.config.rollout.stream.episodes else self._ahead()
+        self.publish(state, done)
+        self.sampling.restore(done)
+
+    def _ahead(self) -> SamplingAhead[Draw]:
+        t, stage = self.t, self.stage
+        return SamplingAhead(
             lambda step: draw(t, stage.objective.at(step - stage.start), step - stage.start, self.replay),
             t.engine.load_weights,
             copy=partial(_copy_for_sampler, t),
@@ -108,8 +117,6 @@ class Reinforce(Progressing):
             keep=t.config.checkpoint.keep + 1,
             writes=t.processes.first,
         )
-        self.publish(state, done)
-        self.sampling.restore(done)
 
     def publish(self, state: TrainState, step: int) -> None:
         """Hands the parameters after `step` to the sampler."""
@@ -123,7 +130,7 @@ class Reinforce(Progressing):
         """Problems, groups, batch, update, weights: one round of the loop."""
         t, times = self.t, {}
         clock = time.perf_counter()
-        groups, drawn, sampled, judged_flops = self.sampling.take(step)
+        groups, drawn, sampled, judged_flops, stats = self._take(step)
         waited = time.perf_counter() - clock
         times["time/sample_s"] = min(sampled, waited)
         times["time/score_s"] = waited - times["time/sample_s"]
@@ -132,7 +139,9 @@ class Reinforce(Progressing):
         metrics = replay_metrics(groups)
         if drawn:
             has_signal = self.stage.objective.at(stage_step).signal
-            metrics |= episode_metrics(drawn, has_signal) | staleness(drawn, step, t.config.rollout.max_staleness)
+            metrics |= episode_metrics(drawn, has_signal)
+            streamed = isinstance(self.sampling, Streaming)
+            metrics |= staleness(groups, step, t.config.rollout.max_staleness, streamed) | stats
         else:
             metrics["tokens"] = float(sum(e.sampled_length for g in groups for e in g.episodes))
         metrics |= model_metrics(drawn)
@@ -158,6 +167,15 @@ class Reinforce(Progressing):
         workers = (t.services.pool.workers if t.services.pool else 1) * t.processes.count
         busy = {"sampler": sampled, "sandbox": sandbox_seconds(drawn) / workers, "trainer": times["time/train_s"]}
         return state, metrics | times | {f"time/busy_{part}_s": seconds for part, seconds in busy.items()}
+
+    def _take(self, step: int) -> Draw:
+        """The draw of a step; of a stream every process has a part."""
+        taken = self.sampling.take(step)
+        if not isinstance(self.sampling, Streaming):
+            return taken
+        parts: list[Draw] = self.t.processes.exchange("stream", taken)
+        groups, drawn = ([g for part in parts for g in getattr(part, name)] for name in ("groups", "drawn"))
+        return taken._replace(groups=groups, drawn=drawn)
 
     def update(
         self, state: TrainState, groups: list[Group], drawn: list[Group], step: int
@@ -204,13 +222,16 @@ class Reinforce(Progressing):
     def wait(self) -> None:
         self.sampling.wait()
 
+    def can_save(self, step: int) -> bool:
+        return not isinstance(self.sampling, Streaming) or self.sampling.can_save(step)
+
     def evaluated(self, state: TrainState, step: int) -> None:
-        if self.t.config.rollout.max_staleness:  # without it, `step` publishes before anything is sampled
+        if self.t.config.rollout.ahead:  # without it, `step` publishes before anything is sampled
             self.publish(state, step)
 
     def save(self, step: int) -> dict[str, Any]:
-        self.sampling.save(step)  # waits for the draws on their way, which the selection has seen then
-        return {"selection": self.t.selection.state()}
+        seen = self.sampling.save(step)  # waits for what is on its way, which the selection has seen then
+        return {"selection": seen or self.t.selection.state()}
 
     def close(self, wait: bool = True) -> None:
         self.sampling.close(wait)

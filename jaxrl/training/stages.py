@@ -50,6 +50,10 @@ class Progressing:
     def evaluated(self, state: TrainState, step: int) -> None:
         """After an evaluation, in which the engine had the parameters that the next update donates."""
 
+    def can_save(self, step: int) -> bool:
+        """Whether a checkpoint may be written after `step`."""
+        return True
+
     def save(self, step: int) -> dict[str, Any]:
         """Saves what is not in the state; what it returns, JSON, is in the checkpoint's place."""
         return {}

@@ -57,17 +57,30 @@ def solved_by_turn(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: float(share) for name, share in shares.items()}
 
 
-def staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float]:
-    """How many versions older than the policy the weights were that sampled the episodes.
+def staleness(groups: Sequence[Group], step: int, limit: int, streamed: bool = False) -> dict[str, float]:
+    """How many versions older than the policy the weights were that sampled the tokens to learn from.
 
-    Raises TrainingError if an episode is older than `limit`: such an episode must never be trained on.
+    Tokens that are too old to be learned from count as staleness/masked; replayed episodes do not count. Nothing is
+    measured with a limit of 0, except in a stream. Raises TrainingError if another token is older than `limit`: it must
+    never be trained on.
     """
-    ages = [step - 1 - version for g in groups for e in g.episodes for version in e.weight_versions]
-    if max(ages, default=0) > limit:
+    ages, learned = [np.zeros(0, int)], [np.zeros(0, bool)]
+    for episode in (e for g in groups for e in g.episodes if not e.source):
+        sampled = [turn for turn in episode.turns if turn.sampled]
+        for turn, version in zip(sampled, episode.weight_versions):
+            ages.append(
+                np.broadcast_to(step - 1 - (version if turn.versions is None else turn.versions), turn.tokens.shape)
+            )
+            learned.append(np.ones(len(turn.tokens), bool) if turn.fresh is None else turn.fresh)
+    age, fresh = np.concatenate(ages), np.concatenate(learned)
+    if max(age[fresh], default=0) > limit:
         raise TrainingError(
-            f"step {step}: an episode was sampled {max(ages)} versions ago, rollout.max_staleness is {limit}"
+            f"step {step}: a token was sampled {max(age[fresh])} versions ago, rollout.max_staleness is {limit}"
         )
-    return {"staleness": float(np.mean(ages))} if limit else {}
+    if not len(age) or not (limit or streamed):
+        return {}
+    shares = {f"staleness/{n}": float(np.mean(age == n)) for n in range(int(age.max()) + 1)}
+    return {"staleness": float(np.mean(age[fresh])), "staleness/masked": float(np.mean(~fresh)), **shares}
 
 
 def sandbox_seconds(groups: Sequence[Group]) -> float:

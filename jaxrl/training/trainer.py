@@ -25,6 +25,7 @@ from jaxrl.training.checkpoint import Checkpoints
 from jaxrl.training.watch import why_unjudged
 from rollouts.collect import Environment
 from rollouts.engine import Engine
+from rollouts.episode import Group
 from rollouts.services import Services
 
 
@@ -53,18 +54,29 @@ class Trainer:
 
 def run_evaluation(t: Trainer, params: Any, step: int, after: str) -> str:
     """Logs a record of stage "evaluate" and keeps the episodes; why the run should stop, "" if it should not."""
-    clock = time.perf_counter()
     t.engine.load_weights(t.processes.local(params, t.policy.mesh), step)
+    with t.progress.aside():
+        measured = measure(t, t.engine, t.progress)
+    return log_evaluation(t, *measured, step, after)
+
+
+def measure(t: Trainer, engine: Engine, progress: Progress) -> tuple[dict[str, float], list[Group]]:
+    """What the weights of the engine score on the held-out problems, and the episodes."""
+    clock = time.perf_counter()
     seed, settings = (t.config.seed, EVALUATION), t.config.evaluation
     model, programs = t.policy.config, t.config.rollout.programs
     total = len(t.test.held_out) * settings.samples // t.processes.count
     scorer = None if t.reward is None else partial(t.reward.score_groups, rollout=t.config.rollout)
-    with t.progress.aside():
-        tally = Tally("evaluation", total, t.progress)
-        metrics, groups = evaluate(
-            t.engine, t.evaluator, t.test, settings, seed, t.services.pool, model, t.processes, programs, tally, scorer
-        )
+    tally = Tally("evaluation", total, progress)
+    metrics, groups = evaluate(
+        engine, t.evaluator, t.test, settings, seed, t.services.pool, model, t.processes, programs, tally, scorer
+    )
     metrics["time/evaluate_s"] = time.perf_counter() - clock
+    return metrics, groups
+
+
+def log_evaluation(t: Trainer, metrics: dict[str, float], groups: list[Group], step: int, after: str) -> str:
+    """Writes what was measured of the weights after `step`; why the run should stop, "" if it should not."""
     t.log.write(
         {"step": step, "stage": "evaluate", "stage_step": step, "after": after, "headline": t.test.headline, **metrics}
     )

@@ -113,7 +113,9 @@ class Dialogue:
         whole = decode_text(self.tokenizer, tokens, special=True)  # a stop string may be, or have, a special token
         if self._begins_an_answer():
             text = text.removeprefix(answer_lead(self.tokenizer))
-        self.turns.append(Turn("assistant", tokens, True, completion.logprobs, text=text, cached=cached, kind=kind))
+        turn = Turn("assistant", tokens, True, completion.logprobs, text=text, cached=cached, kind=kind)
+        turn.versions = completion.versions if completion.changes else None
+        self.turns.append(turn)
         self.weight_versions.append(completion.weight_version)
         stopped = any(string in whole for string in usual)
         self.ended = stopped or (len(tokens) > 0 and tokens[-1] in params.stop_tokens)

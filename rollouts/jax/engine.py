@@ -15,7 +15,8 @@ import asyncio
 from bisect import bisect_left
 from collections import defaultdict, deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -42,6 +43,8 @@ class _Request:
     done: asyncio.Future[Completion]
     cached: int = 0  # prompt tokens that the slot already had
     count: int = 0  # tokens sampled so far
+    version: int = -1  # of the weights when it got its slot
+    changes: list[tuple[int, int]] = field(default_factory=list)  # see Completion
 
 
 class _Kept(NamedTuple):
@@ -90,25 +93,51 @@ class JaxEngine:
         self.programs = make_programs(graphdef, params, Compute(dtype, unroll=unroll, mesh=mesh), sizes)
         self.slots = self.programs.sizes.slots
         self.vocab_size = self.programs.config.vocab_size
+        self._begin(version)
+        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            self.load_weights(params, version)
+
+    def _begin(self, version: int) -> None:
+        """Without weights and requests."""
+        self.version = version
         self._weights: Any = ()
         self._state: Any = None  # allocated for the first request, when the caller may have dropped the parameters
-        self.version = version
         self._waiting: deque[_Request] = deque()
         self._running: dict[int, _Request] = {}  # by slot
         self._kept: dict[int, _Kept] = {}  # by sequence
         self._changed = asyncio.Event()  # there is a new request or a free slot
         self._driver: asyncio.Task[None] | None = None
-        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
-            self.load_weights(params, version)
+
+    def another(self) -> JaxEngine:
+        """An engine with the same programs, and weights and slots of its own, for another thread."""
+        other = copy(self)
+        other._begin(-1)
+        return other
 
     def load_weights(self, params: Any, version: int) -> None:
         """Samples from `params` from now on. Raises RuntimeError while requests are running."""
         if self._running:
             raise RuntimeError(f"load_weights with {len(self._running)} requests running; await them first")
+        self._load(params, version)
+        self._kept.clear()  # their keys and values belong to the old weights
+
+    def change_weights(self, params: Any, version: int, recompute: bool = False) -> None:
+        """`load_weights` between two turns, while requests are running: they go on with the new weights.
+
+        The keys and values of their earlier tokens stay those of the old weights; or `recompute` makes them anew, so
+        that every logprob is that of one version, at the cost of a prefill of all that is running.
+        """
+        self._load(params, version)
+        for request in self._running.values():
+            request.changes.append((request.count, version))
+        if recompute:
+            self._kept.clear()
+            self._recompute()
+
+    def _load(self, params: Any, version: int) -> None:
         self._weights = ()  # so that old and new weights are not in memory together
         with self._turns:
             self._weights, self.version = jax.block_until_ready(self.programs.load(params)), version
-        self._kept.clear()  # their keys and values belong to the old weights
 
     def unload(self) -> None:
         """Drops weights and cache. Raises RuntimeError while requests are running."""
@@ -116,6 +145,12 @@ class JaxEngine:
             raise RuntimeError(f"unload with {len(self._running)} requests running; await them first")
         self._weights, self._state = (), None
         self._kept.clear()
+
+    def abandon(self) -> None:
+        """Forgets all requests; nobody awaits them any more. Between two turns."""
+        self._fail(asyncio.CancelledError())
+        self._kept.clear()
+        self._state = None
 
     def release(self, sequence: int) -> None:
         """Frees the slot of the sequence."""
@@ -127,6 +162,14 @@ class JaxEngine:
 
     async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
         """`params.n` completions of prompt i32[n]; see Engine.sample for the errors."""
+        waiting = self.submit(prompt, params)
+        if self._driver is None or self._driver.done():
+            self._changed = asyncio.Event()
+            self._driver = asyncio.get_running_loop().create_task(self._drive())
+        return list(await asyncio.gather(*waiting))
+
+    def submit(self, prompt: np.ndarray, params: SamplingParams) -> list[asyncio.Future[Completion]]:
+        """What `sample` awaits, for a caller that takes the turns itself: see `turn`."""
         self._check(prompt, params)
         loop = asyncio.get_running_loop()
         requests = [
@@ -135,10 +178,31 @@ class JaxEngine:
         ]
         self._waiting.extend(requests)
         self._changed.set()
-        if self._driver is None or self._driver.done():
-            self._changed = asyncio.Event()
-            self._driver = loop.create_task(self._drive())
-        return list(await asyncio.gather(*(r.done for r in requests)))
+        return [r.done for r in requests]
+
+    @property
+    def ready(self) -> bool:
+        """Whether a turn would do anything."""
+        if self._running or not self._waiting:
+            return bool(self._running)
+        return bool(self._free()) or any(r.params.sequence in self._kept for r in self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Slots that are being decoded."""
+        return len(self._running)
+
+    async def turn(self, most: int) -> int:
+        """One turn of the device: gives free slots to waiting requests, and decodes `most` steps or fewer.
+
+        Returns the steps. What it does depends only on the requests, releases and weights before it, in their order.
+        """
+        try:
+            await asyncio.to_thread(self._take_turn, most)
+            return self._deliver()
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def _check(self, prompt: np.ndarray, params: SamplingParams) -> None:
         if not self._weights:
@@ -157,32 +221,37 @@ class JaxEngine:
             while self._waiting or self._running:
                 await asyncio.sleep(0)  # lets ready coroutines add their requests to this round
                 self._changed.clear()
-                ready = self._running or self._free() or any(r.params.sequence in self._kept for r in self._waiting)
-                if not ready:
+                if not self.ready:
                     await self._changed.wait()  # all slots are reserved for sequences whose tools are running
                     continue
-                await asyncio.to_thread(self._take_turn)
+                await asyncio.to_thread(self._take_turn, self.max_new_tokens)
                 self._deliver()
         except BaseException as error:
-            for request in [*self._running.values(), *self._waiting]:
-                if not request.done.done():
-                    request.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-            self._waiting.clear()
-            self._running.clear()
+            self._fail(error)
             raise
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends all requests by this error."""
+        for request in [*self._running.values(), *self._waiting]:
+            if not request.done.done() and isinstance(error, Exception):
+                request.done.set_exception(error)
+            else:
+                request.done.cancel()
+        self._waiting.clear()
+        self._running.clear()
 
     def _free(self) -> list[int]:
         """The slots that a new sequence may take."""
         taken = {*self._running, *(kept.slot for kept in list(self._kept.values()))}
         return [b for b in range(self.slots) if b not in taken]
 
-    def _take_turn(self) -> None:
+    def _take_turn(self, most: int) -> None:
         with self._turns:
-            self._advance()
+            self._advance(most)
             jax.block_until_ready(self._state.rows.count)
 
-    def _advance(self) -> None:
-        """Fills the free slots, then decodes until enough rows have finished."""
+    def _advance(self, most: int) -> None:
+        """Fills the free slots, then decodes until enough rows have finished, or for `most` steps."""
         if self._state is None:
             self._state = self.programs.empty_state()
         self._admit()
@@ -191,7 +260,7 @@ class JaxEngine:
         running = self._running.values()
         params = [r.params for r in running]
         look = any(p.stop_strings or p.sequence for p in params)
-        steps = LOOK_STEPS if look else self.max_new_tokens
+        steps = min(most, LOOK_STEPS) if look else most
         # While requests wait, some free slots are worth a refill; otherwise decode until fewer rows suffice.
         copies = (self._waiting or look) and not self.programs.by_rows  # of the cache, for fewer rows
         widths = [0, self.slots] if copies else [0, *self.programs.widths]
@@ -244,7 +313,6 @@ class JaxEngine:
                 part = enumerate(same[first : first + together])
                 taken = [(free.pop(0), prompt, request) for prompt, some in part for request in some]
                 self._state = self.programs.prefill(self._weights, self._state, *self._prefill_inputs(bucket, taken))
-                self._running.update({slot: request for slot, _, request in taken})
 
     def _admit_continuing(self, requests: list[tuple[_Request, _Kept]]) -> None:
         """Computes the new tokens of requests whose slots hold the rest, several of similar length at a time."""
@@ -257,20 +325,49 @@ class JaxEngine:
                 inputs = self._extend_inputs(bucket, same[first : first + together])
                 self._state = self.programs.extend(self._weights, self._state, *inputs)
 
-    def _extend_inputs(self, length: int, part: list[tuple[_Request, _Kept]]) -> tuple[Any, ...]:
+    def _recompute(self) -> None:
+        """The keys and values of all running rows, by the current weights: everything before the token fed next."""
+        if not self._running:
+            return
+        tokens = jax.device_get(self._state.tokens)
+        by_bucket: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        for slot, request in self._running.items():
+            known = np.concatenate([request.prompt, tokens[slot, : request.count]])[:-1]
+            if len(known):
+                by_bucket[self.programs.bucket(len(known))].append((slot, known))
+        rows, nothing = self._no_rows()
+        for bucket, same in by_bucket.items():
+            together = self.programs.prefill_rows(bucket)
+            for first in range(0, len(same), together):
+                part = same[first : first + together]
+                inputs = self._known_inputs(bucket, [(slot, 0, known) for slot, known in part])
+                with self._turns:
+                    self._state = self.programs.extend(self._weights, self._state, *inputs, nothing, rows)
+
+    def _known_inputs(self, length: int, part: list[tuple[int, int, np.ndarray]]) -> tuple[np.ndarray, ...]:
+        """Tokens and positions i32[P, length], slots i32[P]: of each slot, tokens from a position on."""
         together = self.programs.prefill_rows(length)
         tokens = np.zeros((together, length), np.int32)
         positions = np.full((together, length), self.max_length, np.int32)  # padding is not written
         slots = np.zeros(together, np.int32)
+        for i, (slot, first, new) in enumerate(part):
+            tokens[i, : len(new)], positions[i, : len(new)] = new, np.arange(first, first + len(new))
+            slots[i] = slot
+        return tokens, positions, slots
+
+    def _extend_inputs(self, length: int, part: list[tuple[_Request, _Kept]]) -> tuple[Any, ...]:
         rows, fresh = self._no_rows()
-        for i, (request, (slot, known)) in enumerate(part):
-            n = len(request.prompt) - len(known)
-            tokens[i, :n] = request.prompt[len(known) :]
-            positions[i, :n] = np.arange(len(known), len(request.prompt))
-            slots[i], fresh[slot], request.cached = slot, True, len(known)
-            _set_row(rows, slot, request)
-            self._running[slot] = request
-        return tokens, positions, slots, fresh, rows
+        new = [(slot, len(known), request.prompt[len(known) :]) for request, (slot, known) in part]
+        for request, (slot, known) in part:
+            fresh[slot], request.cached = True, len(known)
+            self._start(rows, slot, request)
+        return *self._known_inputs(length, new), fresh, rows
+
+    def _start(self, rows: Rows, slot: int, request: _Request) -> None:
+        """Puts the request's values in the row of its slot."""
+        request.version = self.version
+        _set_row(rows, slot, request)
+        self._running[slot] = request
 
     def _no_rows(self) -> tuple[Rows, np.ndarray]:
         """Blank settings for all slots, and bool[B], which are fresh; both to be filled in."""
@@ -286,19 +383,20 @@ class JaxEngine:
             n = len(request.prompt)
             tokens[prompt, :n], lengths[prompt] = request.prompt, n
             source[slot], fresh[slot] = prompt, True
-            _set_row(rows, slot, request)
+            self._start(rows, slot, request)
         return tokens, lengths, source, fresh, rows
 
-    def _deliver(self) -> None:
-        """Completes the requests whose rows have finished."""
+    def _deliver(self) -> int:
+        """Completes the requests whose rows have finished. Returns the steps that the longest row has made."""
         counts, active = jax.device_get((self._state.rows.count, self._state.rows.active))
+        steps = max((int(counts[slot]) - request.count for slot, request in self._running.items()), default=0)
         for slot, request in self._running.items():
             request.count = int(counts[slot])
         cut = self._stop_string_cuts(counts)
         given_up = [slot for slot, request in self._running.items() if request.done.done()]
         finished = [slot for slot in self._running if not active[slot] or slot in cut or slot in given_up]
         if not finished:
-            return
+            return steps
         tokens, logprobs = jax.device_get((self._state.tokens, self._state.logprobs))
         for slot in finished:
             request = self._running.pop(slot)
@@ -311,12 +409,15 @@ class JaxEngine:
                 known = np.concatenate([request.prompt, tokens[slot, : n - 1]])
                 self._kept[request.params.sequence] = _Kept(slot, known)
             sampled = tokens[slot, :n].copy(), logprobs[slot, :n].copy()
-            request.done.set_result(Completion(*sampled, reason, self.version, request.cached))
+            changes = tuple((first, version) for first, version in request.changes if 0 < first < n)
+            oldest = max((version for first, version in request.changes if not first), default=request.version)
+            request.done.set_result(Completion(*sampled, reason, oldest, request.cached, changes))
         if cut or given_up:
             rows, still = self._state.rows, np.array([active[b] and b in self._running for b in range(self.slots)])
             # With the same sharding; otherwise the programs would be compiled again.
             placed = jax.device_put(still, rows.active.sharding) if rows.active.committed else jnp.asarray(still)
             self._state = self._state._replace(rows=rows._replace(active=placed))
+        return steps
 
     def _stop_string_cuts(self, counts: np.ndarray) -> dict[int, int]:
         """For each slot whose text contains a stop string: the number of tokens until it is complete."""

@@ -326,6 +326,7 @@ def read_completion(
         content = choice["logprobs"]["content"]
         logprobs = np.array([entry["logprob"] for entry in content], np.float32)
         labels = [span["version"].partition("/") for span in choice["weight_versions"]]
+        starts = [int(span["start"]) for span in choice["weight_versions"]]
         cached = int(((data.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         same = [entry["token_id"] for entry in content] == choice["token_ids"]
         reason: Literal["stop", "length"] = "length" if choice["finish_reason"] == "length" else "stop"
@@ -343,12 +344,13 @@ def read_completion(
     if not labels or any(owner != session for owner, _, _ in labels):
         names = ", ".join("".join(label) for label in labels)
         raise BadReplyError(f"the server samples from weights {names!r}, which this run did not send")
-    version = min(int(version) for _, _, version in labels)
+    versions = [int(version) for _, _, version in labels]
+    version = min(versions)
     if version < least:
         raise BadReplyError(f"weights of version {version} instead of {least} or newer")
     if params.top_p < 1 or params.top_k or params.min_p:
         logprobs = np.full_like(logprobs, math.nan)  # vLLM's are of the truncated distribution: not for training
-    return Completion(tokens, logprobs, reason, version, cached)
+    return Completion(tokens, logprobs, reason, version, cached, tuple(zip(starts[1:], versions[1:])))
 
 
 def compare(tensors: dict[str, np.ndarray], report: dict[str, Any], address: str) -> None:

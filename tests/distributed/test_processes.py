@@ -322,6 +322,25 @@ def test_other_objectives_in_two_processes_are_those_of_one(jobs, tmp_path, obje
 
 
 @pytest.mark.slow
+def test_streams_of_two_processes_are_repeatable(jobs, tmp_path):
+    """Each samples its part of every batch, episode by episode, and a killed run goes on as it would have."""
+    stream = ("--config.rollout.stream.episodes=6", "--config.rollout.stream.schedule=steps", *AHEAD)
+    codes, said = jobs(2, *train_command(tmp_path / "one", *stream)).end()
+    assert codes == [0, 0], said
+    job = jobs(2, *train_command(tmp_path / "two", *stream))
+    wait_for(lambda: lines(tmp_path / "two") >= 16, job)
+    job.started[1].kill()
+    job.end(timeout=60)
+    codes, said = jobs(2, *train_command(tmp_path / "two", *stream)).end()
+    assert codes == [0, 0], said
+    one, two = (
+        [{name: v for name, v in r.items() if not name.startswith(("time/", "stream/"))} for r in records(tmp_path / f)]
+        for f in ("one", "two")
+    )
+    assert one == two
+
+
+@pytest.mark.slow
 def test_four_processes_agree_on_a_stop_and_one_goes_on(jobs, tmp_path):
     expected = alone(tmp_path / "one", *AHEAD)
     job = jobs(4, *train_command(tmp_path / "four", *AHEAD))

@@ -1,0 +1,128 @@
+"""What one slow episode costs: whole batches against a stream of episodes, with log-normal lengths and tool times.
+
+    python benchmarks/stragglers.py --seeds 3 --steps 40 --folder runs/stragglers
+
+The model and the problems are those of configs/grpo.py, after its SFT. Each episode also samples tokens that are
+thrown away (real ones, of the engine: what long reasoning costs) and waits for a simulated tool; both are log-normal,
+the 99th percentile 10 times the median. Neither changes what is learned. Arms: whole batches at staleness 0 and 1, and
+a stream at staleness 0, 1, 2 and 4. A run that is complete is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge
+
+from configs.grpo import get_config as grpo_config
+from jaxrl.config import Config
+from jaxrl.files import read_metrics
+from rollouts.environments.dialogue import Dialogue, DialogueEnvironment
+
+SIGMA = math.log(10) / 2.326  # of log-normal numbers whose 99th percentile is 10 times the median
+ARMS = ("batch_0", "batch_1", "stream_0", "stream_1", "stream_2", "stream_4")
+FILE = "benchmarks/stragglers.py"
+
+
+@dataclass
+class Settings:
+    """The tails of an episode; 0: none."""
+
+    name: str = ""
+    tokens: Annotated[int, Ge(0)] = 24  # sampled and thrown away, the median
+    tool_s: Annotated[float, Ge(0)] = 0.3  # of the simulated tool, the median
+
+
+class Tails(DialogueEnvironment):
+    """An answer, then tokens that nobody reads, then a tool."""
+
+    continues = False
+    settings: Settings
+
+    async def converse(self, dialogue: Dialogue) -> None:
+        draw = np.random.default_rng(dialogue.params.seed)
+        tokens, seconds = np.exp(SIGMA * draw.standard_normal(2)) * (self.settings.tokens, self.settings.tool_s)
+        await dialogue.sample()
+        if tokens >= 1:
+            most = min(int(tokens), dialogue.engine.max_length - len(dialogue.prompt))
+            thrown = dataclasses.replace(dialogue.params, max_new_tokens=most, stop_tokens=(), stop_strings=())
+            await dialogue.engine.sample(dialogue.prompt, thrown)
+        await dialogue.tool(asyncio.sleep(seconds))
+
+
+def make_environment(**fields: Any) -> Tails:
+    return Tails(**fields)
+
+
+def get_config(arm: str = "batch_1") -> Config:
+    config = grpo_config()
+    config.name = arm
+    config.task.held_out_problems = 200
+    if arm == "sft":
+        config.sft.steps, config.grpo.steps = 600, 0
+        return config
+    kind, staleness = arm.split("_")
+    config.sft.steps = 0
+    config.rollout.environment = FILE
+    config.rollout.max_new_tokens = 256
+    config.batch.row_length = 112
+    config.rollout.slots = 64
+    config.rollout.max_staleness = int(staleness)
+    config.grpo.loss.sampler_correction = "truncate"
+    config.checkpoint.every = 0
+    if kind == "stream":
+        config.rollout.stream.episodes = 128
+    return config
+
+
+def train(folder: Path, arm: str, seed: int, steps: int) -> list[dict]:
+    """The run's records; it is done if it is not there."""
+    name = f"{arm}_{seed}" if arm != "sft" else arm
+    overrides = [f"--config.runs_dir={folder}", f"--config.name={name}", f"--config.seed={seed}"]
+    if arm != "sft":
+        overrides += [f"--config.model.path={folder}/sft", f"--config.grpo.steps={steps}"]
+    command = [sys.executable, "-m", "jaxrl.train", "--config", f"{FILE}:{arm}", *overrides]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return read_metrics(folder / name / "metrics.jsonl")
+
+
+def row(arm: str, runs: list[list[dict]]) -> str:
+    """The arm's line of the table: medians of the steps after the first five, means over the seeds."""
+    steps = [[r for r in run if r["stage"] == "grpo"][5:] for run in runs]
+    seconds = [float(np.median([r["time/step_s"] for r in run])) for run in steps]
+    tokens = [sum(r["batch/sampled_tokens"] for r in run) / sum(r["time/step_s"] for r in run) for run in steps]
+    scores = [run[-1]["held_out/pass@1"] for run in runs]
+    masked = [np.mean([r.get("staleness/masked", 0.0) for r in run]) for run in steps]
+    spread = f" ± {np.std(scores, ddof=1):.1%}" if len(scores) > 1 else ""
+    return (
+        f"| {arm.replace('_', ', staleness ')} | {np.mean(seconds):.2f} | {3600 / np.mean(seconds):,.0f} | "
+        f"{np.mean(tokens):,.0f} | {np.mean(masked):.1%} | {np.mean(scores):.1%}{spread} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    parser.add_argument("--folder", type=Path, default=Path("runs/stragglers"))
+    options = parser.parse_args()
+    train(options.folder, "sft", 0, 0)
+    print("| | s a step | steps/hour | learned tokens/s | too old | pass@1 after |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for arm in options.arms:
+        runs = [train(options.folder, arm, seed, options.steps) for seed in range(options.seeds)]
+        print(row(arm, runs), flush=True)
+
+
+if __name__ == "__main__":
+    main()
