@@ -67,8 +67,10 @@ def read_examples(task: str, path: str, split: str = "test") -> dict[str, Exampl
 
 
 def _plus_suites(row: Row) -> dict[str, tuple[Test, ...]]:
+    """A problem may have no plus inputs (Mbpp/793 of v0.1.0): the base tests are all then, as in EvalPlus."""
     prompt = row.text("prompt")
-    return {part: evalplus_tests(row, prompt, part) for part in ("base", "plus")}
+    suites = {part: evalplus_tests(row, prompt, part) for part in ("base", "plus")}
+    return {part: tests for part, tests in suites.items() if tests}
 
 
 def _humaneval_example(row: Row) -> Example:
