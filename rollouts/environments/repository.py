@@ -68,13 +68,14 @@ class Tree:
         files: gives the folder with the files at the issue's commit, or is their contents by path. May raise OSError.
         read_only: folders that are linked in, such as node_modules.
         tests: commands of the tests that the model may run, each through a shell.
-        images: of the issue, by name: the file, or None where it is not here.
+        images: of the issue, by name: the file, or its contents, or None where it is not here. A name in .txt is a
+            picture in characters, which is shown as it is.
     """
 
     files: Callable[[], str] | Mapping[str, str]
     read_only: Mapping[str, str] = field(default_factory=dict)
     tests: tuple[str, ...] = ()
-    images: Mapping[str, str | None] = field(default_factory=dict)
+    images: Mapping[str, str | bytes | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -335,9 +336,12 @@ def run_tests(checkout: Checkout, tests: Sequence[str], wall_s: float) -> str:
     return "\n".join(said)
 
 
-def image(images: Mapping[str, str | None], wanted: int) -> str:
+def image(images: Mapping[str, str | bytes | None], wanted: int) -> str:
     """An image of the issue in words."""
     if wanted > len(images):
         raise RefusedError(f"there is no image {wanted}: the issue has {len(images)}")
     name, path = [*images.items()][wanted - 1]
-    return described(name, Path(path).read_bytes()) if path else f"image {name} is not on this machine"
+    if path is None:
+        return f"image {name} is not on this machine"
+    data = path if isinstance(path, bytes) else Path(path).read_bytes()
+    return data.decode() if name.endswith(".txt") else described(name, data)
