@@ -23,7 +23,7 @@ from rollouts.unified import PatchError, apply_patch
 from sandbox.verdict import CallTest, Program
 
 FILE, IMAGE = "draw.py", "screenshot.txt"
-HELD_OUT_SHARE = 8  # one pair of a wrong and a right value in this many
+HELD_OUT_SHARE = 8  # one pair of a wrong and a right value, and one wrong program, in this many
 HELD_OUT_SEED = 20_000_003
 MARKS = tuple("#*o+x@%=~&$v")
 WORDS = ("cat", "dog", "sun", "map", "tea", "red", "box", "key", "sea", "owl", "ink", "jam", "elm", "fog", "gem", "hat")
@@ -78,7 +78,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         headline="resolved",
         metrics=lambda group: {"resolved": sum(e.reward.solved for e in group.episodes) / len(group.episodes)},
         slices=lambda problem: {"wrong": problem.meta["wrong"]},
-        well_formed=lambda problem, submission: bool(submission.state),
+        well_formed=lambda problem, submission: bool(changed(problem.meta[TREE], submission)),
     )
 
 
@@ -90,7 +90,8 @@ def generate(name: str, for_held_out: bool, images: bool = True) -> Problem:
         wrong_value = rng.choice([*VALUES])
         wrong = right._replace(**{wrong_value: rng.choice(VALUES[wrong_value])})
         pair = f"{wrong_value} {getattr(wrong, wrong_value)} {getattr(right, wrong_value)}"
-        if wrong != right and (zlib.crc32(pair.encode()) % HELD_OUT_SHARE == 0) == for_held_out:
+        chosen = [zlib.crc32(text.encode()) % HELD_OUT_SHARE == 0 for text in (pair, wrong.program)]
+        if wrong != right and chosen == [for_held_out] * 2:
             return problem_of(name, wrong, right, wrong_value, images)
 
 
@@ -112,7 +113,7 @@ def demonstration(tree: Tree, wrong: Drawing, right: Drawing, wrong_value: str) 
     old, new = (f"{wrong_value.upper()} = {getattr(values, wrong_value)!r}" for values in (wrong, right))
     block = write_edit(Edit(FILE, old, new))
     files = {FILE: wrong.program}
-    diff = edited(files, apply_edits(files, [Edit(*BLOCK.search(block).groups())]))
+    diff = edited(files, apply_edits(files, [Edit(FILE, old, new)]))
     said = [("image 1", image(tree.images, 1))] if tree.images else []
     said.append((block, diff))
     turns = [turn for answer, output in said for turn in (("assistant", answer), ("user", output))]
@@ -135,14 +136,20 @@ def text_of(problem: Problem) -> str:
 
 
 async def judge(problem: Problem, submission: Submission, services: Services) -> Reward:
-    """1 if the program draws what it should after the submitted patch; an empty or unfit patch is worth 0."""
-    tree: Tree = problem.meta[TREE]
-    assert isinstance(tree.files, dict) and services.pool is not None
-    try:
-        program = apply_patch(tree.files, submission.state or "").get(FILE)
-    except (PatchError, FormatError):
-        program = None
-    if not program:
+    """1 if the program draws what it should after the submitted change; 0 for one that is empty or does not fit."""
+    assert services.pool is not None
+    if not (program := changed(problem.meta[TREE], submission)):
         return Reward(0.0, False, {"resolved": 0.0})
     verdict = await services.pool.run_async(Program(program, problem.tests))
     return Reward(float(verdict.passed), verdict.passed, {"resolved": float(verdict.passed)}, verdict)
+
+
+def changed(tree: Tree, submission: Submission) -> str | None:
+    """The program after the submitted patch, or after the blocks of a plain answer; None where they do not fit."""
+    assert isinstance(tree.files, dict)
+    try:
+        if isinstance(submission.state, str):
+            return apply_patch(tree.files, submission.state).get(FILE)
+        return apply_edits(tree.files, [Edit(*found.groups()) for found in BLOCK.finditer(submission.text)]).get(FILE)
+    except (PatchError, FormatError):
+        return None
