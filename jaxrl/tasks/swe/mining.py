@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxrl.tasks.swe.edits import FormatError, edits_between
 from jaxrl.tasks.swe.history import LINK, SUBMODULE, Change, Commit, chunks, read_commits, read_objects, read_tree
 from jaxrl.tasks.swe.reward import changes
+from rollouts.blocks import FormatError, edits_between
 
 CODE = (
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".jsx", ".kt", ".lua", ".php",
@@ -26,10 +26,10 @@ LEAST_WORDS = 3  # of a message
 BYTES = 4  # of a character, at most
 _AUTOMATIC = re.compile(r"(merge|revert|bump|release|version|v?\d+\.\d+)\b", re.IGNORECASE)
 _TRAILER = re.compile(r"([\w-]+-(by|id)|cc|closes|fixes): .*|\(cherry picked from .*\)", re.IGNORECASE)
-_OF_TESTS = re.compile(
+OF_TESTS = re.compile(
     r"(^|/)(tests?|testing|__tests__|spec)/|(^|/)test_[^/]*$|[._-](test|spec)\.\w+$|(^|/)conftest\.py$"
 )
-_OF_OTHERS = re.compile(
+OF_OTHERS = re.compile(
     r"(^|/)(vendor|vendored|third_party|node_modules|dist|build|\.yarn|migrations)/|\.min\.\w+$|_pb2(_grpc)?\.pyi?$"
     r"|\.(pb|generated|gen)\.\w+$|(^|/)_?version\.py$"
 )
@@ -135,9 +135,9 @@ def issue_of(message: str, rules: Rules) -> str:
 def _is_code(change: Change, rules: Rules) -> bool:
     """Whether a change counts at all: others, such as of documents and locks, are left out of the problem."""
     path = change.path
-    if PurePosixPath(path).suffix not in rules.suffixes or _OF_OTHERS.search(path):
+    if PurePosixPath(path).suffix not in rules.suffixes or OF_OTHERS.search(path):
         return False
-    return rules.tests or not _OF_TESTS.search(path)
+    return rules.tests or not OF_TESTS.search(path)
 
 
 def _check_changes(changed: Sequence[Change], rules: Rules) -> None:
