@@ -20,7 +20,7 @@ from jaxrl.errors import command
 from jaxrl.files import write_beside
 from jaxrl.tasks.rows import DataError, Row, read_rows
 from jaxrl.tasks.swe.agentless import choose, contents_of
-from jaxrl.tasks.swe.unified import write_patch
+from rollouts.unified import write_patch
 
 
 def predictions(samples: Sequence[Row], rows: Sequence[Row], name: str) -> list[dict[str, str]]:

@@ -1,4 +1,6 @@
-"""What environments and judges may use besides the model: the sandbox's judge pool, interpreters, scorers."""
+"""What environments and judges may use besides the model: the sandbox's judge pool, interpreters, scorers,
+working trees.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rollouts.episode import Problem, Submission
+from sandbox.checkouts import Checkouts
 from sandbox.session import Session
 from sandbox.verdict import Program, Verdict
 
@@ -35,6 +38,7 @@ class Services:
     pool: JudgePool | None = None
     open_session: Callable[[], Session] | None = None  # a fresh Python interpreter
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    trees: Checkouts = field(default_factory=Checkouts)  # nothing runs before one is opened
 
     async def run(self, program: Program) -> Verdict:
         """The verdict on one program."""

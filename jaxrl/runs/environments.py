@@ -18,6 +18,7 @@ from rollouts.engine import Engine, SamplingParams
 from rollouts.environments.dialogue import Budget
 from rollouts.episode import Episode, Problem
 from rollouts.services import Services
+from sandbox.checkouts import TREES, Checkouts
 from sandbox.layers import LEAST, IsolationError
 from sandbox.pool import Pool
 from sandbox.session import Sessions
@@ -84,14 +85,16 @@ def has_turns(config: Config, *tasks: Task) -> bool:
 
 @contextmanager
 def make_services(config: Config, *tasks: Task) -> Iterator[Services]:
-    """The sandbox's judge pool, and its interpreters where an environment needs them.
+    """The sandbox's judge pool and working trees, and its interpreters where an environment needs them.
 
     Raises UserError where this machine cannot isolate programs as config.sandbox wants.
     """
     calls = [e for e in environments_of(config, *tasks) if getattr(e, "sessions", False)]
-    with make_pool(config) as pool, ExitStack() as open_sessions:
-        sessions = open_sessions.enter_context(_make_sessions(config, calls)) if calls else None
-        yield Services(pool, sessions.open if sessions else None)
+    at_once = max((e.trees for e in environments_of(config, *tasks) if hasattr(e, "trees")), default=TREES)
+    with make_pool(config) as pool, ExitStack() as stack:
+        sessions = stack.enter_context(_make_sessions(config, calls)) if calls else None
+        trees = stack.enter_context(Checkouts(at_once, least=config.sandbox.least or LEAST))
+        yield Services(pool, sessions.open if sessions else None, trees=trees)
 
 
 def make_pool(config: Config) -> Pool:

@@ -1,6 +1,6 @@
 """Edit the files of a repository so that an issue is solved: SWE-RL (arXiv 2502.18449).
 
-The answer is a thought and search/replace blocks (jaxrl/tasks/swe/edits.py). The reward is how similar its change is to
+The answer is a thought and search/replace blocks (rollouts/blocks.py). The reward is how similar its change is to
 the one that was made (jaxrl/tasks/swe/reward.py), -1 for an answer that is not in the format or does not fit the files.
 Nothing is run: a nearly right change is worth nearly 1, so that `solved` counts exact changes alone.
 
@@ -28,12 +28,13 @@ from jaxrl.tasks.corruption import IN_PLACE, WITH_NUMBERS, corrupt
 from jaxrl.tasks.rows import DataError, Row, read_rows
 from jaxrl.tasks.sampling import Generated
 from jaxrl.tasks.swe.agentless import normal_patch, tree_text
-from jaxrl.tasks.swe.edits import Edit, Files, FormatError, apply_edits, edits_between, read_answer, write_answer
+from jaxrl.tasks.swe.parts import HELD_OUT_SEED, split_rows
 from jaxrl.tasks.swe.reward import WRONG_FORMAT, changes, similarity
-from jaxrl.tasks.swe.unified import PatchError, apply_patch
+from rollouts.blocks import Edit, Files, FormatError, apply_edits, edits_between, read_answer, write_answer
 from rollouts.environments.localize import FILES, REQUEST, show_files
 from rollouts.episode import Group, Problem, Reward, Submission
 from rollouts.services import Services
+from rollouts.unified import PatchError, apply_patch
 
 THINK = (
     "Think first, between <think> and </think>. Then give the edits, between <solution> and </solution>. Use each of "
@@ -57,7 +58,6 @@ NAMES = ("alpha", "beta", "gamma", "delta", "kappa", "omega", "sigma", "theta") 
 KINDS = {"ADDL": "missing", "DELL": "extra", "REPL": "wrong", "REPW": "misspelt"}  # lines, by what repairs them
 STRANGERS, DONORS, DRAWS = 64, 4, 40
 CORPUS_PROBLEMS = 600
-HELD_OUT_SEED = 70_000_027  # the same held-out problems for every run
 _ASKED = re.compile(r"Write f\((\w)\) of a \w+: (.*)\.")
 
 
@@ -205,35 +205,12 @@ def _of_rows(settings: Settings, rejected: Counter[str]) -> tuple[list[Problem],
     if settings.held_out_path:
         parts = rows, read_rows(settings.held_out_path, settings.split)
     else:
-        parts = split_rows(rows, settings)
+        parts = split_rows(rows, settings.held_out, settings.held_out_share)
     train, held_out = ([p for row in part if (p := row_problem(row, settings, rejected))] for part in parts)
     if not train and not held_out:
         counts = ", ".join(f"{reason}: {count}" for reason, count in rejected.items())
         raise DataError(f"{settings.path}: no problem is left ({counts})")
     return train[: settings.train_problems], held_out[: settings.held_out_problems]
-
-
-def split_rows(rows: Sequence[Row], settings: Settings) -> tuple[list[Row], list[Row]]:
-    """Rows for training and held out: none of these is older than one of those, or of the same repository.
-
-    Raises DataError where one part would be empty.
-    """
-    share = settings.held_out_share
-    if settings.held_out == "time":
-        dates = [row.number("date") for row in rows]
-        newest = sorted(dates)[-max(1, round(share * len(rows)))]
-        held = [date >= newest for date in dates]
-    else:
-        names = [row.text("repository", "repo") for row in rows]
-        there = sorted({*names})
-        chosen = random.Random(HELD_OUT_SEED).sample(there, max(1, round(share * len(there))))
-        held = [name in chosen for name in names]
-    if all(held):
-        raise DataError(
-            f"{settings.path}: task.held_out = {settings.held_out!r} leaves no row to train on; choose the other way, "
-            "or give task.held_out_path"
-        )
-    return [r for r, h in zip(rows, held) if not h], [r for r, h in zip(rows, held) if h]
 
 
 def row_problem(row: Row, settings: Settings, rejected: Counter[str]) -> Problem | None:

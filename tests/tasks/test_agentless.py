@@ -10,7 +10,7 @@ import pytest
 
 from jaxrl import agentless
 from jaxrl.tasks.swe.agentless import choose, choose_reproduction, contents_of, normal_patch, tree_text
-from jaxrl.tasks.swe.edits import Edit, write_answer
+from rollouts.blocks import Edit, write_answer
 
 FILES = {"m.py": "def double(x):\n    return x + 2\n\ndef one():\n    return 1\n"}
 

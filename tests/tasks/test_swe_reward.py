@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrl.tasks.swe.edits import Edit, FormatError, apply_edits, edits_between, read_answer, write_answer, write_edit
 from jaxrl.tasks.swe.reward import (
     changes,
     changes_of_patch,
@@ -20,7 +19,8 @@ from jaxrl.tasks.swe.reward import (
     reward_of_contents,
     reward_of_patches,
 )
-from jaxrl.tasks.swe.unified import PatchError, apply_patch, diff_lines, read_patch, write_patch
+from rollouts.blocks import Edit, FormatError, apply_edits, edits_between, read_answer, write_answer, write_edit
+from rollouts.unified import PatchError, apply_patch, diff_lines, read_patch, write_patch
 
 A = "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n    return a - b"
 B = "def sort_list(lst):\n    return sorted(lst)"

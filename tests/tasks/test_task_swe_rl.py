@@ -14,13 +14,13 @@ from jaxrl.errors import UserError
 from jaxrl.runs.tokenizer import train_tokenizer
 from jaxrl.tasks import swe_rl
 from jaxrl.tasks.rows import DataError
-from jaxrl.tasks.swe.edits import Edit, write_answer
 from jaxrl.tasks.swe.reward import reward_of_answer
-from jaxrl.tasks.swe.unified import write_patch
+from rollouts.blocks import Edit, write_answer
 from rollouts.engine import UnsupportedError
 from rollouts.environments import localize
 from rollouts.environments.dialogue import Budget
 from rollouts.episode import Episode, Group, Problem, Reward, Submission
+from rollouts.unified import write_patch
 
 FILES = {"a.py": "def f(x):\n    return x\n", "lib/b.py": "y = 1\n"}
 ORACLE = {"a.py": "def f(x):\n    return x + 1\n"}

@@ -8,17 +8,19 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxrl.files import write_beside
 from jaxrl.tasks.repositories.grade import Grade, grade
 from jaxrl.tasks.repositories.packages import package_set
 from jaxrl.tasks.repositories.rows import Instance
+from rollouts.unified import read_patch
 from sandbox.checkout import Checkout, CheckoutError, Ran
 from sandbox.layers import LEAST
 
 APPLY_S = 60.0
-PYTHON = "parse_log_pytest"  # the tests of such a repository run with the packages of this Python
+OF_PYTHON = ("parse_log_pytest", "parse_log_tap")  # such tests run with this Python and its packages
 # git's own reading first, then without generated pages, then GNU patch's, which forgives more.
 APPLY = (
     ("git", "apply", "--verbose", "../{}"),
@@ -27,6 +29,7 @@ APPLY = (
 )
 
 
+@dataclass(frozen=True)
 class Repositories:
     """Clones, and folders with their files at a commit, made once each.
 
@@ -35,21 +38,21 @@ class Repositories:
         cache: where files of a commit are kept.
     """
 
-    def __init__(self, clones: Path, cache: Path):
-        self._clones, self._cache = clones, cache
+    clones: Path
+    cache: Path
 
     def clone(self, repo: str) -> Path | None:
         """The git folder of OWNER/NAME; None if it is not there."""
         owner, name = repo.split("/")
         for place in (f"{owner}__{name}", name, repo, f"{name}.git", f"{owner}__{name}.git"):
-            for folder in (self._clones / place / ".git", self._clones / place):
+            for folder in (self.clones / place / ".git", self.clones / place):
                 if (folder / "HEAD").is_file():
                     return folder
         return None
 
-    def files(self, instance: Instance) -> Path:
-        """A folder with the files of the instance's commit. Raises OSError where the clone does not have it."""
-        folder = self._cache / instance.repo.replace("/", "__") / instance.base_commit
+    def files(self, repo: str, commit: str) -> Path:
+        """A folder with the files of a commit, without git's. Raises OSError where the clone does not have it."""
+        folder = self.cache / repo.replace("/", "__") / commit
         if folder.is_dir():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,18 +60,41 @@ class Repositories:
             tree = Path(beside) / "tree"
             tree.mkdir()
             # Not git archive, which leaves out what .gitattributes says, often the tests.
-            git = ["git", f"--git-dir={self.clone(instance.repo)}", f"--work-tree={tree}"]
+            git = ["git", f"--git-dir={self.clone(repo)}", f"--work-tree={tree}"]
             environment = os.environ | {"GIT_INDEX_FILE": str(Path(beside) / "index")}
-            for step in (["read-tree", instance.base_commit], ["checkout-index", "--all", "--force"]):
+            for step in (["read-tree", commit], ["checkout-index", "--all", "--force"]):
                 done = subprocess.run([*git, *step], capture_output=True, text=True, env=environment, cwd=tree)
                 if done.returncode:
-                    raise OSError(f"{instance.repo} at {instance.base_commit}: {done.stderr.strip()[-200:]}")
+                    raise OSError(f"{repo} at {commit}: {done.stderr.strip()[-200:]}")
             try:
                 tree.rename(folder)
             except OSError:  # another thread was faster
                 if not folder.is_dir():
                     raise
         return folder
+
+
+def packages_of(instance: Instance, repositories: Repositories, modules: Path) -> dict[str, str]:
+    """The folders of packages that its tests need, by their names in the tree.
+
+    Raises OSError, with the reason, for what cannot be judged here: a repository that is not there, packages that are
+    not installed, a runner without which nothing can be said.
+
+    Args:
+        modules: has the installed package sets (jaxrl/tasks/repositories/packages.py).
+    """
+    if repositories.clone(instance.repo) is None:
+        raise OSError(f"there is no clone of {instance.repo}")
+    if instance.log_parser in OF_PYTHON:
+        return {}
+    packages = package_set(instance)
+    if packages is None:
+        raise OSError(f"no list of packages for {instance.repo}")
+    if not (modules / packages / "node_modules").is_dir():
+        raise OSError(f"{packages} is not installed (python -m jaxrl.swebench install)")
+    if shutil.which("node") is None:
+        raise OSError("there is no node on this machine")
+    return {"node_modules": str(modules / packages / "node_modules")}
 
 
 def attempt(
@@ -81,35 +107,25 @@ def attempt(
     least: str = LEAST,
     log: Path | None = None,
 ) -> Grade:
-    """The grade of a patch, which may be empty.
-
-    Not judged, with the reason: a repository that is not there, packages that are not installed, a runner without
-    which nothing can be said. `log` gets what the tests printed.
+    """The grade of a patch, which may be empty; not judged, with the reason, where it cannot be.
 
     Args:
-        modules: has the installed package sets (jaxrl/tasks/repositories/packages.py).
         wall_s: of each test command.
+        log: gets what the tests printed.
     """
-    if repositories.clone(instance.repo) is None:
-        return Grade("not_judged", reason=f"there is no clone of {instance.repo}")
-    installed: dict[str, str] = {}
-    if instance.log_parser != PYTHON:
-        packages = package_set(instance)
-        if packages is None:
-            return Grade("not_judged", reason=f"no list of packages for {instance.repo}")
-        if not (modules / packages / "node_modules").is_dir():
-            return Grade("not_judged", reason=f"{packages} is not installed (python -m jaxrl.swebench install)")
-        if shutil.which("node") is None:
-            return Grade("not_judged", reason="there is no node on this machine")
-        installed["node_modules"] = str(modules / packages / "node_modules")
     try:
-        with Checkout(str(repositories.files(instance)), installed, least=least) as checkout:
-            return _judge(checkout, instance, patch, repositories.files(instance), wall_s, log)
+        packages = packages_of(instance, repositories, modules)
+        files = repositories.files(instance.repo, instance.base_commit)
+        with Checkout(str(files), packages, least=least) as checkout:
+            return judge_patch(checkout, instance, patch, files, wall_s, log)
     except (CheckoutError, OSError) as error:  # of the machine, or a commit that the clone lacks
         return Grade("not_judged", reason=str(error))
 
 
-def _judge(checkout: Checkout, instance: Instance, patch: str, files: Path, wall_s: float, log: Path | None) -> Grade:
+def judge_patch(
+    checkout: Checkout, instance: Instance, patch: str, files: Path, wall_s: float = 300.0, log: Path | None = None
+) -> Grade:
+    """The grade of a patch, in a fresh checkout of `files`. Raises CheckoutError where that fails."""
     if patch.strip() and (failed := apply(checkout, patch, "model.patch")):
         return Grade("unresolved", reason=f"the patch does not apply: {failed}")
     failed = restore(checkout, files, touched(instance.test_patch))
@@ -121,6 +137,24 @@ def _judge(checkout: Checkout, instance: Instance, patch: str, files: Path, wall
     if log is not None:
         write_beside(log, "".join(f"$ {c}\n{r.output}\n" for c, r in zip(instance.test_commands, ran)))
     return _graded(instance, ran)
+
+
+def visible(instance: Instance) -> tuple[str, ...]:
+    """Commands for the tests that are in the tree before the tests' patch, which may be seen.
+
+    They are the row's own, or the test commands without what the patch adds: files that are new, and names of tests
+    in those that it changes. Raises PatchError for a tests' patch that is none.
+    """
+    if instance.visible_commands:
+        return instance.visible_commands
+    changed = read_patch(instance.test_patch)
+    new, old = {file.new for file in changed if not file.old}, {file.old for file in changed}
+
+    def seen(command: str) -> str:
+        words = [(word, word.split("::")[0]) for word in command.split()]
+        return " ".join(path if path in old else word for word, path in words if path not in new)
+
+    return tuple(seen(command) for command in instance.test_commands)
 
 
 def _graded(instance: Instance, ran: Sequence[Ran]) -> Grade:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,8 @@ class Instance(NamedTuple):
     fail_only: bool
     log_parser: str
     test_commands: tuple[str, ...]  # one after the other, each through a shell
-    images: tuple[str, ...] = ()  # addresses of the issue's images
+    images: tuple[str, ...] = ()  # addresses of the issue's images, or names of their files where the row has them
+    visible_commands: tuple[str, ...] = ()  # of tests that a model may see; (): see `visible`
 
     @property
     def number(self) -> int:
@@ -48,8 +49,17 @@ def read_instances(path: str) -> list[Instance]:
 
     Raises DataError for a row that lacks something, with its place, and for an id that comes twice.
     """
+    return read_instance_rows(instance_rows(path))
+
+
+def instance_rows(path: str, split: str = "test") -> list[Row]:
+    """The rows of a file, a hub data set, or a folder with a folder for each task."""
     folder = expanded(path)
-    rows = list(_folders(folder)) if folder.is_dir() else read_rows(path, "test")
+    return list(_folders(folder)) if folder.is_dir() else read_rows(path, split)
+
+
+def read_instance_rows(rows: Sequence[Row]) -> list[Instance]:
+    """The tasks of rows; see `read_instances`."""
     instances: dict[str, Instance] = {}
     for row in rows:
         instance = _instance(row)
@@ -84,7 +94,8 @@ def _instance(row: Row) -> Instance:
         fail_only=kind == "fail_only",
         log_parser=row.optional_text("log_parser") or f"parse_log_{_short(repo)}",
         test_commands=_commands(row),
-        images=tuple(assets.get("problem_statement") or ()),
+        images=tuple(row.optional_texts("images") or assets.get("problem_statement") or ()),
+        visible_commands=_split(row.optional_text("visible_cmd")),
     )
 
 
@@ -104,12 +115,16 @@ def _names(row: Row, field: str) -> tuple[str, ...]:
 def _commands(row: Row) -> tuple[str, ...]:
     """`test_cmd` (several joined by " ; "), or what stands between the markers of an eval script."""
     if row.fields.get("test_cmd"):
-        return tuple(part.strip() for part in row.text("test_cmd").split(" ; ") if part.strip())
+        return _split(row.text("test_cmd"))
     script = row.optional_text("eval_script")
     found = _COMMANDS.search(script)
     if not found:
         raise DataError(f"{row.where}: row has neither test_cmd nor an eval_script with test output markers")
     return tuple(line.strip() for line in found[1].splitlines() if line.strip())
+
+
+def _split(commands: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in commands.split(" ; ") if part.strip())
 
 
 def _short(repo: str) -> str:

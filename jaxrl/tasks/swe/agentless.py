@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from jaxrl.tasks.swe.edits import Files, FormatError, apply_edits, read_answer
 from jaxrl.tasks.swe.reward import changes
+from rollouts.blocks import Files, FormatError, apply_edits, read_answer
 
 Passed = Callable[[Files], float]  # new contents of the changed files -> share of the tests that pass
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxrl.tasks.swe.edits import FormatError, edits_between
 from jaxrl.tasks.swe.history import LINK, SUBMODULE, Change, Commit, chunks, read_commits, read_objects, read_tree
 from jaxrl.tasks.swe.reward import changes
+from rollouts.blocks import FormatError, edits_between
 
 CODE = (
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".jsx", ".kt", ".lua", ".php",

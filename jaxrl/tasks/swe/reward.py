@@ -13,8 +13,8 @@ from difflib import Match, SequenceMatcher
 
 import numpy as np
 
-from jaxrl.tasks.swe.edits import Files, FormatError, apply_edits, read_answer
-from jaxrl.tasks.swe.unified import PatchError, diff_lines, read_patch
+from rollouts.blocks import Files, FormatError, apply_edits, read_answer
+from rollouts.unified import PatchError, diff_lines, read_patch
 
 WRONG_FORMAT = -1.0
 Changes = Mapping[str, str]  # diffs by path

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 Files = Mapping[str, str]  # contents by path
 TAGS = ("<think>", "</think>", "<solution>", "</solution>")
-_BLOCK = re.compile(
+BLOCK = re.compile(
     r"```.*?\n### (?P<path>.*)\n"
     r"<<<<<<< SEARCH\n(?P<search>[\s\S]*?)\n"
     r"=======\n(?P<replace>[\s\S]*?)\n"
@@ -62,7 +62,7 @@ def read_answer(text: str) -> tuple[str, list[Edit]]:
     thought, solution = (text.partition(start)[2].partition(end)[0].strip() for start, end in (TAGS[:2], TAGS[2:]))
     if not thought:
         raise FormatError("the thought is empty")
-    edits = [Edit(*found.groups()) for found in _BLOCK.finditer(solution)]
+    edits = [Edit(*found.groups()) for found in BLOCK.finditer(solution)]
     if not edits:
         raise FormatError("the solution has no block")
     return thought, edits
@@ -106,7 +106,7 @@ def edits_between(files: Files, new: Files) -> list[Edit]:
     because a file has lines that look like a block's marks.
     """
     edits = [edit for path in new for edit in _edits_of(path, files.get(path, ""), new[path])]
-    if edits and [Edit(*found.groups()) for found in _BLOCK.finditer(write_answer("", edits))] != edits:
+    if edits and [Edit(*found.groups()) for found in BLOCK.finditer(write_answer("", edits))] != edits:
         raise FormatError("a file has lines that look like the marks of a block")
     return edits
 

@@ -1,0 +1,247 @@
+"""An agent in a repository, from its first command to the verdict of tests that it has never seen."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from played import Script, make, play, whole
+from small_repository import AS_TAP, EDIT, HIDDEN, RIGHT, SECRET, make_clone, write_rows
+
+from jaxrl.runs.tokenizer import train_tokenizer
+from jaxrl.tasks import load_task
+from jaxrl.tasks import repository as task_module
+from jaxrl.tasks.repositories.attempt import visible
+from jaxrl.tasks.rows import DataError
+from rollouts.environments import repository
+from rollouts.environments.dialogue import Budget
+from rollouts.episode import Submission
+from rollouts.services import Services
+
+GOLD = EDIT.format(" / 2")
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return train_tokenizer(
+        [f"{repository.INSTRUCTION} user assistant {GOLD} {RIGHT} {HIDDEN} # (ended with 0)"] * 3, 500
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Settings of the task on a row, by its test runner."""
+    folder = tmp_path_factory.mktemp("repository")
+    row = make_clone(folder / "clones")
+    old = row | {"instance_id": "o__shapes-0", "created_at": "2023-01-01T00:00:00Z"}
+
+    def settings(runner: str = "tap", **change: Any) -> task_module.Settings:
+        more = AS_TAP if runner == "tap" else {}
+        path = write_rows(folder / f"{runner}.jsonl", old | more, row | more)
+        return task_module.Settings(
+            name="repository", path=path, repositories=str(folder / "clones"), cache=str(folder / "files"), **change
+        )
+
+    return settings
+
+
+def episode(small, settings, *answers: str, **own: Any):
+    """An episode with the first training problem."""
+    task = load_task(settings, 0)
+    services = Services()
+
+    async def judge(problem, submission):
+        return await task.judge(problem, submission, services)
+
+    environment = make(repository, small, judge=judge, budget=Budget(6000), **own)
+    return play(dataclasses.replace(environment, services=services), Script(small, *answers), task.train[0])
+
+
+def outputs(played) -> list[str]:
+    return [t.text for t in played.turns if not t.sampled]
+
+
+def test_an_agent_that_opens_searches_edits_runs_and_submits(small, made):
+    answers = [
+        "Let me see.\nopen .",
+        'search "a * h"',
+        "open shapes/area.py 5",
+        f"Half of it.\n{GOLD}",
+        "run",
+        "submit",
+    ]
+    played = episode(small, made("pytest"), *answers)
+    folder, found, opened, edited, ran = outputs(played)
+    assert folder.splitlines()[0] == "., 4 entries:" and "shapes/" in folder and ".git" not in folder
+    assert found == "shapes/area.py:6:    return a * h"
+    assert opened == "shapes/area.py, lines 5 to 6 of 6:\ndef triangle(a, h):\n    return a * h"
+    assert "-    return a * h\n+    return a * h / 2" in edited
+    assert "PASSED tests/test_area.py::test_square" in ran and ran.endswith("(ended with 0)")
+    assert SECRET not in whole(small, played) and "test_triangle" not in whole(small, played)
+    assert played.status == "finished" and played.reward.solved and played.reward.value == 1.0
+    assert played.submission.state.startswith("diff --git a/shapes/area.py b/shapes/area.py\n--- a/shapes/area.py\n")
+    assert [t.learned for t in played.turns] == [t.sampled for t in played.turns]
+    assert all(len(t.logprobs) == len(t.tokens) for t in played.turns if t.sampled)
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [
+        ([EDIT.format(" / 3"), "submit"], "finished"),
+        (["submit"], "finished"),
+        ([EDIT.format(" / 2"), EDIT.format(" / 3"), "submit"], "finished"),  # the second one no longer finds `a * h`
+    ],
+)
+def test_a_wrong_change_earns_nothing(small, made, answers, status):
+    played = episode(small, made(), *answers)
+    assert played.status == status and (played.reward.value, played.reward.solved) == (0.0, False)
+
+
+def test_a_change_that_is_not_submitted_counts(small, made):
+    played = episode(small, made(), GOLD, "run", max_turns=2)
+    assert played.status == "out_of_turns" and played.reward.solved
+
+
+def test_one_that_breaks_other_tests_earns_its_likeness_alone(small, made):
+    wrong = GOLD.replace("    return a * h\n=", "    return a * a\n=").replace("a * h / 2", "a")
+    played = episode(small, made(similarity=0.5), wrong, GOLD, "submit")
+    assert not played.reward.solved and 0 < played.reward.value == played.reward.parts["similarity"] < 0.5
+    assert episode(small, made(similarity=0.5), GOLD, "submit").reward.value == pytest.approx(1.5, abs=0.1)
+
+
+SNOOP = """```python
+### tests/test_snoop.py
+<<<<<<< SEARCH
+
+=======
+import os, subprocess
+def test_snoop():
+    folders = [{folders}]
+    for folder in folders:
+        print("LOOK" + str(int(os.path.exists(folder))))
+    print(subprocess.run("git log; git show HEAD; grep -rn triangle.3, /w /tmp", shell=True,
+                         capture_output=True, text=True).stdout)
+    try:
+        open("{outside}", "w").write("x")
+        print("LOOK" + "1")
+    except OSError as error:
+        print("REFUSED", [error])
+    open("shapes/planted.py", "w").write("x = 1")
+    assert False
+>>>>>>> REPLACE
+```"""
+
+
+def test_a_hostile_agent_sees_and_changes_nothing_outside(small, made, tmp_path):
+    """What its tests plant in the tree is no part of its change; the hidden tests are neither in files nor in git."""
+    settings = made("pytest", test_s=60.0)
+    outside = tmp_path / "written"
+    folders = f"{settings.repositories!r}, {settings.cache!r}, {settings.path!r}, '.git'"
+    answers = [
+        "open ../../../etc/passwd", "open /etc/passwd", "open .git/HEAD", "search triangle(3", "search triangle( /",
+        GOLD.replace("shapes/area.py", "../outside.py"), GOLD.replace("shapes/area.py", str(outside)),
+        GOLD.replace("shapes/area.py", "conftest.py"), SNOOP.format(folders=folders, outside=outside),
+        "run", "open .git", "submit",
+    ]  # fmt: skip
+    run = "python -m pytest -q -p no:cacheprovider tests"
+    path = write_rows(tmp_path / "rows.jsonl", *({**r, "visible_cmd": run} for r in rows_of(settings.path)))
+    played = episode(small, dataclasses.replace(settings, path=path), *answers, output_characters=20_000)
+    said = outputs(played)
+    assert [text.startswith("refused: ") for text in said] == [True] * 3 + [False] + [True] * 4 + [False, False, True]
+    assert "does not occur" in said[3] and "cannot be edited" in said[7]
+    assert said[9].count("LOOK0") == 4 and "LOOK1" not in said[9] and "REFUSED [" in said[9]
+    assert SECRET not in whole(small, played) and "Mend" not in said[9] and not outside.exists()
+    assert "b/shapes/planted.py" not in played.submission.state and "test_snoop" in played.submission.state
+    assert not played.reward.solved
+
+
+def rows_of(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_tests_that_an_agent_changes_are_put_back(small, made):
+    """It makes the visible test file agree with the wrong code, and the hidden one is laid over it."""
+    lines = (
+        "<<<<<<< SEARCH\n",
+        "    print('ok' if right",
+        "\n=======\n",
+        "    print('ok' if True",
+        "\n>>>>>>> REPLACE",
+    )
+    cheat = f"```python\n### checks.py\n{''.join(lines)}\n```"
+    played = episode(small, made(), cheat, "run", "submit")
+    assert "ok - square" in outputs(played)[1] and not played.reward.solved and "checks.py" in played.submission.state
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("hello", "the last line is no command"),
+        ("open", "open takes 1 to 2 arguments, not 0"),
+        ("open none.py", "there is no none.py"),
+        ("open shapes/area.py five", "five is no number"),
+        ("search a * h", "search takes 1 to 2 arguments, not 3; a text with blanks stands in double quotes"),
+        ("search triangle nowhere", "there is no nowhere"),
+        ("image 1", "there is no image 1: the issue has 0"),
+        (GOLD.replace("a * h\n=", "a + h\n="), "a searched text is not there; nothing is changed"),
+        (GOLD.replace("shapes/area.py", "shapes"), "shapes is a folder, not a file"),
+    ],
+)
+def test_commands_that_do_not_fit_say_why(small, made, command, message):
+    played = episode(small, made(), command, "submit", malformed_penalty=0.25)
+    (said,) = outputs(played)
+    assert said.startswith("refused: ") and message in said
+    assert played.reward.value == -0.25 and played.reward.parts["malformed"] == -0.25
+
+
+def test_long_outputs_are_cut_in_the_middle(small, made):
+    (said,) = outputs(episode(small, made(), "open shapes/area.py", "submit", output_characters=80))
+    assert "characters left out" in said and said.startswith("shapes/area.py, lines 1") and len(said) < 130
+
+
+def test_what_has_no_clone_is_counted(made):
+    settings = made()
+    with pytest.raises(DataError, match=r"no problem is left \(there is no clone of o/shapes: 2\)"):
+        load_task(dataclasses.replace(settings, repositories="/nowhere"), 0)
+    with pytest.raises(DataError, match=r"needs task.path .* and task.repositories"):
+        load_task(task_module.Settings(), 0)
+
+
+def test_a_commit_that_is_not_there_is_no_ones_fault(small, made, tmp_path):
+    settings = made()
+    rows = [row | {"base_commit": "0" * 40} for row in rows_of(settings.path)]
+    played = episode(small, dataclasses.replace(settings, path=write_rows(tmp_path / "r.jsonl", *rows)), "submit")
+    assert played.status == "sandbox_error" and "0000" in played.reward.verdict.stderr
+
+
+def test_answers_without_an_agent_and_demonstrations(made):
+    """A plain answer's blocks are its patch; a demonstration is what an agent says, between what it sees."""
+    task = load_task(made(), 0)
+    (shown,) = task.demonstrations
+    assert [m["role"] for m in shown.demonstration] == ["assistant", "user"] * 2 + ["assistant"]
+    assert shown.demonstration[0]["content"] == "open shapes/area.py 1" and RIGHT.count("\n") == 6
+    assert "lines 1 to 6 of 6:" in shown.demonstration[1]["content"]
+    text = "".join(m["content"] for m in shown.demonstration if m["role"] == "assistant")
+    reward = asyncio.run(task.judge(shown, Submission(f"I think so.\n{text}"), Services()))
+    assert reward.solved and task.is_well_formed(shown, Submission(text))
+    for bad in ("", GOLD.replace("a * h\n=", "none\n="), GOLD.replace("shapes", "../shapes")):
+        assert asyncio.run(task.judge(shown, Submission(bad), Services())).value == 0
+
+
+def test_tests_that_may_be_seen(made):
+    (old, row) = (
+        problem.answer.instance
+        for part in ("train", "held_out")
+        for problem in getattr(load_task(made("pytest"), 0), part)
+    )
+    assert (old.id, row.id) == ("o__shapes-0", "o__shapes-1")  # the newer one is held out
+    command = "python -m pytest tests/test_area.py::test_triangle tests/test_new.py::test_x tests/other.py::test_y"
+    new = row.test_patch + "diff --git a/tests/test_new.py b/tests/test_new.py\nnew file mode 100644\n"
+    new += "--- /dev/null\n+++ b/tests/test_new.py\n@@ -0,0 +1 @@\n+x\n"
+    hidden = row._replace(test_commands=(command,), test_patch=new)
+    assert visible(hidden) == ("python -m pytest tests/test_area.py tests/other.py::test_y",)
+    assert visible(hidden._replace(visible_commands=("make test",))) == ("make test",)
