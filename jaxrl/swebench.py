@@ -4,9 +4,9 @@
     python -m jaxrl.swebench evaluate --tasks TASKS.jsonl --repositories CLONES --predictions PREDICTIONS.jsonl
 
 --predictions gold judges the patches that solved the issues, empty none at all: a sound set-up resolves all of the
-first and none of the second. OUT gets results.jsonl (a line as soon as a patch is judged; the same command carries on),
-logs/ and report.json in the form of the official harness, with not_judged_ids for what cannot be judged on this
-machine.
+first and none of the second. near-misses are gold's without a part: those that resolve are named, as their tests do not
+see that it is missing. OUT gets results.jsonl (a line as soon as a patch is judged; the same command carries on), logs/
+and report.json in the form of the official harness, with not_judged_ids for what cannot be judged on this machine.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from jaxrl.files import append_line, resume_lines, write_beside
 from jaxrl.runs.log import Progress
 from jaxrl.tasks.repositories.attempt import Repositories, attempt
 from jaxrl.tasks.repositories.grade import Grade
+from jaxrl.tasks.repositories.near import near_miss
 from jaxrl.tasks.repositories.packages import install
 from jaxrl.tasks.repositories.rows import Instance, read_instances, read_predictions
 
@@ -113,7 +114,9 @@ def report(instances: Sequence[Instance], patches: Mapping[str, str], grades: Ma
 
 
 def _patches(predictions: str, instances: Sequence[Instance]) -> dict[str, str]:
-    """Raises UserError for predictions of none of the instances."""
+    """Patches by instance. Raises UserError for predictions of none of the instances."""
+    if predictions == "near-misses":
+        return {i.id: patch for i in instances if (patch := near_miss(i.patch))}
     if predictions in ("gold", "empty"):
         return {i.id: i.patch if predictions == "gold" else "" for i in instances}
     patches = read_predictions(predictions)
@@ -132,7 +135,7 @@ def main(arguments: list[str]) -> int:
         sub.add_argument("--modules", type=Path, default=CACHE / "modules", help="folder of the npm packages")
     sub.add_argument("--tasks", required=True, help="rows (.jsonl, .parquet, hub name) or a folder of task folders")
     sub.add_argument("--repositories", required=True, type=Path, help="folder of clones, OWNER__NAME or NAME")
-    sub.add_argument("--predictions", required=True, help="gold, empty, or a .jsonl of model_patch")
+    sub.add_argument("--predictions", required=True, help="gold, empty, near-misses, or a .jsonl of model_patch")
     sub.add_argument("--only", default="", help="instance ids, with commas between them")
     sub.add_argument("--workers", type=at_least(1), default=2, help="patches judged at a time (2)")
     sub.add_argument("--wall-s", type=at_least(1), default=300, help="of a test command (300)")
@@ -156,6 +159,10 @@ def main(arguments: list[str]) -> int:
     write_beside(out / "report.json", json.dumps(summary, indent=2) + "\n")
     for reason, count in Counter(g.reason for g in grades.values() if g.reason).most_common():
         print(f"{count} without a result: {reason}" if count > 1 else f"without a result: {reason}")
+    if options.predictions == "near-misses":
+        if left := len(instances) - len(patches):
+            print(f"{left} of {len(instances)} patches change too little to leave out a part")
+        print("resolved without a part:", ", ".join(summary["resolved_ids"]) or "none")
     print(f"resolved {summary['resolved_instances']} of {summary['submitted_instances']} ({out / 'report.json'})")
     return 0
 

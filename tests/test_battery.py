@@ -16,6 +16,7 @@ import contest_rows
 import jax
 import numpy as np
 import pytest
+import small_repository
 from judging import judge_all
 
 from jaxrl.algorithms.batch import Batch
@@ -29,6 +30,7 @@ from jaxrl.tasks import Task, load_task, mixture
 from jaxrl.training.packing import make_batch
 from rollouts.chat import encode_text, stop_tokens
 from rollouts.engine import Completion, SamplingParams
+from rollouts.environments.repository import Tree
 from rollouts.episode import Episode, Group, Problem, Reward, Turn
 from rollouts.services import Services
 from sandbox.session import Sessions
@@ -66,6 +68,11 @@ def settings(request, tmp_path) -> Any:
         path = tmp_path / "acecode.jsonl"
         path.write_text("".join(json.dumps(acecode_row(i)) + "\n" for i in range(60)))
         made.path = str(path)
+    elif request.param == "repository":
+        row, days = small_repository.make_clone(tmp_path / "clones") | small_repository.AS_TAP, range(1, 7)
+        rows = [row | {"instance_id": f"o__r-{day}", "created_at": f"2024-01-0{day}"} for day in days]
+        made.path = small_repository.write_rows(tmp_path / "rows.jsonl", *rows)
+        made.repositories, made.cache = str(tmp_path / "clones"), str(tmp_path / "files")
     elif request.param == "repair":
         made.style, made.train_problems, made.demonstrations = "direct", 60, 60  # each is run when it is made
     elif request.param == "transforms":
@@ -116,7 +123,7 @@ def test_held_out_problems_are_not_trained_on(task):
         )
         return
     trained = {_content(p) for problems in (task.train, task.demonstrations) for p in itertools.islice(problems, 2000)}
-    if task.name == "contest":  # the made-up rows all say the same: told apart by their ids
+    if task.name in ("contest", "repository"):  # the made-up rows all say the same: told apart by their ids
         assert not {p.id for p in task.train} & {p.id for p in task.held_out}
     else:
         assert trained and not trained & {_content(p) for p in task.held_out}
@@ -182,7 +189,10 @@ class Script:
 PROBLEM = Problem(
     "double", ({"role": "user", "content": "Write f(x): twice x."},),
     tests=(CallTest("f", (2,), 4),), public_tests=(CallTest("f", (2,), 4),),
-    meta={"broken": "def f(x): return x", "files": {"f.py": "def f(x): return x"}},
+    meta={
+        "broken": "def f(x): return x", "files": {"f.py": "def f(x): return x"},
+        "tree": Tree({"f.py": "def f(x): return x"}),
+    },
 )  # fmt: skip
 AGENT = f"{sys.executable} {Path(__file__).parent / 'support' / 'talking_agent.py'}"
 CODE = "```python\ndef f(x): return 2 * x\n```\n"
@@ -190,6 +200,7 @@ CODE = "```python\ndef f(x): return 2 * x\n```\n"
 ANSWERS = {
     "edits": ["### REPL 1 >>>def f(x): return 2 * x", "### EXIT"],
     "localize": ["f.py", CODE],
+    "repository": [f"{CODE}open f.py", "submit"],
     "synthesis": ["twice x", "RIGHT", CODE],
 }
 
@@ -213,7 +224,7 @@ def test_environments_play_and_submit_once(name, tokenizer, pool):
     config.rollout.environment = make_settings(PLUGINS["environment"], name)
     if name == "agent":
         config.rollout.environment.command = AGENT
-    config.rollout.max_new_tokens = 400
+    config.rollout.max_prompt_length, config.rollout.max_new_tokens = 1024, 400
     own = Task(
         "own", [PROBLEM], [PROBLEM], judge, extract=lambda problem, text: text.split("```python\n")[-1].split("```")[0]
     )

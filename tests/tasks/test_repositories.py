@@ -11,9 +11,11 @@ from jaxrl.swebench import main
 from jaxrl.tasks.repositories import logs
 from jaxrl.tasks.repositories.attempt import touched
 from jaxrl.tasks.repositories.grade import grade
+from jaxrl.tasks.repositories.near import near_miss
 from jaxrl.tasks.repositories.packages import package_set
 from jaxrl.tasks.repositories.rows import Instance, read_instances, read_predictions
 from jaxrl.tasks.rows import DataError
+from rollouts.unified import apply_patch
 
 JEST = """
 PASS src/a.test.js
@@ -265,3 +267,55 @@ def test_predictions_of_other_tasks_are_an_error(tmp_path, capsys, repository):
     assert "has predictions for none of the 1 tasks" in capsys.readouterr().err
     assert main([*command, "--only", "y-2"]) == 1
     assert "--only: there is no task 'y-2'" in capsys.readouterr().err
+
+
+HUNKS = """diff --git a/src/a.js b/src/a.js
+index 1..2 100644
+--- a/src/a.js
++++ b/src/a.js
+@@ -1,3 +1,4 @@ function a
+ one
+-two
++TWO
++more
+ three
+@@ -10,2 +11,3 @@
+ ten
++10
+ eleven
+@@ -20,2 +22,3 @@
+ x
++y
++z
+ w
+diff --git a/docs/page.js b/docs/page.js
+--- a/docs/page.js
++++ b/docs/page.js
+@@ -1,1 +1,1 @@
+-a
++b
+"""
+
+
+def test_a_near_miss_leaves_out_the_smallest_part():
+    missed = near_miss(HUNKS)
+    whole = {"src/a.js": "one\ntwo\nthree\n" + "\n" * 6 + "ten\neleven\n" + "\n" * 8 + "x\nw\n", "docs/page.js": "a\n"}
+    new = apply_patch(whole, missed)
+    assert new["docs/page.js"] == "b\n" and "10" not in new["src/a.js"] and "TWO\nmore" in new["src/a.js"]
+    assert "@@ -20,2 +21,4 @@" in missed and "@@ -1,3 +1,4 @@ function a" in missed
+    single = HUNKS.split("@@ -10")[0]
+    assert apply_patch(whole, near_miss(single))["src/a.js"].startswith("one\nTWO\nthree\n")  # its last added line
+    runs = single.replace(" three\n", " three\n+four\n").replace("-1,3 +1,4", "-1,3 +1,5")
+    assert apply_patch(whole, near_miss(runs))["src/a.js"].startswith("one\nTWO\nmore\nthree\n\n")
+    assert near_miss(single.replace("+more\n", "")) == near_miss("") == ""
+
+
+def test_near_misses_that_resolve_are_named(tmp_path, monkeypatch, repository, capsys):
+    tasks, clones, patch = repository
+    row = json.loads(tasks.read_text())
+    rows = [row | {"patch": patch.replace("+    return 2 * n\n", "+    return 2 * n\n+\n").replace("+1,2", "+1,3")},
+            row | {"instance_id": "o__r-8"}]  # fmt: skip
+    report = judged(tmp_path, monkeypatch, written(tmp_path, *rows), clones, "near-misses")
+    assert report["resolved_ids"] == ["o__r-7"] and report["incomplete_ids"] == ["o__r-8"]
+    out = capsys.readouterr().out
+    assert "resolved without a part: o__r-7" in out and "1 of 2 patches change too little" in out

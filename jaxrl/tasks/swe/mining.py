@@ -29,7 +29,7 @@ _TRAILER = re.compile(r"([\w-]+-(by|id)|cc|closes|fixes): .*|\(cherry picked fro
 _OF_TESTS = re.compile(
     r"(^|/)(tests?|testing|__tests__|spec)/|(^|/)test_[^/]*$|[._-](test|spec)\.\w+$|(^|/)conftest\.py$"
 )
-_OF_OTHERS = re.compile(
+OF_OTHERS = re.compile(
     r"(^|/)(vendor|vendored|third_party|node_modules|dist|build|\.yarn|migrations)/|\.min\.\w+$|_pb2(_grpc)?\.pyi?$"
     r"|\.(pb|generated|gen)\.\w+$|(^|/)_?version\.py$"
 )
@@ -135,7 +135,7 @@ def issue_of(message: str, rules: Rules) -> str:
 def _is_code(change: Change, rules: Rules) -> bool:
     """Whether a change counts at all: others, such as of documents and locks, are left out of the problem."""
     path = change.path
-    if PurePosixPath(path).suffix not in rules.suffixes or _OF_OTHERS.search(path):
+    if PurePosixPath(path).suffix not in rules.suffixes or OF_OTHERS.search(path):
         return False
     return rules.tests or not _OF_TESTS.search(path)
 
