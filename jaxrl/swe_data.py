@@ -1,7 +1,10 @@
-"""Makes problems for task swe_rl of git histories: a commit's message, its files before, and what it made of them.
+"""Makes problems of git histories: of task swe_rl a commit's message, its files before, and what it made of them.
 
     python -m jaxrl.swe_data --repository DIR OUT.jsonl
     python -m jaxrl.swe_data --repository DIR --repository OTHER --suffix .py --files 2 OUT.jsonl
+    python -m jaxrl.swe_data --repository DIR --run OUT.jsonl
+
+With --run they are of task repository: commits that change code and tests, whose tests are run in the sandbox.
 
 Commits that are no problems are counted by reason. The repositories are only read, and the same commits and options
 give the same file.
@@ -23,13 +26,24 @@ from rich.table import Table
 from jaxrl.config.command_line import at_least
 from jaxrl.errors import UserError, command
 from jaxrl.runs.log import Progress
+from jaxrl.tasks.repositories.mine import Runs, mine_tests
 from jaxrl.tasks.swe.history import commit_ids
 from jaxrl.tasks.swe.mining import Rules, mine
 
+FILES = Path("~/.cache/jaxrl/swebench/files")  # of commits, as task repository keeps them
 
-def write_rows(repositories: list[Path], revision: str, rules: Rules, path: Path) -> tuple[int, Counter[str]]:
+
+def write_rows(
+    repositories: list[Path],
+    revision: str,
+    rules: Rules,
+    path: Path,
+    runs: Runs | None = None,
+    limit: int | None = None,
+) -> tuple[int, Counter[str]]:
     """Writes the rows of all repositories; how many there are, and the commits that were rejected, by reason.
 
+    With `runs` the rows are of task repository, else of swe_rl; `limit`: of each repository the newest commits alone.
     Raises UserError for a folder that is no repository, or two of the same name.
     """
     names = [folder.resolve().name for folder in repositories]
@@ -41,9 +55,10 @@ def write_rows(repositories: list[Path], revision: str, rules: Rules, path: Path
     try:
         with Progress() as progress, partial.open("w", encoding="utf-8") as file:
             for folder, name in zip(repositories, names):
-                ids = commit_ids(folder, revision)
+                ids = commit_ids(folder, revision)[-limit if limit else None :]
                 progress.stage(name, len(ids))
-                for number, row in mine(folder, name, ids, rules, rejected, seen):
+                mined = mine(folder, name, ids, rules, rejected, seen)
+                for number, row in mine_tests(folder, name, ids, rules, runs, rejected) if runs else mined:
                     if row is not None:
                         file.write(json.dumps(row) + "\n")
                         rows += 1
@@ -68,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--others", type=at_least(0), default=rules.others, help="unchanged files shown (%(default)s)")
     made.add_argument("--suffix", action="append", help="of code, such as .py; the others do not count")
     made.add_argument("--tests", action="store_true", help="changes of tests count, too")
+    made.add_argument("--run", action="store_true", help="problems of task repository: their tests are run (pytest)")
+    made.add_argument("--test-s", type=at_least(1), help=f"of a commit's tests ({Runs.wall_s:.0f})")
+    made.add_argument("--limit", type=at_least(1), help="the newest commits, that many, are read (all)")
     return made
 
 
@@ -79,7 +97,11 @@ def main(arguments: list[str]) -> int:
     rules = Rules(
         options.files, options.characters, options.diff, options.message, options.others, suffixes, options.tests
     )
-    rows, rejected = write_rows(options.repository, options.revision, rules, options.out)
+    runs = Runs(FILES.expanduser(), options.test_s or Runs.wall_s) if options.run else None
+    for name, idle in (("--test-s", not runs and options.test_s), ("--tests", runs and options.tests)):
+        if idle:
+            raise UserError(f"{name} has no effect {'with' if runs else 'without'} --run; leave it out")
+    rows, rejected = write_rows(options.repository, options.revision, rules, options.out, runs, options.limit)
     table = Table("commits", "")
     table.add_row("problems", str(rows), style="bold")
     for reason, count in rejected.most_common():

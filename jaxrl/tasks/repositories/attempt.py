@@ -126,6 +126,18 @@ def judge_patch(
     checkout: Checkout, instance: Instance, patch: str, files: Path, wall_s: float = 300.0, log: Path | None = None
 ) -> Grade:
     """The grade of a patch, in a fresh checkout of `files`. Raises CheckoutError where that fails."""
+    ran = run_patch(checkout, instance, patch, files, wall_s)
+    if isinstance(ran, Grade):
+        return ran
+    if log is not None:
+        write_beside(log, "".join(f"$ {c}\n{r.output}\n" for c, r in zip(instance.test_commands, ran)))
+    return graded(instance, ran)
+
+
+def run_patch(
+    checkout: Checkout, instance: Instance, patch: str, files: Path, wall_s: float = 300.0
+) -> list[Ran] | Grade:
+    """What the test commands do with a patch; the grade of one that does not apply, or keeps the tests from it."""
     if patch.strip() and (failed := apply(checkout, patch, "model.patch")):
         return Grade("unresolved", reason=f"the patch does not apply: {failed}")
     failed = restore(checkout, files, touched(instance.test_patch))
@@ -133,10 +145,7 @@ def judge_patch(
     if failed:  # a patch that puts something in the tests' way is to blame
         reason = f"the tests' patch does not apply: {failed}"
         return Grade("unresolved" if patch.strip() else "not_judged", reason=reason)
-    ran = [checkout.run(["sh", "-c", command], wall_s) for command in instance.test_commands]
-    if log is not None:
-        write_beside(log, "".join(f"$ {c}\n{r.output}\n" for c, r in zip(instance.test_commands, ran)))
-    return _graded(instance, ran)
+    return [checkout.run(["sh", "-c", command], wall_s) for command in instance.test_commands]
 
 
 def visible(instance: Instance) -> tuple[str, ...]:
@@ -157,7 +166,8 @@ def visible(instance: Instance) -> tuple[str, ...]:
     return tuple(seen(command) for command in instance.test_commands)
 
 
-def _graded(instance: Instance, ran: Sequence[Ran]) -> Grade:
+def graded(instance: Instance, ran: Sequence[Ran]) -> Grade:
+    """The grade of what the test commands did."""
     if late := next((r for r in ran if r.status != "finished"), None):
         return Grade("not_found", reason=f"the tests were ended: {late.status}")
     codes = [r.exit_code for r in ran if r.exit_code]

@@ -122,6 +122,14 @@ def read_objects(repository: Path, ids: Sequence[str], most: int) -> dict[str, b
     return found
 
 
+def read_diff(repository: Path, before: str, after: str, paths: Sequence[str]) -> str:
+    """What changes in these paths between two commits, as `git apply` takes it. Raises UserError where git does."""
+    plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--full-index", "--binary")
+    names = [f":(literal){path}" for path in paths]
+    text = _git(repository, "diff", *plain, "--src-prefix=a/", "--dst-prefix=b/", before, after, "--", *names)
+    return text.decode("utf-8", "surrogateescape")
+
+
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     """The ids in pieces that fit into memory with their files."""
     return (ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK))

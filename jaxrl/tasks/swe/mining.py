@@ -26,7 +26,7 @@ LEAST_WORDS = 3  # of a message
 BYTES = 4  # of a character, at most
 _AUTOMATIC = re.compile(r"(merge|revert|bump|release|version|v?\d+\.\d+)\b", re.IGNORECASE)
 _TRAILER = re.compile(r"([\w-]+-(by|id)|cc|closes|fixes): .*|\(cherry picked from .*\)", re.IGNORECASE)
-_OF_TESTS = re.compile(
+OF_TESTS = re.compile(
     r"(^|/)(tests?|testing|__tests__|spec)/|(^|/)test_[^/]*$|[._-](test|spec)\.\w+$|(^|/)conftest\.py$"
 )
 OF_OTHERS = re.compile(
@@ -137,7 +137,7 @@ def _is_code(change: Change, rules: Rules) -> bool:
     path = change.path
     if PurePosixPath(path).suffix not in rules.suffixes or OF_OTHERS.search(path):
         return False
-    return rules.tests or not _OF_TESTS.search(path)
+    return rules.tests or not OF_TESTS.search(path)
 
 
 def _check_changes(changed: Sequence[Change], rules: Rules) -> None:
