@@ -15,6 +15,7 @@ from jaxrl.runs.log import Progress
 from jaxrl.tasks import Task, mbpp
 from jaxrl.tasks.evalplus import PLUS_LIMITS, evalplus_tests, is_evalplus
 from jaxrl.tasks.evalplus_hub import hub_test, is_hub
+from jaxrl.tasks.repository import patch_of
 from jaxrl.tasks.rows import DataError, Row, expanded, read_rows
 from rollouts.episode import Group, Problem
 from sandbox.pool import Pool
@@ -165,13 +166,24 @@ def write_harness_files(folder: Path, task: Task, groups: Iterable[Group]) -> li
 
     evalplus.jsonl has the program that was judged as it stands. human_eval.jsonl (HumanEval) has it after the prompt,
     as a second definition of the function: the prompt's own, which has a docstring as its body, is complete.
+    predictions.jsonl (task repository) has the first patch of each issue, as SWE-bench's harness reads it.
     """
+    if task.name == "repository":
+        made = [(g, patch_of(g.problem, g.episodes[0].submitted)) for g in groups]
+        patches = [
+            {"instance_id": g.problem.id, "model_name_or_path": "jaxrl", "model_patch": patch} for g, patch in made
+        ]
+        return _write_lines(folder, {"predictions.jsonl": patches})
     if task.name not in TASKS:
         return []
     programs = [(e.problem, e.submitted.program or "") for g in groups for e in g.episodes]
     rows = {"evalplus.jsonl": [{"task_id": harness_id(p.id), "solution": code} for p, code in programs]}
     if task.name == "humaneval":
         rows["human_eval.jsonl"] = [{"task_id": p.id, "completion": _after_prompt(p, code)} for p, code in programs]
+    return _write_lines(folder, rows)
+
+
+def _write_lines(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in rows.items():
         write_beside(folder / name, "".join(json.dumps(line) + "\n" for line in lines))

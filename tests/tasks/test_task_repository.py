@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from played import Script, make, play, whole
 from small_repository import AS_TAP, EDIT, HIDDEN, RIGHT, SECRET, make_clone, write_rows
 
+from jaxrl.evaluation.harnesses import write_harness_files
 from jaxrl.runs.tokenizer import train_tokenizer
 from jaxrl.tasks import load_task
 from jaxrl.tasks import repository as task_module
 from jaxrl.tasks.repositories.attempt import visible
+from jaxrl.tasks.repositories.rows import read_predictions
 from jaxrl.tasks.rows import DataError
 from rollouts.environments import repository
 from rollouts.environments.dialogue import Budget
-from rollouts.episode import Submission
+from rollouts.episode import Group, Submission
 from rollouts.services import Services
 
 GOLD = EDIT.format(" / 2")
@@ -245,3 +249,26 @@ def test_tests_that_may_be_seen(made):
     hidden = row._replace(test_commands=(command,), test_patch=new)
     assert visible(hidden) == ("python -m pytest tests/test_area.py tests/other.py::test_y",)
     assert visible(hidden._replace(visible_commands=("make test",))) == ("make test",)
+
+
+def test_images_of_an_issue_are_described(small, made, tmp_path):
+    settings = made()
+    Image.new("RGB", (8, 4), "black").save(tmp_path / "wrong.png")
+    images = ["wrong.png", "https://example.org/none.png"]
+    rows = [row | {"images": images} for row in rows_of(settings.path)]
+    path = write_rows(tmp_path / "rows.jsonl", *rows)
+    seeing = dataclasses.replace(settings, path=path, images=str(tmp_path))
+    one, two, three = outputs(episode(small, seeing, "image 1", "image 2", "image 3", "submit"))
+    assert one.startswith("wrong.png: 8 x 4 pixels; colours: #000000 100%") and one.endswith("@" * 40)
+    assert two == "image none.png is not on this machine" and three.endswith("there is no image 3: the issue has 2")
+    assert load_task(dataclasses.replace(seeing, images=""), 0).train[0].meta["tree"].images["wrong.png"] is None
+
+
+def test_patches_are_written_for_the_harness_and_episodes_can_be_kept(small, made, tmp_path):
+    task = load_task(made(), 0)
+    played = episode(small, made(), GOLD, "submit")
+    kept = pickle.loads(pickle.dumps(played))
+    assert kept.problem == played.problem and kept.submission == played.submission
+    (written,) = write_harness_files(tmp_path, task, [Group(played.problem, [played])])
+    assert read_predictions(str(written)) == {"o__shapes-0": played.submission.state}
+    assert task.metrics(Group(played.problem, [kept])) == {"resolved": 1.0, "edited": 1.0, "submitted": 1.0}
