@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from jaxrl.tasks.repositories.attempt import Repositories, judge_patch, packages
 from jaxrl.tasks.repositories.grade import Grade
 from jaxrl.tasks.repositories.rows import Instance, instance_rows, read_instance_rows
 from jaxrl.tasks.rows import DataError, Row, expanded
+from jaxrl.tasks.swe.history import read_files
 from jaxrl.tasks.swe.parts import split_rows
 from jaxrl.tasks.swe.reward import reward_of_patches
 from rollouts.blocks import BLOCK, Edit, FormatError, apply_edits, edits_between, write_edit
@@ -40,6 +41,7 @@ from sandbox.layers import IsolationError
 from sandbox.verdict import Verdict
 
 LONGEST_DIFF = 8_000  # characters of a diff that are compared
+LONGEST_FILE = 1 << 20  # bytes of a file that is edited
 LINES_BEFORE = 10  # of the first change of a file, in demonstrations
 
 
@@ -123,29 +125,22 @@ async def judge(problem: Problem, submission: Submission, services: Services, se
 
 
 def patch_of(problem: Problem, submission: Submission) -> str:
-    """The patch that was submitted; of a plain answer that of its blocks, "" where they do not fit the files."""
+    """The patch that was submitted.
+
+    Of a plain answer it is that of its blocks, "" where they do not fit the files, else the diff in it.
+    """
     if isinstance(submission.state, str):
         return submission.state
     edits = [Edit(*found.groups()) for found in BLOCK.finditer(submission.text)]
+    if not edits:
+        _, diff, rest = submission.text.partition("diff --git ")
+        return f"{diff}{rest}".partition("\n```")[0] + "\n" if diff else ""
     try:
         edits = [edit._replace(path=inside(edit.path)) for edit in edits]
-        files = contents(Path(problem.answer.files()), (edit.path for edit in edits))
+        files = problem.answer.files.texts([edit.path for edit in edits])
         return write_patch(files, apply_edits(files, edits))
     except (FormatError, RefusedError, OSError):
         return ""
-
-
-def contents(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    """The texts of those paths that are files below the folder, not links. Raises OSError for one that is no text."""
-    found = {}
-    for path in paths:
-        file = folder / path
-        if file.is_file() and not any((folder / part).is_symlink() for part in [path, *map(str, Path(path).parents)]):
-            try:
-                found[path] = file.read_bytes().decode()
-            except UnicodeDecodeError:
-                raise OSError(f"{path} is no text in UTF-8") from None
-    return found
 
 
 def metrics(group: Group) -> dict[str, float]:
@@ -171,6 +166,17 @@ class Snapshot:
 
     def __call__(self) -> str:
         return str(self.repositories.files(self.repo, self.commit))
+
+    def texts(self, paths: Sequence[str]) -> dict[str, str]:
+        """Those of the paths that are files, read from the clone. Raises OSError for one that is no text in UTF-8."""
+        clone = self.repositories.clone(self.repo)
+        if clone is None:
+            raise OSError(f"there is no clone of {self.repo}")
+        try:
+            found = read_files(clone, self.commit, paths, LONGEST_FILE)
+            return {path: data.decode() for path, data in found.items() if data is not None}
+        except (UserError, UnicodeDecodeError) as error:
+            raise OSError(f"{self.repo} at {self.commit}: {error}") from None
 
 
 class Source(NamedTuple):
@@ -216,7 +222,7 @@ def demonstration(problem: Problem) -> tuple[dict[str, str], ...] | None:
     source: Source = problem.answer
     try:
         paths = [file.old for file in read_patch(source.instance.patch) if file.old]
-        files = contents(Path(source.files()), paths)
+        files = source.files.texts(paths)
         new = {path: text for path, text in apply_patch(files, source.instance.patch).items() if text is not None}
         edits = edits_between(files, new)
     except (PatchError, FormatError, OSError):

@@ -15,7 +15,7 @@ from judging import judge_all
 from jaxrl import swe_data
 from jaxrl.errors import UserError
 from jaxrl.tasks import swe_rl
-from jaxrl.tasks.swe.history import commit_ids, read_commits, read_objects
+from jaxrl.tasks.swe.history import commit_ids, read_commits, read_files, read_objects
 from jaxrl.tasks.swe.mining import Rejected, Rules, issue_of
 
 PLAIN = "def add(a, b):\n    return a + b\n"
@@ -217,3 +217,10 @@ def test_issues(message, issue):
             issue_of(message, Rules(message=100))
     else:
         assert issue_of(message, Rules(message=100)) == issue
+
+
+def test_files_of_a_commit(history):
+    """Links, and what is not there, are left out; contents that are too long are None."""
+    files = read_files(history.folder, "HEAD", ["pkg/m1.py", "pkg/link.py", "none.py", "pkg/a.py", "pkg"], 30)
+    assert files == {"pkg/m1.py": b"# @generated\n2\n", "pkg/a.py": None}
+    assert read_files(history.folder, "HEAD", [], 30) == {}

@@ -232,6 +232,8 @@ def test_answers_without_an_agent_and_demonstrations(made):
     text = "".join(m["content"] for m in shown.demonstration if m["role"] == "assistant")
     reward = asyncio.run(task.judge(shown, Submission(f"I think so.\n{text}"), Services()))
     assert reward.solved and task.is_well_formed(shown, Submission(text))
+    diff = f"So:\n```diff\n{shown.answer.instance.patch}```\nDone."
+    assert asyncio.run(task.judge(shown, Submission(diff), Services())).solved
     for bad in ("", GOLD.replace("a * h\n=", "none\n="), GOLD.replace("shapes", "../shapes")):
         assert asyncio.run(task.judge(shown, Submission(bad), Services())).value == 0
 

@@ -122,6 +122,18 @@ def read_objects(repository: Path, ids: Sequence[str], most: int) -> dict[str, b
     return found
 
 
+def read_files(repository: Path, commit: str, paths: Sequence[str], most: int) -> dict[str, bytes | None]:
+    """The contents of files by path, None for one of more than `most` bytes; what is no plain file is left out."""
+    listed = _git(repository, "ls-tree", "-z", commit, "--", *paths).decode("utf-8", "surrogateescape") if paths else ""
+    ids = {}
+    for line in filter(None, listed.split("\0")):
+        head, _, path = line.partition("\t")
+        mode, kind, name = head.split()
+        ids |= {path: name} if path in paths and kind == "blob" and mode != LINK else {}
+    found = read_objects(repository, [*ids.values()], most)
+    return {path: found[name] for path, name in ids.items() if name in found}
+
+
 def read_diff(repository: Path, before: str, after: str, paths: Sequence[str]) -> str:
     """What changes in these paths between two commits, as `git apply` takes it. Raises UserError where git does."""
     plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--full-index", "--binary")
