@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def made(tmp_path_factory):
     return settings
 
 
-def episode(small, settings, *answers: str, **own: Any):
+def episode(small, settings, *answers: str, budget: Budget = Budget(6000), **own: Any):
     """An episode with the first training problem."""
     task = load_task(settings, 0)
     services = Services()
@@ -61,7 +62,7 @@ def episode(small, settings, *answers: str, **own: Any):
     async def judge(problem, submission):
         return await task.judge(problem, submission, services)
 
-    environment = make(repository, small, judge=judge, budget=Budget(6000), **own)
+    environment = make(repository, small, judge=judge, budget=budget, **own)
     return play(dataclasses.replace(environment, services=services), Script(small, *answers), task.train[0])
 
 
@@ -274,3 +275,13 @@ def test_patches_are_written_for_the_harness_and_episodes_can_be_kept(small, mad
     (written,) = write_harness_files(tmp_path, task, [Group(played.problem, [played])])
     assert read_predictions(str(written)) == {"o__shapes-0": played.submission.state}
     assert task.metrics(Group(played.problem, [kept])) == {"resolved": 1.0, "edited": 1.0, "submitted": 1.0}
+
+
+def test_an_episode_that_runs_out_of_time_is_judged_by_its_edits(small, made, tmp_path):
+    """Its tests are ended with its tree."""
+    settings = made()
+    rows = [row | {"visible_cmd": "sleep 100"} for row in rows_of(settings.path)]
+    settings = dataclasses.replace(settings, path=write_rows(tmp_path / "rows.jsonl", *rows))
+    start = time.monotonic()
+    played = episode(small, settings, GOLD, "run", budget=Budget(6000, wall_s=8.0))
+    assert played.status == "out_of_time" and played.reward.solved and time.monotonic() - start < 60
