@@ -11,56 +11,18 @@ a stream at staleness 0, 1, 2 and 4. A run that is complete is not done again.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import dataclasses
-import math
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge
 
 from configs.grpo import get_config as grpo_config
 from jaxrl.config import Config
 from jaxrl.files import read_metrics
-from rollouts.environments.dialogue import Dialogue, DialogueEnvironment
 
-SIGMA = math.log(10) / 2.326  # of log-normal numbers whose 99th percentile is 10 times the median
 ARMS = ("batch_0", "batch_1", "stream_0", "stream_1", "stream_2", "stream_4")
 FILE = "benchmarks/stragglers.py"
-
-
-@dataclass
-class Settings:
-    """The tails of an episode; 0: none."""
-
-    name: str = ""
-    tokens: Annotated[int, Ge(0)] = 24  # sampled and thrown away, the median
-    tool_s: Annotated[float, Ge(0)] = 0.3  # of the simulated tool, the median
-
-
-class Tails(DialogueEnvironment):
-    """An answer, then tokens that nobody reads, then a tool."""
-
-    continues = False
-    settings: Settings
-
-    async def converse(self, dialogue: Dialogue) -> None:
-        draw = np.random.default_rng(dialogue.params.seed)
-        tokens, seconds = np.exp(SIGMA * draw.standard_normal(2)) * (self.settings.tokens, self.settings.tool_s)
-        await dialogue.sample()
-        if tokens >= 1:
-            most = min(int(tokens), dialogue.engine.max_length - len(dialogue.prompt))
-            thrown = dataclasses.replace(dialogue.params, max_new_tokens=most, stop_tokens=(), stop_strings=())
-            await dialogue.engine.sample(dialogue.prompt, thrown)
-        await dialogue.tool(asyncio.sleep(seconds))
-
-
-def make_environment(**fields: Any) -> Tails:
-    return Tails(**fields)
 
 
 def get_config(arm: str = "batch_1") -> Config:
@@ -72,9 +34,9 @@ def get_config(arm: str = "batch_1") -> Config:
         return config
     kind, staleness = arm.split("_")
     config.sft.steps = 0
-    config.rollout.environment = FILE
+    config.rollout.environment = "benchmarks/tails.py"
     config.rollout.max_new_tokens = 256
-    config.batch.row_length = 112
+    config.rollout.max_turn_tokens = 56
     config.rollout.slots = 64
     config.rollout.max_staleness = int(staleness)
     config.grpo.loss.sampler_correction = "truncate"

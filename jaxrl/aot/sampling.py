@@ -46,4 +46,7 @@ def engine_programs(
         )
         programs.append(program)
     weights, state = arguments["decode"][0][:2]
-    return programs, {"sampler's weights": weights, "sampler's cache": state}
+    kept = {"sampler's weights": weights, "sampler's cache": state}
+    if training and config.evaluation.beside:
+        kept |= {f"{what}, of an evaluation beside training": arrays for what, arrays in kept.items()}
+    return programs, kept

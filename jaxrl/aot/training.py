@@ -136,8 +136,6 @@ def _stage(config: Config, model: ModelConfig, name: str, graphdef: Any, params:
         sampling, kept = engine_programs(config, model, graphdef, params, compute, training=rl)
         programs += sampling
         resident |= kept if rl else {}  # SFT holds them only during evaluations
-        if rl and config.evaluation.beside:
-            resident |= {f"{what} of an evaluation beside training": arrays for what, arrays in kept.items()}
     return Stage(name, programs, resident, int(microbatches * rows * T), ahead, gathered)
 
 

@@ -67,6 +67,7 @@ def load_config(file: str) -> Config:
     if spec is None or spec.loader is None:
         raise UserError(f"config file {name!r} must be a Python file, NAME.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses of the file look for their annotations
     try:
         spec.loader.exec_module(module)
     except (SyntaxError, UnicodeDecodeError) as error:
