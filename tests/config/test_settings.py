@@ -146,3 +146,12 @@ def test_a_file_that_is_not_python_is_named(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config(:\n")
     with pytest.raises(UserError, match=r"broken.py:1: not Python"):
         read_config(["--config", str(tmp_path / "broken.py")])
+
+
+def test_a_config_file_may_define_dataclasses(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom jaxrl.config import Config\n"
+        "@dataclass\nclass Mine:\n    seed: int = 7\n"
+        "def get_config():\n    return Config(name='mine', seed=Mine().seed)\n"
+    )
+    assert read_config(["--config", str(tmp_path / "mine.py")]).seed == 7
