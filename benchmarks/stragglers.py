@@ -64,10 +64,12 @@ def row(arm: str, runs: list[list[dict]]) -> str:
     tokens = [sum(r["batch/sampled_tokens"] for r in run) / sum(r["time/step_s"] for r in run) for run in steps]
     scores = [run[-1]["held_out/pass@1"] for run in runs]
     masked = [np.mean([r.get("staleness/masked", 0.0) for r in run]) for run in steps]
+    dropped = [np.mean([r.get("stream/dropped", 0.0) for r in run]) for run in steps]
     spread = f" ± {np.std(scores, ddof=1):.1%}" if len(scores) > 1 else ""
     return (
         f"| {arm.replace('_', ', staleness ')} | {np.mean(seconds):.2f} | {3600 / np.mean(seconds):,.0f} | "
-        f"{np.mean(tokens):,.0f} | {np.mean(masked):.1%} | {np.mean(scores):.1%}{spread} |"
+        f"{np.mean(tokens):,.0f} | {np.mean(masked):.1%} | {np.mean(dropped):.1%} | "
+        f"{np.mean(scores):.1%}{spread} |"
     )
 
 
@@ -79,8 +81,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/stragglers"))
     options = parser.parse_args()
     train(options.folder, "sft", 0, 0)
-    print("| | s a step | steps/hour | learned tokens/s | too old | pass@1 after |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| | s a step | steps/hour | learned tokens/s | tokens masked | groups dropped | pass@1 after |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for arm in options.arms:
         runs = [train(options.folder, arm, seed, options.steps) for seed in range(options.seeds)]
         print(row(arm, runs), flush=True)

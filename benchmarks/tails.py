@@ -36,7 +36,7 @@ class Tails(DialogueEnvironment):
         tokens, seconds = np.exp(SIGMA * draw.standard_normal(2)) * (self.settings.tokens, self.settings.tool_s)
         await dialogue.sample()
         if tokens >= 1:
-            most = min(int(tokens), dialogue.engine.max_length - len(dialogue.prompt))
+            most = min(int(tokens), self.budget.tokens)
             thrown = dataclasses.replace(dialogue.params, max_new_tokens=most, stop_tokens=(), stop_strings=())
             await dialogue.engine.sample(dialogue.prompt, thrown)
         await dialogue.tool(asyncio.sleep(seconds))

@@ -47,6 +47,7 @@ CURVES = (  # of one run: title, the metric's name, factor
     ("Mismatch, max |log sampler / trainer|", "mismatch/max", 1),
     ("Age of learned tokens, versions", "staleness", 1),
     ("Too old to learn from, % of tokens", "staleness/masked", 100),
+    ("Dropped as too old, % of groups", "stream/dropped", 100),
     ("Time of episodes: being sampled, %", "stream/sampling", 100),
     ("Time of episodes: tools and judges, %", "stream/tools", 100),
     ("Time of episodes: waiting for the engine, %", "stream/waiting", 100),

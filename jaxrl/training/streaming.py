@@ -72,6 +72,7 @@ class State:
     members: dict[int, dict[int, Episode]] = field(default_factory=dict)  # of incomplete groups
     complete: list[Group] = field(default_factory=list)  # in no batch yet, in order
     drawn: list[Group] = field(default_factory=list)  # since the last batch, with those that were left out
+    left_out: int = 0  # of `drawn`: groups that are too old, or without a signal
     waiting: dict[int, Draw] = field(default_factory=dict)  # batches by step, not trained on yet
     selection: dict[str, Any] = field(default_factory=dict)
 
@@ -309,7 +310,9 @@ class Streaming:
             if state.formed > self._engine.version - plan.start + plan.lag:
                 return  # new weights come first
             step = plan.start + state.formed + 1
-            fit = state.complete = [g for g in state.complete if self._fits(g, step)]
+            fit = [g for g in state.complete if self._fits(g, step)]
+            state.left_out += len(state.complete) - len(fit)
+            state.complete = fit
             enough = len(fit) >= plan.size
             if not enough and (plan.signal is None or len(state.drawn) < plan.size * plan.draws):
                 return
@@ -320,6 +323,8 @@ class Streaming:
             drawn, state.drawn = [g for g in state.drawn if not _among(g, rest)], rest
             state.complete = rest
             slots, sampled = self._slots_since()
+            slots["stream/dropped"] = state.left_out / len(drawn)
+            state.left_out = 0
             with self._changed:
                 state.waiting[step] = Draw(batch, drawn, sampled, stats=slots)
                 state.formed += 1
