@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from configs.grpo import get_config as grpo_config
+from jaxrl.algorithms import policy_gradient
 from jaxrl.config import Config
+from jaxrl.config.plugins import PLUGINS, make_settings
 from jaxrl.files import read_metrics
 
 ARMS = ("batch_0", "batch_1", "stream_0", "stream_1", "stream_2", "stream_4")
@@ -34,12 +36,12 @@ def get_config(arm: str = "batch_1") -> Config:
         return config
     kind, staleness = arm.split("_")
     config.sft.steps = 0
-    config.rollout.environment = "benchmarks/tails.py"
+    config.rollout.environment = make_settings(PLUGINS["environment"], "benchmarks/tails.py")
     config.rollout.max_new_tokens = 256
     config.rollout.max_turn_tokens = 56
     config.rollout.slots = 64
     config.rollout.max_staleness = int(staleness)
-    config.grpo.loss.sampler_correction = "truncate"
+    config.grpo.loss = policy_gradient.Settings(sampler_correction="truncate")
     config.checkpoint.every = 0
     if kind == "stream":
         config.rollout.stream.episodes = 128

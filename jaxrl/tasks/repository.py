@@ -168,7 +168,7 @@ class Snapshot:
         return str(self.repositories.files(self.repo, self.commit))
 
     def texts(self, paths: Sequence[str]) -> dict[str, str]:
-        """Those of the paths that are files, read from the clone. Raises OSError for one that is no text in UTF-8."""
+        """Those of the paths that are files, read from the clone. Raises OSError for one that is not text in UTF-8."""
         clone = self.repositories.clone(self.repo)
         if clone is None:
             raise OSError(f"there is no clone of {self.repo}")
@@ -202,7 +202,7 @@ def _problems(rows: Sequence[Row], settings: Settings, rejected: Counter[str]) -
 
 
 def problem_of(source: Source, settings: Settings) -> Problem:
-    """The problem of an instance. Raises PatchError for a tests' patch that is none."""
+    """The problem of an instance. Raises PatchError for a tests' patch that is not one."""
     instance, files, packages = source
     names = [image.rpartition("/")[2] for image in instance.images]
     images: dict[str, str | None] = dict.fromkeys(names)

@@ -88,7 +88,7 @@ class Settings:
     open_lines: Annotated[int, Ge(1)] = OPEN_LINES  # of a file that are shown at once
     search_hits: Annotated[int, Ge(1)] = 40  # lines that are shown
     run_s: Annotated[float, Gt(0)] = 120.0  # of each test command
-    malformed_penalty: Annotated[float, Ge(0)] = 0.0  # off the reward, for each answer that is no command that fits
+    malformed_penalty: Annotated[float, Ge(0)] = 0.0  # off the reward, for each answer that is not a command that fits
     protected: tuple[str, ...] = PROTECTED  # patterns of paths or names of files that cannot be edited
     trees: Annotated[int, Ge(1)] = 16  # working trees of a run at a time, each with its files in memory
 
@@ -121,7 +121,7 @@ def parse(text: str) -> Command:
     line = (text.strip().splitlines() or [""])[-1].strip().strip("`")
     name, _, rest = line.partition(" ")
     if name not in USES:
-        raise RefusedError(f"the last line is no command ({', '.join(USES)}), and no edit block")
+        raise RefusedError(f"the last line is not a command ({', '.join(USES)}), and there is no edit block")
     try:
         words = tuple(shlex.split(rest))
     except ValueError:  # a quote that does not end, as in it's
@@ -144,7 +144,7 @@ class Work:
 
     @property
     def patch(self) -> str:
-        """The change as git writes it, of what edits did; what tests leave in the tree is no part of it."""
+        """The change as git writes it, of what edits did; what tests leave in the tree is not part of it."""
         return write_patch(self.before, self.after)
 
 
@@ -234,7 +234,7 @@ def inside(path: str) -> str:
 
 def number(word: str) -> int:
     if not word.isascii() or not word.isdigit():
-        raise RefusedError(f"{word} is no number; it counts from 1")
+        raise RefusedError(f"{word} is not a number; images and lines count from 1")
     return max(int(word[:9]), 1)
 
 
@@ -244,13 +244,13 @@ if [ -f "$1" ]; then exec cat -- "$1"; fi"""
 
 
 def look(checkout: Checkout, path: str) -> tuple[str, str]:
-    """(folder, link, file or none; its entries or its text). Raises RefusedError for a file that is no text."""
+    """(folder, link, file or none; its entries or its text). Raises RefusedError for a file that is not text."""
     ran = checkout.run(["sh", "-c", _LOOK, "sh", path], TOOL_S, LONGEST_FILE_KB)
     if ran.status != "finished":
         raise RefusedError(f"{path} is longer than {LONGEST_FILE_KB} kB")
     kind, _, text = ran.output.partition("\n")
     if kind in ("file", "link") and ("\0" in text or "\ufffd" in text):
-        raise RefusedError(f"{path} is no text in UTF-8")
+        raise RefusedError(f"{path} is not text in UTF-8")
     return kind, text
 
 

@@ -142,7 +142,7 @@ def test_snoop():
 
 
 def test_a_hostile_agent_sees_and_changes_nothing_outside(small, made, tmp_path):
-    """What its tests plant in the tree is no part of its change; the hidden tests are neither in files nor in git."""
+    """What its tests plant in the tree is not part of its change; the hidden tests are neither in files nor in git."""
     settings = made("pytest", test_s=60.0)
     outside = tmp_path / "written"
     folders = f"{settings.repositories!r}, {settings.cache!r}, {settings.path!r}, '.git'"
@@ -185,10 +185,10 @@ def test_tests_that_an_agent_changes_are_put_back(small, made):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("hello", "the last line is no command"),
+        ("hello", "the last line is not a command"),
         ("open", "open takes 1 to 2 arguments, not 0"),
         ("open none.py", "there is no none.py"),
-        ("open shapes/area.py five", "five is no number"),
+        ("open shapes/area.py five", "five is not a number"),
         ("search a * h", "search takes 1 to 2 arguments, not 3; a text with blanks stands in double quotes"),
         ("search triangle nowhere", "there is no nowhere"),
         ("image 1", "there is no image 1: the issue has 0"),

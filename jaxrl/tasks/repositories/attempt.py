@@ -152,7 +152,7 @@ def visible(instance: Instance) -> tuple[str, ...]:
     """Commands for the tests that are in the tree before the tests' patch, which may be seen.
 
     They are the row's own, or the test commands without what the patch adds: files that are new, and names of tests
-    in those that it changes. Raises PatchError for a tests' patch that is none.
+    in those that it changes. Raises PatchError for a tests' patch that is not one.
     """
     if instance.visible_commands:
         return instance.visible_commands

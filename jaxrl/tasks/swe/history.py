@@ -123,7 +123,7 @@ def read_objects(repository: Path, ids: Sequence[str], most: int) -> dict[str, b
 
 
 def read_files(repository: Path, commit: str, paths: Sequence[str], most: int) -> dict[str, bytes | None]:
-    """The contents of files by path, None for one of more than `most` bytes; what is no plain file is left out."""
+    """The contents of files by path, None for one of more than `most` bytes; what is not a plain file is left out."""
     listed = _git(repository, "ls-tree", "-z", commit, "--", *paths).decode("utf-8", "surrogateescape") if paths else ""
     ids = {}
     for line in filter(None, listed.split("\0")):
