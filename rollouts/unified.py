@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 NOWHERE = "/dev/null"
 _GIT = re.compile(r'diff --git "?a/(.+?)"? "?b/(.+?)"?$')
-_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)")
+_HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@ ?(.*)")
 _NO_NEWLINE = "\\ No newline at end of file"
 
 

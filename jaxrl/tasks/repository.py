@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -32,7 +33,7 @@ from jaxrl.tasks.swe.history import read_files
 from jaxrl.tasks.swe.parts import split_rows
 from jaxrl.tasks.swe.reward import reward_of_patches
 from rollouts.blocks import BLOCK, Edit, FormatError, apply_edits, edits_between, write_edit
-from rollouts.environments.repository import OPEN_LINES, TREE, RefusedError, Tree, edited, inside, window
+from rollouts.environments.repository import OPEN_LINES, TREE, RefusedError, Tree, decides_tests, edited, inside, window
 from rollouts.episode import Group, Problem, Reward, Submission
 from rollouts.services import Services
 from rollouts.unified import PatchError, apply_patch, read_patch, write_patch
@@ -104,11 +105,12 @@ def make_task(settings: Settings, seed: int) -> Task:
 async def judge(problem: Problem, submission: Submission, services: Services, settings: Settings) -> Reward:
     """1 if the patch resolves the issue, and settings.similarity times its likeness to the one that was made.
 
-    An empty patch is worth 0 and is not run. Where nothing can be judged the verdict is a sandbox_error.
+    An empty patch is worth 0 and is not run, as is one that changes how the tests run. Where nothing can be judged the
+    verdict is a sandbox_error.
     """
     source: Source = problem.answer
     patch = await asyncio.to_thread(patch_of, problem, submission)
-    if not patch.strip():
+    if not patch.strip() or bends_tests(patch, source.instance.patch):
         return Reward(0.0, False, {"resolved": 0.0}, answer=None)
     try:
         files = await asyncio.to_thread(source.files)
@@ -122,6 +124,22 @@ async def judge(problem: Problem, submission: Submission, services: Services, se
         parts["similarity"] = settings.similarity * alike
     failed = Verdict("sandbox_error", stderr=grade.reason) if grade.outcome == "not_judged" else None
     return Reward(sum(parts.values()), grade.resolved, parts, failed, answer=patch)
+
+
+def bends_tests(patch: str, made: str) -> bool:
+    """Whether a patch changes files that decide how the tests run, which the change that was made leaves alone.
+
+    Those are the environment's PROTECTED ones, and new modules that hide Python's own. What is not a patch is for git
+    to refuse.
+    """
+    try:
+        changed, allowed = read_patch(patch), {path for file in read_patch(made) for path in (file.old, file.new)}
+    except PatchError:
+        return False
+    paths = {path for file in changed for path in (file.old, file.new) if path} - allowed
+    added = {file.new for file in changed if file.new.endswith(".py") and not file.old} - allowed
+    hiding = {path.split("/")[0].removesuffix(".py") for path in added} - {"test"}
+    return any(map(decides_tests, paths)) or not hiding.isdisjoint(sys.stdlib_module_names)
 
 
 def patch_of(problem: Problem, submission: Submission) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrl.config.task import TaskSettings
 from jaxrl.tasks import Task
+from jaxrl.tasks.rows import DataError
 from jaxrl.tasks.sampling import Generated
 from rollouts.blocks import BLOCK, Edit, FormatError, apply_edits, write_edit
 from rollouts.environments.repository import TREE, Tree, edited, image
@@ -121,12 +122,14 @@ def demonstration(tree: Tree, wrong: Drawing, right: Drawing, wrong_value: str) 
 
 
 def held_out_problems(count: int, images: bool) -> list[Problem]:
-    """Different problems, of pairs of values that training never has."""
-    problems: dict[str, Problem] = {}
-    while len(problems) < count:
-        problem = generate(f"held_out {HELD_OUT_SEED + len(problems)} {len(problems)}", True, images)
-        problems.setdefault(problem.id, problem)
-    return list(problems.values())
+    """Different problems, of pairs of values that training never has. Raises DataError where there are not as many."""
+    problems: dict[tuple[str, Any], Problem] = {}
+    for number in range(HELD_OUT_SEED, HELD_OUT_SEED + 100 * count):
+        problem = generate(f"held_out {number}", True, images)
+        problems.setdefault((problem.messages[0]["content"], problem.tests[0].expected), problem)
+        if len(problems) == count:
+            return list(problems.values())
+    raise DataError(f"task.held_out_problems = {count} must be at most {len(problems)}: there are not more")
 
 
 def text_of(problem: Problem) -> str:

@@ -35,7 +35,12 @@ LONGEST_FILE_KB = 1024  # that is opened or edited
 HITS_KB = 256
 OPEN_LINES = 100
 # A file that decides how the tests run: a change of it could make them pass whatever the code does.
-PROTECTED = ("conftest.py", "pytest.py", "pytest.ini", "tox.ini", "setup.cfg", "package.json", "jasmine.json")
+PROTECTED = (
+    "conftest.py", "pytest.py", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml",
+    "sitecustomize.py", "usercustomize.py", "pytest/*", "_pytest/*", "pluggy/*", "test*/__init__.py", "package.json",
+    "jasmine*.json", "jasmine*.js", "jasmine*.mjs", ".mocharc*", "jest.config.*", "vitest.config.*", "karma.conf.*",
+    ".babelrc*", "node_modules", "node_modules/*",
+)  # fmt: skip
 INSTRUCTION = """You work in a checkout of the repository. Solve the issue by editing its files. Each answer ends with \
 one command; its output is the next message. The commands:
 
@@ -224,9 +229,16 @@ def perform(checkout: Checkout, command: Command, work: Work, tree: Tree, settin
     return rendered(checkout, inside(words[0]))
 
 
+def decides_tests(path: str, protected: Sequence[str] = PROTECTED) -> bool:
+    """Whether a change of this file could make tests pass whatever the code does."""
+    return any(fnmatch(path, pattern) or fnmatch(basename(path), pattern) for pattern in protected)
+
+
 def inside(path: str) -> str:
     """The path in normal form. Raises RefusedError for one that leads out of the tree."""
     normal = normpath(path.strip() or ".")
+    if not normal.isprintable():
+        raise RefusedError("a path has characters that cannot be printed")
     if normal.startswith(("/", "..")) or ".git" in normal.split("/"):
         raise RefusedError(f"{path} is not in the repository; paths are relative to its top folder")
     return normal
@@ -290,7 +302,7 @@ def edit(checkout: Checkout, edits: Sequence[Edit], work: Work, protected: Seque
     edits = [block._replace(path=inside(block.path)) for block in edits]
     files, windows = {}, set()
     for path in dict.fromkeys(block.path for block in edits):
-        if any(fnmatch(path, pattern) or fnmatch(basename(path), pattern) for pattern in protected):
+        if decides_tests(path, protected):
             raise RefusedError(f"{path} decides how the tests run; it cannot be edited")
         kind, text = look(checkout, path)
         if kind in ("folder", "link"):
@@ -320,7 +332,7 @@ def _write(checkout: Checkout, path: str, content: str) -> None:
     checkout.write("file", content)
     script = 'mkdir -p -- "$(dirname -- "$1")" && cp ../file "$1"'
     ran = checkout.run(["sh", "-c", script, "sh", path], TOOL_S)
-    if ran.exit_code:
+    if ran.exit_code != 0:  # None: stopped
         raise RefusedError(f"{path} cannot be written: {ran.output.strip()[-200:]}")
 
 
@@ -343,5 +355,8 @@ def image(images: Mapping[str, str | bytes | None], wanted: int) -> str:
     name, path = [*images.items()][wanted - 1]
     if path is None:
         return f"image {name} is not on this machine"
-    data = path if isinstance(path, bytes) else Path(path).read_bytes()
-    return data.decode() if name.endswith(".txt") else described(name, data)
+    try:
+        data = path if isinstance(path, bytes) else Path(path).read_bytes()
+    except OSError as error:
+        return f"image {name} cannot be read: {error.strerror}"
+    return data.decode(errors="replace") if name.endswith(".txt") else described(name, data)

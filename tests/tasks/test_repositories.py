@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 
 import pytest
 
@@ -319,3 +320,18 @@ def test_near_misses_that_resolve_are_named(tmp_path, monkeypatch, repository, c
     assert report["resolved_ids"] == ["o__r-7"] and report["incomplete_ids"] == ["o__r-8"]
     out = capsys.readouterr().out
     assert "resolved without a part: o__r-7" in out and "1 of 2 patches change too little" in out
+
+
+def test_what_programs_print_cannot_hold_up_the_parsers():
+    """Blank lines by the thousand, endless lines, reports of another form: read in no time, and nothing is raised."""
+    start = time.monotonic()
+    for output in (
+        "\n" * 50_000,
+        "x" * 500_000,
+        '{"testResults":[{"assertionResults":["x"]}]}',
+        "{" + "[" * 100_000 + "}",
+    ):
+        assert not logs.suite_ran([output])
+        for parser in logs.PARSERS.values():
+            parser([output])
+    assert time.monotonic() - start < 20

@@ -26,6 +26,7 @@ from rollouts.environments import repository
 from rollouts.environments.dialogue import Budget
 from rollouts.episode import Group, Submission
 from rollouts.services import Services
+from rollouts.unified import write_patch
 
 GOLD = EDIT.format(" / 2")
 
@@ -285,3 +286,21 @@ def test_an_episode_that_runs_out_of_time_is_judged_by_its_edits(small, made, tm
     start = time.monotonic()
     played = episode(small, settings, GOLD, "run", budget=Budget(6000, wall_s=8.0))
     assert played.status == "out_of_time" and played.reward.solved and time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("path", "bent"),
+    [("conftest.py", True), ("a/conftest.py", True), ("pytest/__init__.py", True), ("tests/__init__.py", True),
+     ("ast.py", True), ("json/__init__.py", True), ("shapes/json.py", False), ("shapes/area.py", False)],
+)  # fmt: skip
+def test_patches_that_change_how_tests_run_are_worth_nothing(path, bent):
+    patch = write_patch({}, {path: "x = 1\n"})
+    assert task_module.bends_tests(patch, "") == bent
+    assert not task_module.bends_tests(patch, patch)  # the change that was made does the same
+    assert not task_module.bends_tests("no patch", "")
+
+
+def test_a_plain_answer_with_a_path_that_cannot_be_is_no_patch(small, made):
+    task = load_task(made("pytest"), 0)
+    text = "```python\n### a\0b\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```"
+    assert task_module.patch_of(task.train[0], Submission(text)) == ""

@@ -13,6 +13,7 @@ from typing import Literal
 
 Status = Literal["passed", "failed", "skipped", "error"]
 Results = dict[str, Status]
+LONGEST_LINE = 2_000  # characters of a line of a log that are read
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TIME = re.compile(r"\s*\(\d+(?:\.\d+)?\s*(?:ms|s)\)$")
 _MARKS: dict[str, Status] = {
@@ -23,8 +24,8 @@ _MARKS: dict[str, Status] = {
 _RAN = tuple(
     re.compile(pattern, re.M)
     for pattern in (
-        r"^\s*[1-9]\d* passing", r"^Tests:\s+[1-9]", r"[1-9]\d* specs?, \d+ failures?", r"Executed [1-9]\d* of",
-        r"^# tests [1-9]", r"^\s*Tests\s+[1-9]\d*", r'"tests":\s*[1-9]',
+        r"^[ \t]*[1-9]\d* passing", r"^Tests:[ \t]+[1-9]", r"[1-9]\d* specs?, \d+ failures?", r"Executed [1-9]\d* of",
+        r"^# tests [1-9]", r"^[ \t]*Tests[ \t]+[1-9]\d*", r'"tests":\s*[1-9]',
     )
 )  # fmt: skip
 
@@ -35,8 +36,8 @@ def suite_ran(outputs: Sequence[str]) -> bool:
 
 
 def plain(text: str) -> str:
-    """Without colours."""
-    return _ANSI.sub("", text)
+    """Without colours and the ends of endless lines: patterns must not take forever on what programs print."""
+    return "\n".join(line[:LONGEST_LINE] for line in _ANSI.sub("", text).split("\n"))
 
 
 def jasmine_numbers(outputs: Sequence[str]) -> Results:
@@ -52,7 +53,7 @@ def mocha_json(outputs: Sequence[str]) -> Results:
             report = json.loads(text[text.index("{") : text.rindex("}") + 1])
             for name, status in (("passes", "passed"), ("failures", "failed"), ("pending", "skipped")):
                 results |= {test["fullTitle"]: status for test in report.get(name, ())}  # type: ignore[misc]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # a suite that could not start prints none
     return results
 
@@ -69,7 +70,7 @@ def marks(outputs: Sequence[str]) -> Results:
 
 def files(outputs: Sequence[str]) -> Results:
     """Runners that are only heard by file: PASS path, FAIL path (3.2 s)."""
-    found = re.findall(r"^(PASS|FAIL)\s+(\S.*?)\s*$", "\n".join(map(plain, outputs)), re.M)
+    found = re.findall(r"^(PASS|FAIL)[ \t]+(\S.*?)[ \t]*$", "\n".join(map(plain, outputs)), re.M)
     return {_TIME.sub("", path): "passed" if word == "PASS" else "failed" for word, path in found}
 
 
@@ -84,7 +85,7 @@ def jest_json(outputs: Sequence[str]) -> Results:
                 for test in suite["assertionResults"]:
                     name = " > ".join([*test.get("ancestorTitles", ()), test["title"]])
                     results[name] = statuses.get(test["status"], "error")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
     return results
 
@@ -102,7 +103,7 @@ def pytest_lines(outputs: Sequence[str]) -> Results:
 def tap(outputs: Sequence[str]) -> Results:
     """ok 1 name, not ok 2 name # SKIP."""
     results: Results = {}
-    for m in re.finditer(r"^\s*(not )?ok\b\s*\d*\s*-?\s*(.*)$", "\n".join(map(plain, outputs)), re.M):
+    for m in re.finditer(r"^[ \t]*(not )?ok\b[ \t]*\d*[ \t]*-?[ \t]*(.*)$", "\n".join(map(plain, outputs)), re.M):
         name, _, directive = m[2].partition(" # ")
         skipped = directive.upper().startswith(("SKIP", "TODO"))
         results[name.strip()] = "skipped" if skipped else "failed" if m[1] else "passed"
@@ -138,7 +139,7 @@ def mocha_spec(outputs: Sequence[str]) -> Results:
     results: Results = {}
     for text in map(plain, outputs):
         stack: list[tuple[int, str]] = []
-        for line in re.split(r"\n\s*\d+ passing", text)[0].splitlines():
+        for line in re.split(r"\n[ \t]*\d+ passing", text)[0].splitlines():
             indent, words = len(line) - len(line.lstrip()), line.strip()
             while stack and stack[-1][0] >= indent:
                 stack.pop()
@@ -155,7 +156,7 @@ def mocha_spec(outputs: Sequence[str]) -> Results:
 def indented_failures(outputs: Sequence[str]) -> Results:
     """p5.js: numbered failures, with what they belong to on growing indentation, joined by ":"."""
     results: Results = {}
-    text = re.sub(r"^\s*[<{].*?[>}]\s*$", "", "\n".join(map(plain, outputs)), flags=re.M)
+    text = re.sub(r"^[ \t]*[<{].*?[>}][ \t]*$", "", "\n".join(map(plain, outputs)), flags=re.M)
     lines = text.splitlines()
     for i, line in enumerate(lines):
         if not (first := re.match(r"(\s*)\d+\) (.*)", line)):
@@ -191,7 +192,7 @@ def jest_chunks(outputs: Sequence[str]) -> Results:
 
 def numbered_suites(outputs: Sequence[str]) -> Results:
     """eslint: "  1) suite name" in the list of failures."""
-    found = re.findall(r"^\s+\d+\)\s+(\S.*?)\s*:?\s*$", "\n".join(map(plain, outputs)), re.M)
+    found = re.findall(r"^[ \t]+\d+\)[ \t]+(\S.*?)[ \t]*:?[ \t]*$", "\n".join(map(plain, outputs)), re.M)
     return dict.fromkeys(found, "failed")
 
 
