@@ -320,7 +320,7 @@ class Streaming:
             for group in batch:
                 mark_stale(group, step - 1 - plan.max_staleness)
             rest = fit[plan.size :]
-            drawn, state.drawn = [g for g in state.drawn if not _among(g, rest)], rest
+            drawn, state.drawn = [g for g in state.drawn if not _among(g, rest)], [*rest]
             state.complete = rest
             slots, sampled = self._slots_since()
             slots["stream/dropped"] = state.left_out / len(drawn)
