@@ -74,7 +74,7 @@ class Live:
         if not stream.arrivals and not stream.engine.ready and any(lane.outside for lane in stream.lanes):
             await stream.something.wait()
         if not stream.arrivals:
-            return None  # the engine can go on, or there is something for the source
+            return None  # the engine has work, or the source does
         lane = stream.arrivals[0]
         self._event.setdefault("lanes", []).append(lane.number)
         return lane
@@ -126,7 +126,7 @@ def _append(path: Path, lines: int) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.exists() else []
     if len(kept) < lines:
-        raise UnsupportedError(f"{path} has {len(kept)} lines, the checkpoint is of line {lines}; it cannot go on")
+        raise UnsupportedError(f"{path} has {len(kept)} lines, the checkpoint is of line {lines}; it cannot continue")
     file = open(path, "r+" if path.exists() else "w")
     file.seek(sum(map(len, kept)))
     file.truncate()
@@ -159,7 +159,7 @@ class Replayed:
             self._place += 1
         elif self._place >= len(self._events) and stream.busy():
             raise UnsupportedError(
-                f"{self._path} ends before turn {stream.turn}, and this run goes on: it was stopped, or its settings "
+                f"{self._path} ends before turn {stream.turn}, and this run continues: it was stopped, or its settings "
                 "are others"
             )
         self._lanes = deque(self._now.get("lanes", ()))

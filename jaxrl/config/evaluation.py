@@ -21,7 +21,7 @@ class EvaluationConfig:
     samples: Positive = 1  # completions a problem
     temperature: NonNegative = 1.0  # 0: greedy
     every: Count = 0  # steps from one to the next; 0: only between stages
-    beside: bool = False  # those within a stage run on an engine of their own, while training goes on
+    beside: bool = False  # those within a stage run on an engine of their own, while training continues
     k: tuple[Positive, ...] = ()  # pass@k, maj@k, n@k and best-of-k for these too, beside 1 and `samples`
     submissions: Positive = 1  # n of n@k: programs submitted at most, of those that pass the public tests
     # Scorer of best-of-k: mean or summed logprob, public tests, reward.model; all of them side by side; "": none.

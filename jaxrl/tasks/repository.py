@@ -189,7 +189,7 @@ class Snapshot:
         """Those of the paths that are files, read from the clone. Raises OSError for one that is not text in UTF-8."""
         clone = self.repositories.clone(self.repo)
         if clone is None:
-            raise OSError(f"there is no clone of {self.repo}")
+            raise OSError(f"no clone was found of {self.repo}")
         try:
             found = read_files(clone, self.commit, paths, LONGEST_FILE)
             return {path: data.decode() for path, data in found.items() if data is not None}

@@ -62,7 +62,7 @@ VALUES: dict[str, tuple] = {"mark": MARKS, "width": tuple(range(2, 10)), "title"
 class Settings(TaskSettings):
     """Drawings with a wrong value."""
 
-    images: bool = True  # False: there is no image to look at, an ablation
+    images: bool = True  # False: the issue has none (an ablation)
 
 
 def make_task(settings: Settings, seed: int) -> Task:
@@ -110,7 +110,7 @@ def problem_of(name: str, wrong: Drawing, right: Drawing, wrong_value: str, imag
 
 
 def demonstration(tree: Tree, wrong: Drawing, right: Drawing, wrong_value: str) -> tuple[dict[str, str], ...]:
-    """Look, edit the line of the value, submit. Where there is no image, the edit is a guess that turns out right."""
+    """Look, edit the line of the value, submit. Without an image the edit is a guess that turns out right."""
     old, new = (f"{wrong_value.upper()} = {getattr(values, wrong_value)!r}" for values in (wrong, right))
     block = write_edit(Edit(FILE, old, new))
     files = {FILE: wrong.program}

@@ -2,12 +2,12 @@
 
 The batch of a step is the first `size` groups that became complete since the last one, in the order that the schedule
 decides. The sampler is at most `lag` = min(1, max_staleness) batches ahead of the trainer: a batch that is complete
-beyond that makes it wait for new weights, which episodes in flight then go on with. So the tokens of an episode have
+beyond that makes it wait for new weights, with which episodes in flight then continue. So the tokens of an episode have
 several versions. Those that are more than max_staleness versions old when the episode is trained on are left out of
 the loss (stale = "mask": it is truncated in front, and continued), or its group is dropped.
 
 Before an evaluation and a checkpoint the lanes are emptied: what is saved then is all that there is, and a run that is
-resumed from it goes on as it would have.
+resumed from it continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Streaming:
             return
         if self._schedule.recorded:
             raise CheckpointError(
-                f"{self._path(step)} is missing, and a recorded schedule cannot go on without it; delete checkpoint "
+                f"{self._path(step)} is missing, and a recorded schedule cannot continue without it; delete checkpoint "
                 f"{step} to resume from an earlier one"
             )
         self._state.formed = step - plan.start
@@ -398,7 +398,7 @@ class Streaming:
             self._change_weights(*handed)
 
     async def _pause(self, stream: Stream) -> None:
-        """With empty lanes, until the trainer goes on. It does not wait where a recorded run was merely stopped."""
+        """With empty lanes, until the trainer continues. It does not wait where a recorded run was merely stopped."""
         state = self._state
         if self._schedule.exact and not self._plan.due(self._engine.version):
             self._draining = False

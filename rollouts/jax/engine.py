@@ -122,7 +122,7 @@ class JaxEngine:
         self._kept.clear()  # their keys and values belong to the old weights
 
     def change_weights(self, params: Any, version: int, recompute: bool = False) -> None:
-        """`load_weights` between two turns, while requests are running: they go on with the new weights.
+        """`load_weights` between two turns, while requests are running: they continue with the new weights.
 
         The keys and values of their earlier tokens stay those of the old weights; or `recompute` makes them anew, so
         that every logprob is that of one version, at the cost of a prefill of all that is running.

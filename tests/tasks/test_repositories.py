@@ -238,7 +238,7 @@ def test_what_cannot_be_judged_is_said_and_judged_later(tmp_path, monkeypatch, r
     tasks, clones, _ = repository
     report = judged(tmp_path, monkeypatch, tasks, tmp_path / "elsewhere", "gold")
     assert report["not_judged_ids"] == ["o__r-7"] and report["unresolved_ids"] == []
-    assert "without a result: there is no clone of o/r" in capsys.readouterr().out
+    assert "without a result: no clone was found of o/r" in capsys.readouterr().out
     assert judged(tmp_path, monkeypatch, tasks, clones, "gold")["resolved_ids"] == ["o__r-7"]
     before = (tmp_path / "out" / "results.jsonl").read_text()
     assert judged(tmp_path, monkeypatch, tasks, clones, "gold")["resolved_ids"] == ["o__r-7"]

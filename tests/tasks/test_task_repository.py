@@ -211,7 +211,7 @@ def test_long_outputs_are_cut_in_the_middle(small, made):
 
 def test_what_has_no_clone_is_counted(made):
     settings = made()
-    with pytest.raises(DataError, match=r"no problem is left \(there is no clone of o/shapes: 2\)"):
+    with pytest.raises(DataError, match=r"no problem is left \(no clone was found of o/shapes: 2\)"):
         load_task(dataclasses.replace(settings, repositories="/nowhere"), 0)
     with pytest.raises(DataError, match=r"needs task.path .* and task.repositories"):
         load_task(task_module.Settings(), 0)

@@ -145,7 +145,7 @@ def test_without_what_was_sampled_before_a_run_goes_on_with_later_problems(tmp_p
     for path in (tmp_path / "pending").iterdir():
         path.unlink()
     assert len(train(streaming(tmp_path, Steps()), 4)) == 8
-    with pytest.raises(CheckpointError, match="a recorded schedule cannot go on without it"):
+    with pytest.raises(CheckpointError, match="a recorded schedule cannot continue without it"):
         streaming(tmp_path / "b", Live(tmp_path / "schedule.jsonl")).restore(4)
 
 

@@ -84,7 +84,7 @@ def packages_of(instance: Instance, repositories: Repositories, modules: Path) -
         modules: has the installed package sets (jaxrl/tasks/repositories/packages.py).
     """
     if repositories.clone(instance.repo) is None:
-        raise OSError(f"there is no clone of {instance.repo}")
+        raise OSError(f"no clone was found of {instance.repo}")
     if instance.log_parser in OF_PYTHON:
         return {}
     packages = package_set(instance)
@@ -93,7 +93,7 @@ def packages_of(instance: Instance, repositories: Repositories, modules: Path) -
     if not (modules / packages / "node_modules").is_dir():
         raise OSError(f"{packages} is not installed (python -m jaxrl.swebench install)")
     if shutil.which("node") is None:
-        raise OSError("there is no node on this machine")
+        raise OSError("Node is not installed")
     return {"node_modules": str(modules / packages / "node_modules")}
 
 
