@@ -323,7 +323,7 @@ def test_other_objectives_in_two_processes_are_those_of_one(jobs, tmp_path, obje
 
 @pytest.mark.slow
 def test_streams_of_two_processes_are_repeatable(jobs, tmp_path):
-    """Each samples its part of every batch, episode by episode, and a killed run continues as if nothing had happened."""
+    """Each samples its part of every batch by episodes, and a killed run continues as if nothing had happened."""
     stream = ("--config.rollout.stream.episodes=6", "--config.rollout.stream.schedule=steps", *AHEAD)
     codes, said = jobs(2, *train_command(tmp_path / "one", *stream)).end()
     assert codes == [0, 0], said
