@@ -17,6 +17,8 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +72,26 @@ def write_rows(
     return rows, rejected
 
 
+IDLE = {True: ("tests", "characters", "others"), False: ("test_s",)}  # options that do nothing with --run, without it
+
+
 def parser() -> argparse.ArgumentParser:
-    rules = Rules()
+    """Rules and limits are only in what it returns where they are given."""
     made = argparse.ArgumentParser(prog="python -m jaxrl.swe_data", description=(__doc__ or "").split("\n")[0])
     made.add_argument("out", type=Path, help="the .jsonl to write")
     made.add_argument("--repository", type=Path, action="append", required=True, help="may be given several times")
     made.add_argument("--revision", default="HEAD", help="its history is read (HEAD)")
-    made.add_argument("--files", type=at_least(1), default=rules.files, help="changed at most (%(default)s)")
-    made.add_argument("--characters", type=at_least(1), default=rules.characters, help="of a file (%(default)s)")
-    made.add_argument("--diff", type=at_least(1), default=rules.diff, help="characters of all diffs (%(default)s)")
-    made.add_argument("--message", type=at_least(1), default=rules.message, help="characters of it (%(default)s)")
-    made.add_argument("--others", type=at_least(0), default=rules.others, help="unchanged files shown (%(default)s)")
-    made.add_argument("--suffix", action="append", help="of code, such as .py; the others do not count")
-    made.add_argument("--tests", action="store_true", help="changes of tests count, too")
     made.add_argument("--run", action="store_true", help="problems of task repository: their tests are run (pytest)")
-    made.add_argument("--test-s", type=at_least(1), help=f"of a commit's tests ({Runs.wall_s:.0f})")
     made.add_argument("--limit", type=at_least(1), help="the newest commits, that many, are read (all)")
+    add = partial(made.add_argument, default=argparse.SUPPRESS)
+    add("--files", type=at_least(1), help=f"changed at most ({Rules.files})")
+    add("--characters", type=at_least(1), help=f"of a file ({Rules.characters})")
+    add("--diff", type=at_least(1), help=f"characters of all diffs ({Rules.diff})")
+    add("--message", type=at_least(1), help=f"characters of it ({Rules.message})")
+    add("--others", type=at_least(0), help=f"unchanged files shown ({Rules.others})")
+    add("--suffix", action="append", dest="suffixes", help="of code, such as .py; the others do not count")
+    add("--tests", action="store_true", help="changes of tests count, too")
+    add("--test-s", type=at_least(1), help=f"of a commit's tests ({Runs.wall_s:.0f})")
     return made
 
 
@@ -93,15 +99,16 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """The command: writes the rows and prints a table; 1, with one line on stderr, if there are none."""
     options = parser().parse_args(arguments)
-    suffixes = tuple(options.suffix) if options.suffix else Rules.suffixes
-    rules = Rules(
-        options.files, options.characters, options.diff, options.message, options.others, suffixes, options.tests
-    )
-    runs = Runs(FILES.expanduser(), options.test_s or Runs.wall_s) if options.run else None
-    for name, idle in (("--test-s", not runs and options.test_s), ("--tests", runs and options.tests)):
-        if idle:
-            raise UserError(f"{name} has no effect {'with' if runs else 'without'} --run; leave it out")
-    rows, rejected = write_rows(options.repository, options.revision, rules, options.out, runs, options.limit)
+    given = vars(options)
+    for name in IDLE[options.run]:
+        if name in given:
+            how = "with" if options.run else "without"
+            raise UserError(f"--{name.replace('_', '-')} has no effect {how} --run; leave it out")
+    rules = {field.name: given[field.name] for field in fields(Rules) if field.name in given}
+    if "suffixes" in rules:
+        rules["suffixes"] = tuple(rules["suffixes"])
+    runs = Runs(FILES.expanduser(), given.get("test_s", Runs.wall_s)) if options.run else None
+    rows, rejected = write_rows(options.repository, options.revision, Rules(**rules), options.out, runs, options.limit)
     table = Table("commits", "")
     table.add_row("problems", str(rows), style="bold")
     for reason, count in rejected.most_common():

@@ -1,8 +1,7 @@
 """Working trees: a private writable copy of a folder, and commands that run in it one after the other.
 
     with Checkout(folder, read_only={"node_modules": modules}) as checkout:
-        checkout.write("model.patch", patch)
-        checkout.run(["git", "apply", "../model.patch"])
+        checkout.run(["git", "apply"], stdin=patch)
         ran = checkout.run(["npm", "test"], wall_s=60)
 
 A checkout has a process of its own with the layers of sandbox/layers.py: the system read-only, no network, no other
@@ -12,7 +11,6 @@ that is judged. What one of them changes the next one sees; all is gone when the
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -29,7 +27,7 @@ from typing import IO, Any, Literal
 
 from sandbox import kernel
 from sandbox.cgroup import Cgroup
-from sandbox.isolation import BOX, Bounds, Jail, confinement, enter_jail, mount_box
+from sandbox.isolation import BOX, Bounds, FirstVictims, Jail, confinement, enter_jail, mount_box
 from sandbox.launch import ROOT, python_environment
 from sandbox.layers import LEAST, IsolationError, require
 
@@ -55,7 +53,7 @@ class Ran:
 
 
 class Checkout:
-    """A copy of `folder`, at `TREE` for its commands; files beside it are at `..` from there.
+    """A copy of `folder`, at `TREE` for its commands.
 
     Args:
         read_only: folders that appear in the tree by a link, such as node_modules: name in the tree -> folder.
@@ -76,17 +74,23 @@ class Checkout:
         least: str = LEAST,
     ):
         boot = f"import sys; sys.path.insert(0, {ROOT!r}); from sandbox.checkout import main; main()"
-        with tempfile.TemporaryFile() as archive:  # its own user could not read a folder that is closed to others
-            _pack(folder, archive)
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", boot],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=(archive.fileno(),),
-            )
-            number = archive.fileno()
+        # What commands read: first the tree, since the checkout's own user could not read a folder closed to others.
+        self._given = tempfile.TemporaryFile(buffering=0)
+        try:
+            _pack(folder, self._given)
+        except BaseException:
+            self._given.close()
+            raise
+        number = os.open(f"/proc/self/fd/{self._given.fileno()}", os.O_RDONLY)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", boot],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=(number,),
+        )
+        os.close(number)
         self._cgroup: Cgroup | None = None
         try:
             state = "on"
@@ -99,7 +103,7 @@ class Checkout:
                 state = str(error)
             links = {name: os.path.realpath(path) for name, path in (read_only or {}).items()}
             hello = self._ask(
-                {"archive": number, "links": links, "disk_mb": disk_mb, "cgroup": state,
+                {"given": number, "links": links, "disk_mb": disk_mb, "cgroup": state,
                  "python": python_environment()["python"]}, START_S,
             )  # fmt: skip
             layers: dict[str, str] = hello["layers"]
@@ -114,14 +118,14 @@ class Checkout:
             self.close()
             raise
 
-    def write(self, name: str, data: str | bytes) -> None:
-        """A file beside the tree, `../NAME` for its commands."""
-        data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
-        self._ask({"write": name, "data": base64.b64encode(data).decode()}, START_S)
-
-    def run(self, command: Sequence[str], wall_s: float = 60.0, output_kb: int = 4096) -> Ran:
+    def run(self, command: Sequence[str], wall_s: float = 60.0, output_kb: int = 4096, stdin: str | bytes = b"") -> Ran:
         """Runs a command in the tree. Raises CheckoutError when the checkout has ended."""
+        data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
         message = {"command": list(command), "wall_s": wall_s, "output": output_kb << 10}
+        if self._given.closed:
+            raise CheckoutError("the checkout has ended")
+        self._given.truncate(0)
+        os.pwrite(self._given.fileno(), data, 0)
         return Ran(**self._ask(message, wall_s + START_S)["ran"])
 
     def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -150,6 +154,7 @@ class Checkout:
             if stream:
                 with contextlib.suppress(OSError):
                     stream.close()
+        self._given.close()
         if self._cgroup:
             self._cgroup.remove()
 
@@ -161,7 +166,7 @@ class Checkout:
 
 
 def _pack(folder: str, archive: IO[bytes]) -> None:
-    """Writes the folder as a tar archive, and goes to its beginning. Raises CheckoutError if it cannot be read."""
+    """Writes the folder as a tar archive. Raises CheckoutError if it cannot be read."""
 
     def owned_by_nobody(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
@@ -173,7 +178,6 @@ def _pack(folder: str, archive: IO[bytes]) -> None:
             packed.add(folder, ".", filter=owned_by_nobody)
     except OSError as error:
         raise CheckoutError(f"{folder} cannot be read: {error}") from None
-    archive.seek(0)
 
 
 # --- in the checkout's own process
@@ -193,12 +197,12 @@ def main() -> None:
     def say(message: dict[str, Any]) -> None:
         os.write(answers, json.dumps(message).encode() + b"\n")
 
+    commands = Commands(jail, start["given"])
     say({"layers": jail.layers})
-    bounds = Bounds()
     while line := _line(stream):
         message = json.loads(line)
         try:
-            say(_serve(message, start, jail, bounds))
+            say(_serve(message, start, commands))
         except OSError as error:
             say({"error": str(error)})
 
@@ -213,36 +217,49 @@ def _line(stream: Any) -> bytes:
     return bytes(data)
 
 
-def _serve(message: dict[str, Any], start: dict[str, Any], jail: Jail, bounds: Bounds) -> dict[str, Any]:
+def _serve(message: dict[str, Any], start: dict[str, Any], commands: Commands) -> dict[str, Any]:
     if "copy" in message:
-        mount_box(jail, start["disk_mb"], FILES)
+        mount_box(commands.jail, start["disk_mb"], FILES)
         unpack = ["sh", "-c", f"mkdir {TREE} && tar -xf - -C {TREE} --no-same-owner"]
-        unpacked = _run(unpack, START_S, 4096, jail, bounds, start["archive"])
-        os.close(start["archive"])
+        unpacked = commands.run(unpack, START_S, 4096)
         if unpacked.exit_code:
             raise OSError(f"the folder cannot be copied: {unpacked.output.strip()[-300:]}")
         for name, path in start["links"].items():
-            _run(["ln", "-sfn", path, f"{TREE}/{name}"], START_S, 4096, jail, bounds)
+            commands.run(["ln", "-sfn", path, f"{TREE}/{name}"], START_S, 4096)
         return {}
-    if "write" in message:
-        path = os.path.join(BOX, os.path.basename(message["write"]))
-        with open(path, "wb") as file:
-            file.write(base64.b64decode(message["data"]))
-        os.chmod(path, 0o644)
-        return {}
-    return {"ran": asdict(_run(message["command"], message["wall_s"], message["output"], jail, bounds))}
+    return {"ran": asdict(commands.run(message["command"], message["wall_s"], message["output"]))}
 
 
-def _run(command: list[str], wall_s: float, limit: int, jail: Jail, bounds: Bounds, stdin: int = -1) -> Ran:
-    """Runs a command with a program's rights. All that it leaves running is ended with it."""
-    cores = len(os.sched_getaffinity(0))
-    bounds.set(jail.size, wall_s * cores + CPU_S_MORE, PROCESSES + jail.others, 0)
-    ours, theirs = os.pipe()
+class Commands:
+    """Runs commands with a program's rights, one at a time; `given` is what they read."""
+
+    def __init__(self, jail: Jail, given: int):
+        self.jail, self.bounds, self.given = jail, Bounds(), given
+        self.victims: FirstVictims | None = None
+        jail.try_layer("oom", self._prepare_victims)
+
+    def _prepare_victims(self) -> None:
+        self.victims = FirstVictims(self.jail)
+
+    def run(self, command: list[str], wall_s: float, limit: int) -> Ran:
+        """Runs a command in the tree. All that it leaves running is ended with it."""
+        cores = len(os.sched_getaffinity(0))
+        self.bounds.set(self.jail.size, wall_s * cores + CPU_S_MORE, PROCESSES + self.jail.others, 0)
+        os.lseek(self.given, 0, os.SEEK_SET)
+        ours, theirs = os.pipe()
+        pid = self.victims.fork() if self.victims else os.fork()
+        if pid == 0:
+            _become(command, self.given, theirs, self.jail, self.bounds)
+        os.close(theirs)
+        try:
+            return _watched(pid, ours, wall_s, limit)
+        finally:
+            os.close(ours)
+
+
+def _watched(pid: int, ours: int, wall_s: float, limit: int) -> Ran:
+    """Reads what a command prints, until it ends or must end."""
     began = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        _become(command, stdin, theirs, jail, bounds)
-    os.close(theirs)
     data, status, deadline = bytearray(), "finished", began + wall_s
     while True:
         left = deadline - time.monotonic()
@@ -269,7 +286,6 @@ def _run(command: list[str], wall_s: float, limit: int, jail: Jail, bounds: Boun
             pass
     while len(data) <= limit and (part := os.read(ours, 1 << 16)):  # what was in the pipe
         data += part
-    os.close(ours)
     exit_code = os.waitstatus_to_exitcode(code) if ended else None
     text = data[:limit].decode("utf-8", "replace")
     if exit_code == NO_COMMAND and text.startswith(MARK):
@@ -281,9 +297,8 @@ NO_COMMAND, MARK = 127, "\0no command: "
 
 
 def _become(command: list[str], stdin: int, output: int, jail: Jail, bounds: Bounds) -> None:
-    """The forked process: confined, in the tree, with its output in the pipe. A stdin of -1 is empty."""
+    """The forked process: confined, in the tree, with its output in the pipe."""
     try:
-        stdin = os.open("/dev/null", os.O_RDONLY) if stdin < 0 else stdin
         for descriptor, target in ((stdin, 0), (output, 1), (output, 2)):
             os.dup2(descriptor, target)
         os.setsid()

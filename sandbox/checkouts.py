@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import os
 import tempfile
+import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +37,40 @@ class WorkingTree:
         return await asyncio.wrap_future(future)
 
 
+class Room:
+    """A bound on what is open at a time, for several event loops: evaluation beside training has its own."""
+
+    def __init__(self, free: int):
+        self._free, self._lock = free, threading.Lock()
+        self._waiting: deque[Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            turn: Future[None] = Future()
+            self._waiting.append(turn)
+        try:
+            await asyncio.wrap_future(turn)
+        except asyncio.CancelledError:  # which may be late: its turn has come
+            if not turn.cancel() and not turn.cancelled():
+                self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            while self._waiting:
+                turn = self._waiting.popleft()
+                if turn.set_running_or_notify_cancel():
+                    turn.set_result(None)
+                    return
+            self._free += 1
+
+
 class Checkouts:
     """Opens working trees; what asks for one more waits.
 
@@ -47,7 +83,7 @@ class Checkouts:
         self.concurrency, self._limits = concurrency, {"memory_mb": memory_mb, "disk_mb": disk_mb}
         self._least = least
         self._threads = ThreadPoolExecutor(2 * len(os.sched_getaffinity(0)), thread_name_prefix="checkout")
-        self._room: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
+        self._room = Room(concurrency)
 
     @contextlib.asynccontextmanager
     async def open(
@@ -57,7 +93,7 @@ class Checkouts:
 
         Raises what Checkout does.
         """
-        async with self._place():
+        async with self._room:
             made = self._threads.submit(self._make, folder, read_only)
             try:
                 checkout = await asyncio.wrap_future(made)
@@ -78,13 +114,6 @@ class Checkouts:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(content)
             return Checkout(place, read_only, least=self._least, **self._limits)
-
-    def _place(self) -> asyncio.Semaphore:
-        """Room for one more; each batch of episodes has an event loop of its own."""
-        loop = asyncio.get_running_loop()
-        if self._room is None or self._room[0] is not loop:
-            self._room = loop, asyncio.Semaphore(self.concurrency)
-        return self._room[1]
 
     def close(self) -> None:
         """Waits for what is being opened. Trees are closed by those who opened them."""

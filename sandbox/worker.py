@@ -37,6 +37,7 @@ from sandbox.isolation import (
     OTHERS,
     PROGRAM,
     Bounds,
+    FirstVictims,
     Jail,
     clean_folders,
     confinement,
@@ -44,7 +45,6 @@ from sandbox.isolation import (
     enter_jail,
     fresh_box,
     mount_box,
-    open_own,
     separate,
     settle,
 )  # fmt: skip
@@ -54,7 +54,6 @@ ENDLESS = 1 << 30  # seconds
 STARTING = 64  # processes of others that may start during a run
 TICK_S, WATCHED_TICK_S = 0.05, 0.02  # between checks of a run's CPU time, and of its memory in /proc
 MORE_KB = 64 << 10  # that a program's processes may take together above the limit of each, as in a control group
-FIRST_VICTIM = b"1000"  # oom_score_adj of programs' processes
 CONTROL, RESERVED = 101, 10  # the control socket's descriptor; those below the second are for programs' processes
 # What programs of this kind import: loaded once, so that a fresh child finds it in memory.
 USUAL_MODULES = (
@@ -120,8 +119,8 @@ class Worker:
         self.bounds = Bounds()
         self.memory_events = -1  # see {"do": "memory"}
         self.oom_kills = 0
-        self.score, self.own_score = -1, b""
-        jail.try_layer("oom", self._prepare_score)
+        self.victims: FirstVictims | None = None
+        jail.try_layer("oom", self._prepare_victims)
         if "memory" not in jail.layers and not jail.try_layer("memory", lambda: _watchable(jail.proc)):
             jail.layers["memory"] += "; without a control group, commands have no limit"
         if jail.folder:
@@ -131,12 +130,8 @@ class Worker:
         self.box_state = self._box_state()
         self.folders_state = changed_at(jail.open_folders)
 
-    def _prepare_score(self) -> None:
-        """Raises OSError where the score cannot be raised and lowered again."""
-        self.score = open_own(self.jail, "oom_score_adj")
-        self.own_score = os.read(self.score, 16)
-        os.write(self.score, FIRST_VICTIM)
-        os.write(self.score, self.own_score)
+    def _prepare_victims(self) -> None:
+        self.victims = FirstVictims(self.jail)
 
     def serve(self) -> None:
         self.say({"layers": self.jail.layers, "folder": self.jail.folder})
@@ -229,11 +224,7 @@ class Worker:
         calls += [kernel.call("dup3", fd, i + 3, os.O_CLOEXEC) for i, fd in enumerate(fds[3:])]
         calls += [*self.confinement, kernel.close_from(len(fds))]
         calls += [kernel.call("prctl", kernel.PR_SET_PDEATHSIG, signal.SIGKILL), kernel.unblock_signals()]
-        if self.own_score:  # a child inherits the score, and cannot change it without /proc
-            os.write(self.score, FIRST_VICTIM)
-        if pid := kernel.fork():
-            if self.own_score:
-                os.write(self.score, self.own_score)
+        if pid := self.victims.fork(kernel.fork) if self.victims else kernel.fork():
             return pid
         try:
             kernel.perform(calls)
@@ -366,8 +357,8 @@ class Worker:
             os._exit(0)
         settle(jail)
         self.control.close()
-        if self.own_score:
-            os.close(self.score)
+        if self.victims:
+            self.victims.close()
         for name in message["modules"]:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)

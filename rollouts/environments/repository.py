@@ -143,7 +143,8 @@ def parse(text: str) -> Command:
 class Work:
     """An episode's state."""
 
-    before: dict[str, str] = field(default_factory=dict)  # contents of the edited files that were there
+    files: str | Mapping[str, str] = field(default_factory=dict)  # folder or contents at the issue's commit
+    before: dict[str, str] = field(default_factory=dict)  # there, of the edited files that it has
     after: dict[str, str] = field(default_factory=dict)  # and now
     refused: int = 0
 
@@ -169,7 +170,7 @@ class Repository(DialogueEnvironment):
             )
         dialogue.state = Work()
         async with contextlib.AsyncExitStack() as stack:
-            place = await dialogue.tool(self._opened(stack, tree))
+            place = await dialogue.tool(self._opened(stack, tree, dialogue.state))
             for turn in range(self.settings.max_turns):
                 said = await self._answered(dialogue, place, tree, await dialogue.sample())
                 if said is None:
@@ -178,10 +179,10 @@ class Repository(DialogueEnvironment):
                     dialogue.reply(shortened(said, self.settings.output_characters))
         raise EpisodeOverError("out_of_turns")
 
-    async def _opened(self, stack: contextlib.AsyncExitStack, tree: Tree) -> WorkingTree:
+    async def _opened(self, stack: contextlib.AsyncExitStack, tree: Tree, work: Work) -> WorkingTree:
         try:
-            files = tree.files if isinstance(tree.files, Mapping) else await asyncio.to_thread(tree.files)
-            return await stack.enter_async_context(self.services.trees.open(files, tree.read_only))
+            work.files = tree.files if isinstance(tree.files, Mapping) else await asyncio.to_thread(tree.files)
+            return await stack.enter_async_context(self.services.trees.open(work.files, tree.read_only))
         except (CheckoutError, IsolationError, OSError) as error:
             raise EpisodeOverError("sandbox_error", str(error)) from None
 
@@ -250,8 +251,9 @@ def number(word: str) -> int:
     return max(int(word[:9]), 1)
 
 
+# A file in a folder that is a link counts as a link: git would not change it.
 _LOOK = """if [ -d "$1" ]; then echo folder; exec ls -Ap -- "$1"; fi
-if [ -h "$1" ]; then echo link; elif [ -f "$1" ]; then echo file; else echo none; fi
+if [ "$(realpath -m -- "$1")" != "$PWD/$1" ]; then echo link; elif [ -f "$1" ]; then echo file; else echo none; fi
 if [ -f "$1" ]; then exec cat -- "$1"; fi"""
 
 
@@ -300,7 +302,7 @@ def search(checkout: Checkout, text: str, path: str, most: int) -> str:
 def edit(checkout: Checkout, edits: Sequence[Edit], work: Work, protected: Sequence[str]) -> str:
     """Applies blocks to the files, all or none of them; the diff."""
     edits = [block._replace(path=inside(block.path)) for block in edits]
-    files, windows = {}, set()
+    found = {}
     for path in dict.fromkeys(block.path for block in edits):
         if decides_tests(path, protected):
             raise RefusedError(f"{path} decides how the tests run; it cannot be edited")
@@ -308,18 +310,18 @@ def edit(checkout: Checkout, edits: Sequence[Edit], work: Work, protected: Seque
         if kind in ("folder", "link"):
             raise RefusedError(f"{path} is a {kind}, not a file")
         if kind == "file":
-            windows |= {path} if "\r\n" in text else set()
-            files[path] = text.replace("\r\n", "\n")
+            found[path] = text
+    files = {path: text.replace("\r\n", "\n") for path, text in found.items()}
     try:
         changed = apply_edits(files, edits)
     except FormatError as error:
         raise RefusedError(f"{error}; nothing is changed") from None
-    for path, content in changed.items():
-        ends = "\r\n" if path in windows else "\n"
-        _write(checkout, path, content.replace("\n", ends))
-        if path in files and path not in work.after:
-            work.before[path] = files[path].replace("\n", ends)
-        work.after[path] = content.replace("\n", ends)
+    contents = {path: with_ends_of(found.get(path, ""), content) for path, content in changed.items()}
+    _write(checkout, contents)
+    for path in contents:
+        if path not in work.after and (content := original(work.files, path)) is not None:
+            work.before[path] = content
+    work.after |= contents
     return edited(files, changed)
 
 
@@ -328,12 +330,44 @@ def edited(files: Mapping[str, str], new: Mapping[str, str]) -> str:
     return "\n".join(f"edited {path}\n{diff_lines(files.get(path, ''), content)}" for path, content in new.items())
 
 
-def _write(checkout: Checkout, path: str, content: str) -> None:
-    checkout.write("file", content)
-    script = 'mkdir -p -- "$(dirname -- "$1")" && cp ../file "$1"'
-    ran = checkout.run(["sh", "-c", script, "sh", path], TOOL_S)
-    if ran.exit_code != 0:  # None: stopped
-        raise RefusedError(f"{path} cannot be written: {ran.output.strip()[-200:]}")
+def original(files: str | Mapping[str, str], path: str) -> str | None:
+    """A file's text as it is at the issue's commit, whatever tests have made of it since; None if it is not there."""
+    if not isinstance(files, str):
+        return files.get(path)
+    place = Path(files).resolve() / path
+    return place.read_bytes().decode("utf-8", "replace") if place.is_file() and place.resolve() == place else None
+
+
+def with_ends_of(old: str, new: str) -> str:
+    """`new`, whose lines end with line feeds, with the line ends of `old`.
+
+    Lines before and after all that differs keep their own; those between end as the first line of `old` does.
+    """
+    if "\r\n" not in old:
+        return new
+    before, after = old.replace("\r\n", "\n").split("\n"), new.split("\n")
+    ends = ["\r" if line.endswith("\r") else "" for line in old.split("\n")]
+    ends[-1] = ends[0]  # the last line has none, unless others follow it now
+    shortest = min(len(before), len(after))
+    first = next((i for i in range(shortest) if before[i] != after[i]), shortest)
+    last = next((i for i in range(shortest - first) if before[-1 - i] != after[-1 - i]), shortest - first)
+    ends = [*ends[:first], *ends[:1] * (len(after) - first - last), *ends[len(before) - last :]]
+    return "\n".join(line + end for line, end in zip(after, [*ends[:-1], ""]))
+
+
+_STAGE = """mkdir -p -- "$(dirname -- "$1")" && cat > "$1.jaxrl-new" || exit 1
+if [ -e "$1" ]; then chmod --reference="$1" "$1.jaxrl-new"; fi"""
+_REPLACE = 'for path; do mv -f -- "$path.jaxrl-new" "$path" || exit 1; done'
+
+
+def _write(checkout: Checkout, contents: Mapping[str, str]) -> None:
+    """Each file beside its place first, where the disk may be full; then all are put in place."""
+    steps = [(["sh", "-c", _STAGE, "sh", path], path, content) for path, content in contents.items()]
+    for command, path, content in [*steps, (["sh", "-c", _REPLACE, "sh", *contents], ", ".join(contents), "")]:
+        ran = checkout.run(command, TOOL_S, stdin=content)
+        if ran.exit_code != 0:  # None: stopped
+            checkout.run(["rm", "-f", "--", *(f"{name}.jaxrl-new" for name in contents)], TOOL_S)
+            raise RefusedError(f"{path} cannot be written: {ran.output.strip()[-200:]}")
 
 
 def run_tests(checkout: Checkout, tests: Sequence[str], wall_s: float) -> str:

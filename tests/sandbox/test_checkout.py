@@ -42,10 +42,10 @@ def test_commands_see_the_tree_and_what_others_did(checkout, folder):
     assert (folder / "a.txt").read_text() == "one\ntwo\n" and not (folder / "c.txt").exists()
 
 
-def test_files_beside_the_tree_and_git_apply(checkout):
+def test_a_patch_from_stdin(checkout):
     patch = "--- /dev/null\n+++ b/p.txt\n@@ -0,0 +1 @@\n+patched\n"
-    checkout.write("my.patch", f"diff --git a/p.txt b/p.txt\nnew file mode 100644\n{patch}")
-    assert checkout.run(["git", "apply", "../my.patch"]).exit_code == 0
+    patch = f"diff --git a/p.txt b/p.txt\nnew file mode 100644\n{patch}"
+    assert checkout.run(["git", "apply"], stdin=patch).exit_code == 0
     assert shell(checkout, "cat p.txt").output == "patched\n"
 
 
@@ -79,6 +79,17 @@ def test_many_processes_and_a_full_disk_are_survived(checkout):
     shell(checkout, "bomb() { bomb | bomb & }; bomb; sleep 1", wall_s=5.0)
     assert shell(checkout, "head -c 200000000 /dev/zero > big; echo done").output.endswith("done\n")
     assert shell(checkout, "rm -f big; echo fine").output == "fine\n"
+
+
+def test_a_command_that_takes_all_memory_ends_alone(folder):
+    try:
+        with Checkout(str(folder), memory_mb=200, disk_mb=64) as made:
+            if made._cgroup is None or "memory" not in made._cgroup.folders:
+                pytest.skip("no control group bounds the memory")
+            assert made.run(["python3", "-c", "x = bytearray(10**9)"]).exit_code != 0
+            assert shell(made, "echo fine").output == "fine\n"
+    except IsolationError as error:
+        pytest.skip(str(error))
 
 
 def test_nothing_is_left_when_it_is_closed(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 
 import pytest
@@ -59,6 +60,23 @@ def test_files_by_path_and_two_at_a_time(checkouts, made):
     assert len(spans) == 4 and all(map(ended, made))
     for start, _ in spans:
         assert sum(s <= start < e for s, e in spans) <= 2
+
+
+def test_the_bound_holds_for_several_event_loops(checkouts, made):
+    async def one() -> None:
+        async with checkouts.open(FILES) as tree:
+            await tree.call(Checkout.run, ["sleep", "0.2"])
+
+    async def three() -> None:
+        await asyncio.gather(one(), one(), one())
+
+    loops = [threading.Thread(target=asyncio.run, args=(three(),)) for _ in range(2)]
+    for loop in loops:
+        loop.start()
+    for loop in loops:
+        loop.join()
+    spans = [c.span for c in made]
+    assert len(spans) == 6 and all(sum(s <= start < e for s, e in spans) <= 2 for start, _ in spans)
 
 
 @pytest.mark.parametrize("when", ["opening", "running"])

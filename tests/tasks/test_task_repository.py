@@ -252,6 +252,8 @@ def test_tests_that_may_be_seen(made):
     new += "--- /dev/null\n+++ b/tests/test_new.py\n@@ -0,0 +1 @@\n+x\n"
     hidden = row._replace(test_commands=(command,), test_patch=new)
     assert visible(hidden) == ("python -m pytest tests/test_area.py tests/other.py::test_y",)
+    named = hidden._replace(test_commands=("npm test -- --grep 'the new one' -g=x", "pytest -x -k test_new tests"))
+    assert visible(named) == ("npm test --", "pytest -x tests")
     assert visible(hidden._replace(visible_commands=("make test",))) == ("make test",)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jaxrl.files import write_beside
 from jaxrl.tasks.repositories.grade import Grade, grade
+from jaxrl.tasks.repositories.logs import PARSERS
 from jaxrl.tasks.repositories.packages import package_set
 from jaxrl.tasks.repositories.rows import Instance
 from rollouts.unified import read_patch
@@ -20,12 +21,15 @@ from sandbox.checkout import Checkout, CheckoutError, Ran
 from sandbox.layers import LEAST
 
 APPLY_S = 60.0
+_BY_NAME = re.compile(  # options that choose tests by their names: of pytest, mocha, jest and Node's own runner
+    r"""\s(-k|-g|-t|--grep|--fgrep|--testNamePattern|--test-name-pattern)(\s+|=)('[^']*'|"[^"]*"|\S+)"""
+)
 OF_PYTHON = ("parse_log_pytest", "parse_log_tap")  # such tests run with this Python and its packages
 # git's own reading first, then without generated pages, then GNU patch's, which forgives more.
 APPLY = (
-    ("git", "apply", "--verbose", "../{}"),
-    ("git", "apply", "--verbose", "--exclude=docs/*", "../{}"),
-    ("patch", "--batch", "--fuzz=5", "-p1", "-i", "../{}"),
+    ("git", "apply", "--verbose"),
+    ("git", "apply", "--verbose", "--exclude=docs/*"),
+    ("patch", "--batch", "--fuzz=5", "-p1"),
 )
 
 
@@ -85,6 +89,8 @@ def packages_of(instance: Instance, repositories: Repositories, modules: Path) -
     """
     if repositories.clone(instance.repo) is None:
         raise OSError(f"no clone was found of {instance.repo}")
+    if instance.log_parser not in PARSERS:
+        raise OSError(f"log parser {instance.log_parser} is not known")
     if instance.log_parser in OF_PYTHON:
         return {}
     packages = package_set(instance)
@@ -138,10 +144,10 @@ def run_patch(
     checkout: Checkout, instance: Instance, patch: str, files: Path, wall_s: float = 300.0
 ) -> list[Ran] | Grade:
     """What the test commands do with a patch; the grade of one that does not apply, or keeps the tests from it."""
-    if patch.strip() and (failed := apply(checkout, patch, "model.patch")):
+    if patch.strip() and (failed := apply(checkout, patch)):
         return Grade("unresolved", reason=f"the patch does not apply: {failed}")
     failed = restore(checkout, files, touched(instance.test_patch))
-    failed = failed or apply(checkout, instance.test_patch, "test.patch")
+    failed = failed or apply(checkout, instance.test_patch)
     if failed:  # a patch that puts something in the tests' way is to blame
         reason = f"the tests' patch does not apply: {failed}"
         return Grade("unresolved" if patch.strip() else "not_judged", reason=reason)
@@ -151,8 +157,8 @@ def run_patch(
 def visible(instance: Instance) -> tuple[str, ...]:
     """Commands for the tests that are in the tree before the tests' patch, which may be seen.
 
-    They are the row's own, or the test commands without what the patch adds: files that are new, and names of tests
-    in those that it changes. Raises PatchError for a tests' patch that is not one.
+    They are the row's own, or the test commands without what the patch adds: files that are new, names of tests in
+    those that it changes, and choices by name. Raises PatchError for a tests' patch that is not one.
     """
     if instance.visible_commands:
         return instance.visible_commands
@@ -160,7 +166,7 @@ def visible(instance: Instance) -> tuple[str, ...]:
     new, old = {file.new for file in changed if not file.old}, {file.old for file in changed}
 
     def seen(command: str) -> str:
-        words = [(word, word.split("::")[0]) for word in command.split()]
+        words = [(word, word.split("::")[0]) for word in _BY_NAME.sub("", command).split()]
         return " ".join(path if path in old else word for word, path in words if path not in new)
 
     return tuple(seen(command) for command in instance.test_commands)
@@ -174,18 +180,16 @@ def graded(instance: Instance, ran: Sequence[Ran]) -> Grade:
     return grade(instance, [r.output for r in ran], codes[0] if codes else 0)
 
 
-def apply(checkout: Checkout, patch: str, name: str) -> str:
+def apply(checkout: Checkout, patch: str) -> str:
     """Applies a patch, in ways that forgive more and more; why the first one failed, or "".
 
     git apply changes nothing where it fails. GNU patch is tried dry first.
     """
-    checkout.write(name, patch if patch.endswith("\n") else patch + "\n")
-    first = ""
+    text, first = patch if patch.endswith("\n") else patch + "\n", ""
     for command in APPLY:
-        command = [part.format(name) for part in command]
-        if command[0] == "patch" and checkout.run([*command, "--dry-run"], APPLY_S).exit_code != 0:
+        if command[0] == "patch" and checkout.run([*command, "--dry-run"], APPLY_S, stdin=text).exit_code != 0:
             continue
-        ran = checkout.run(command, APPLY_S)
+        ran = checkout.run(command, APPLY_S, stdin=text)
         if ran.exit_code == 0:
             return ""
         first = first or next((line for line in ran.output.splitlines() if line.startswith("error")), ran.output[-200:])
@@ -209,12 +213,11 @@ def _unquoted(path: str) -> str:
 def restore(checkout: Checkout, files: Path, paths: Sequence[str]) -> str:
     """Puts the tests back as they were, whatever stands in their place; says what fails, or ""."""
     for path in paths:
-        script = 'rm -rf -- "$1"'
-        mode = "644"
+        script, mode, content = 'rm -rf -- "$1"', "644", b""
         if (files / path).is_file():
-            checkout.write("file", (files / path).read_bytes())
+            content = (files / path).read_bytes()
             mode = f"{(files / path).stat().st_mode & 0o777:o}"
-            script += ' && mkdir -p -- "$(dirname -- "$1")" && cp ../file "$1" && chmod "$2" "$1"'
-        if checkout.run(["sh", "-c", script, "sh", path, mode], APPLY_S).exit_code:
+            script += ' && mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" "$1"'
+        if checkout.run(["sh", "-c", script, "sh", path, mode], APPLY_S, stdin=content).exit_code:
             return f"{path} cannot be put back"
     return ""

@@ -107,13 +107,13 @@ def _parts(commit: Commit, rules: Rules) -> tuple[list[str], list[str], list[str
 def _told_apart(instance: Instance, repository: Path, runs: Runs) -> tuple[list[str], list[str]]:
     """FAIL_TO_PASS and PASS_TO_PASS. Afterwards the tests run twice: what passes only once is in neither."""
     clones = Repositories(repository.resolve().parent, runs.cache)
-    files = clones.files(f"{OWNER}/{repository.resolve().name}", instance.base_commit)
 
     def run(patch: str) -> tuple[list[Ran], Results]:
         try:
+            files = clones.files(f"{OWNER}/{repository.resolve().name}", instance.base_commit)
             with Checkout(str(files), least=runs.least) as checkout:
                 ran = run_patch(checkout, instance, patch, files, runs.wall_s)
-        except CheckoutError as error:
+        except (CheckoutError, OSError) as error:
             raise Rejected(f"the working tree failed: {error}") from None
         if isinstance(ran, Grade):
             raise Rejected("a patch does not apply")
