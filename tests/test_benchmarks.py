@@ -32,6 +32,7 @@ def test_the_benchmark_of_a_gpu_measures_every_part(tmp_path):
     assert "of matmul" in out
 
 
+@pytest.mark.slow
 def test_a_step_is_the_one_that_every_peer_takes():
     line = json.loads(run("jaxrl_step.py", "--size", "small", "--steps", "1").splitlines()[-1])
     assert line["work"]["tokens"] == line["expected"]["tokens"] and line["work"]["moved"] > 0

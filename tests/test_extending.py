@@ -44,6 +44,7 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_the_files_of_the_page_train_and_measure(folder):
     config = ["--config", str(ROOT / "configs" / "scramble.py"), *TINY]
     trained = python(folder, "-m", "jaxrl.train", *config, *CHOSEN)

@@ -47,7 +47,7 @@ def test_forward_and_update_against_xla():
     assert cost.update_flops(config, B * T, T) == pytest.approx(measured, rel=0.05)
 
 
-@pytest.mark.parametrize("targets", [("q", "v"), LORA_TARGETS], ids=len)
+@pytest.mark.parametrize("targets", [("q", "v"), pytest.param(LORA_TARGETS, marks=pytest.mark.slow)], ids=len)
 def test_adapters_against_xla(targets):
     """The frozen matrices' gradients, a third of an update, are not computed: not in unrolled layers, nor in a scan."""
     config = ModelConfig("qwen2", 512, 256, 640, 4, 4, 2, 64, 256, tied_embeddings=True)

@@ -60,7 +60,7 @@ def test_the_part_that_is_read_changes_rounding_at_most(policy, short_parts, unr
     np.testing.assert_allclose(alone.logprobs, expected[len(short) - 1 :], atol=2e-5)
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fewer_rows_are_decoded_as_others_finish(policy, short_parts, unroll):
     """32 requests that end one after another: the same tokens as in an engine that always decodes all its 4 rows."""
     asked = [(p, SamplingParams(max_new_tokens=1 + i, seed=i)) for i, p in enumerate(prompts(32, low=3, high=15))]

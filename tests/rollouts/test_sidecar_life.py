@@ -111,6 +111,7 @@ def faulty(model, tmp_path, monkeypatch):  # noqa: F811
     assert not sidecar.alive(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["tokens", "cpu"])
 def test_a_slow_server_is_left_alone_and_gets_fewer_requests(faulty, expected, work):  # noqa: F811
     """It answers nothing, its health included, for three times what a server that does nothing is given."""
@@ -130,6 +131,7 @@ def test_a_slow_server_is_left_alone_and_gets_fewer_requests(faulty, expected, w
     assert replica.room == room + len(PROMPTS)  # each completion allows one more
 
 
+@pytest.mark.slow
 def test_a_server_whose_answers_are_late_is_used(model, expected, monkeypatch):  # noqa: F811
     """All of them come long after the time that a look waits; its CPU time cannot be seen, and it counts no tokens."""
     impatient(monkeypatch)
@@ -148,7 +150,7 @@ def test_a_server_whose_answers_are_late_is_used(model, expected, monkeypatch): 
     assert fake.served == len(PROMPTS) * PARAMS.n
 
 
-@pytest.mark.parametrize("fault", ["mute 600", "hang"])
+@pytest.mark.parametrize("fault", [pytest.param("mute 600", marks=pytest.mark.slow), "hang"])
 def test_a_hung_server_is_restarted(faulty, expected, fault):  # noqa: F811
     """It waits forever, or is stopped: no token, no CPU time."""
     engine, faults, said = faulty
@@ -212,6 +214,7 @@ def command_of(program: str, model: Path, environment: Path, folder: Path) -> li
     return [sys.executable, "-m", f"jaxrl.{program}", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "phase", "number"),
     [

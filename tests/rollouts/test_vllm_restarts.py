@@ -56,7 +56,7 @@ def test_a_server_that_ends_says_why(model, tmp_path):  # noqa: F811
         sidecar.wait_until_healthy(0)
 
 
-@pytest.mark.parametrize("fault", ["die", "hang", "oom"])
+@pytest.mark.parametrize("fault", ["die", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("hang", "oom"))])
 def test_an_owned_server_is_restarted(model, tmp_path, expected, monkeypatch, fault):  # noqa: F811
     """Killed, stopped or out of memory in the middle of sampling: it comes back with the current weights."""
     impatient(monkeypatch)
@@ -78,6 +78,7 @@ def test_an_owned_server_is_restarted(model, tmp_path, expected, monkeypatch, fa
     assert not sidecar.alive(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the weights", "after it was found well"])
 def test_a_server_that_stops_while_it_takes_weights_is_restarted(model, tmp_path, expected, monkeypatch, when):  # noqa: F811
     """No request would notice it, and requests wait much longer than this test."""
@@ -153,6 +154,7 @@ def test_one_server_that_is_lost_ends_nothing_while_another_works(model, tmp_pat
         engine.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_always_fails_ends_the_run(model, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "faults").write_text("oom\n" * 1000)
     monkeypatch.setenv("FAKE_FAULTS", str(tmp_path / "faults"))

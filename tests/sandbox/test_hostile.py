@@ -22,7 +22,10 @@ CORPUS = read_corpus()
 FOR_ALL = tuple(FORMS) if os.environ.get("JAXRL_HOSTILE") == "all" else ("call", "assert", "check", "stdio")
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(form, marks=pytest.mark.slow) if form in ("check", "stdio") else form for form in FORMS],
+)
 def batch(request):
     """The programs that meet one kind of test, an honest right and an honest wrong one after each.
 

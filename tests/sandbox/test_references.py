@@ -69,6 +69,7 @@ def test_the_examples_of_the_prompts(pool, data):
     assert [r.text("task_id") for r, v in zip(rows, verdicts) if not v.passed] == ["HumanEval/116"]
 
 
+@pytest.mark.slow
 def test_quixbugs(pool, data):
     """Every correct program passes its cases, every buggy one fails them; some by never ending."""
     rows = [json.loads(line) for line in open(data / "quixbugs" / "quixbugs.jsonl")]

@@ -94,7 +94,9 @@ def test_a_benchmark_needs_its_file():
 FILES = {"humanevalfix": "humanevalfix/humanevalpack_python.jsonl", "quixbugs": "quixbugs/quixbugs.jsonl"}
 
 
-@pytest.mark.parametrize(("source", "count"), [("humanevalfix", 12), ("quixbugs", 4)])
+@pytest.mark.parametrize(
+    ("source", "count"), [("humanevalfix", 12), pytest.param("quixbugs", 4, marks=pytest.mark.slow)]
+)
 def test_bugs_of_benchmarks_fail_and_their_corrections_pass(source, count, data):
     rows = repair.read_rows(str(data / FILES[source]))
     settings = repair.Settings(source=source, path=str(data / FILES[source]), held_out_problems=count)

@@ -32,6 +32,7 @@ from rollouts.episode import Attempt, Episode, Group, Problem, Reward, Turn
 
 KINDS = [("head", None), ("own", None), ("own", LORA)]
 IDS = ["head", "decoder", "adapters"]
+IN_LONG_FORM = [KINDS[0], *(pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
 
 
 def groups(count=6, size=4, turns=2) -> list[Group]:
@@ -74,6 +75,7 @@ def _head(state: TrainState) -> Any:
     return state.heads["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["turn", "token"])
 def test_a_critic_learns_rewards_that_depend_on_the_problem_alone(value):
     learner, state, plain = made(value=value, value_weight=1.0, value_clip=1.0)
@@ -110,7 +112,7 @@ def test_a_critic_of_its_own_starts_as_the_policy_and_leaves_it_alone(critic, lo
         assert any(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(heads["value"]["decoder"]))
 
 
-@pytest.mark.parametrize(("critic", "lora"), KINDS, ids=IDS)
+@pytest.mark.parametrize(("critic", "lora"), IN_LONG_FORM, ids=IDS)
 def test_a_critic_goes_on_from_a_checkpoint_bit_by_bit(critic, lora, tmp_path):
     learner, state, plain = made(critic, lora, critic_warmup_steps=1)
 
@@ -147,6 +149,7 @@ def test_the_first_steps_train_the_critic_alone(critic):
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(start.params)))
 
 
+@pytest.mark.slow
 def test_the_cut_into_microbatches_does_not_matter():
     outcomes = []
     for rows in (8, 3):

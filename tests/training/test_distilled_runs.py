@@ -105,6 +105,7 @@ def test_what_the_teacher_costs_is_in_the_record_and_the_report(student, teacher
     assert "Reverse KL to the teacher" in write_report(student / "scramble").read_text()
 
 
+@pytest.mark.slow
 def test_a_resumed_student_is_the_same_bit_by_bit(student, teacher):
     before, params = without_times(student), final_params(student)
     shutil.rmtree(student / "scramble" / "checkpoints" / "30")
@@ -121,6 +122,7 @@ def test_a_resumed_student_is_the_same_bit_by_bit(student, teacher):
         assert value.tobytes() == params[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_adapters_learn_from_a_teacher_and_the_task(teacher, tmp_path):
     extra = ["--config.model.lora.rank=4", "--config.sft.steps=0", "--config.grpo.steps=2",
              "--config.grpo.loss.reward=task", "--config.grpo.group_size=4", "--config.grpo.loss.minibatches=2",
@@ -260,6 +262,7 @@ def test_the_teachers_logprobs_are_those_of_each_episode_alone():
             np.testing.assert_allclose(found[row][here][1:][learned[1:]], wanted[learned[1:]], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_cut_into_microbatches_does_not_matter():
     outcomes = []
     for rows in (1, 8):

@@ -97,7 +97,9 @@ def stepped(learner, state, steps):
 # ---------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["dense", "lora"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(None, id="dense"), pytest.param(LORA, id="lora", marks=pytest.mark.slow)]
+)
 def test_a_head_learns_and_goes_on_from_a_checkpoint_bit_by_bit(lora, tmp_path):
     learner, state = learner_and_state(4, lora=lora)
     before = jax.device_get(state)
@@ -173,6 +175,7 @@ def test_before_and_after():
     np.testing.assert_array_equal(outputs["value"], [[0, 10.5, 32.5]])
 
 
+@pytest.mark.slow
 def test_the_optimizer_state_of_the_decoder_is_in_host_memory_and_that_of_heads_is_not():
     state, errors = stepped(*learner_and_state(16, config=WIDE, offload=True, rate=1e-3), 3)
     leaves = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
@@ -296,6 +299,7 @@ def test_a_run_with_a_head_learns_its_value_and_is_exported_without_it(whole, tm
     assert check_model(folder, tmp_path / "hf") <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_run_with_a_head_that_was_stopped_ends_bit_by_bit_the_same(whole, tmp_path):
     from jaxrl import train
 

@@ -222,7 +222,7 @@ def test_mesh_that_does_not_fit_is_an_error():
 # --- the entropy ---
 
 
-@pytest.mark.parametrize("rows", [2, 16])
+@pytest.mark.parametrize("rows", [2, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_entropy_is_of_the_tempered_distribution_and_its_gradient_that_of_all_logits(rows):
     settings = Settings(entropy_coefficient=0.5, top_entropy=0.3)
     objective = make_objective(settings, max_new_tokens=10)

@@ -156,6 +156,7 @@ def host_values_of_run(folder: Path) -> dict[str, np.ndarray]:
     return read_adapter(folder, read_description(folder / "model"))[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_bit_by_bit_the_same(whole, tmp_path):
     """Stopped in each stage: in SFT, at its end, and in GRPO, whose reference policy is then made anew."""
     from jaxrl import train
@@ -221,6 +222,7 @@ def test_export_of_a_runs_adapters_loads_in_peft(whole, tmp_path):
     assert np.abs(logits(graphdef, params, tokens) - theirs).max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_adapters_and_from_a_folder(whole, tmp_path):
     """From a Hugging Face folder, which is not copied, and from the adapters of a run or of PEFT."""
     export_model(whole / "scramble" / "model", tmp_path / "base")

@@ -305,6 +305,7 @@ def test_a_lost_terminal_asks_for_a_stop_as_ctrl_c_does(number):
     assert code == 7 and out.startswith("stopping after this step")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_nohup")
 def test_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -316,6 +317,7 @@ def test_nohup_is_respected():
     assert code is None and out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_nohup")
 def test_a_second_ctrl_c_does_not_wait_for_what_is_in_flight():
     start = time.monotonic()

@@ -123,6 +123,7 @@ def run(folder: Path, *settings: str) -> int:
             signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_fresh_and_after_sft(tmp_path, monkeypatch):
     watch = Watch(monkeypatch, STATE)
     assert run(tmp_path, "--config.sft.steps=2", "--config.grpo.steps=2", "--config.evaluation.every=1") == 0
@@ -161,7 +162,8 @@ def test_resumed_between_stages(tmp_path, monkeypatch):
     assert watch.around == [STATE] * 4
 
 
-@pytest.mark.parametrize("sft", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("sft", [0, 1])
 def test_a_reference_policy_is_one_more(tmp_path, monkeypatch, sft):
     settings = [f"--config.sft.steps={sft}", "--config.grpo.steps=4", "--config.grpo.loss.kl_coefficient=0.01"]
     with monkeypatch.context() as patch:
@@ -174,6 +176,7 @@ def test_a_reference_policy_is_one_more(tmp_path, monkeypatch, sft):
     assert watch.around == [WITH_REFERENCE] * 4
 
 
+@pytest.mark.slow
 def test_a_sampler_ahead_keeps_its_own_weights_and_no_others(tmp_path, monkeypatch):
     """In bf16, as on accelerators: once the sampler has taken them, the f32 copy that was published is gone."""
     watch = Watch(monkeypatch, STATE | {"bfloat16": 1})
@@ -185,6 +188,7 @@ def test_a_sampler_ahead_keeps_its_own_weights_and_no_others(tmp_path, monkeypat
     assert grpo == [STATE | {"bfloat16": 1}] * 10
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_there_once(tmp_path, monkeypatch):
     """Of a model with adapters the table has no moments; policy, reference and sampler share it."""
     settings = ["--config.model.lora.rank=4", "--config.sft.steps=1", "--config.grpo.steps=3"]

@@ -72,12 +72,14 @@ def settings(tmp_path_factory) -> list[str]:
             "--config.grpo.problems_per_step=4", "--config.rollout.max_prompt_length=64"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_what_a_selection_remembers_is_in_the_checkpoint(settings, tmp_path, staleness):
     state = remembered(tmp_path, [*settings, f"--config.rollout.max_staleness={staleness}"])
     assert {part["seen"] > 0 for part in state.values()} == {True}
 
 
+@pytest.mark.slow
 def test_running_pass_rates_are_in_the_checkpoint(tmp_path):
     more = ["--config.grpo.curriculum.order=pass_rate", "--config.sft.steps=0", "--config.grpo.steps=4",
             "--config.checkpoint.every=2", "--config.grpo.problems_per_step=4"]  # fmt: skip

@@ -43,7 +43,7 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param("annealed", marks=pytest.mark.slow), "reinforce++"])
 def test_a_run_trains_and_goes_on_as_it_would_have(name, tmp_path):
     result = run(tmp_path, *RUNS[name])
     assert result.returncode == 0, result.stderr

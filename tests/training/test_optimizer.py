@@ -137,8 +137,9 @@ def test_bytes_of_arrays_that_exist():
 
 
 @pytest.mark.parametrize("settings", [
-    {"state": "int8"}, {"state": "bfloat16"}, {"state": "int8", "dtype": jnp.bfloat16, "stochastic_rounding": True},
-    {"offload": True}, {"state": "int8", "offload": True},
+    {"state": "int8"}, {"state": "bfloat16"}, {"offload": True},
+    *(pytest.param({"state": "int8"} | more, marks=pytest.mark.slow)
+      for more in ({"dtype": jnp.bfloat16, "stochastic_rounding": True}, {"offload": True})),
 ], ids=str)  # fmt: skip
 def test_resumed_from_a_checkpoint_it_goes_on_bit_by_bit(tmp_path, settings):
     learner, state = learner_and_state(**settings)
@@ -154,6 +155,7 @@ def test_resumed_from_a_checkpoint_it_goes_on_bit_by_bit(tmp_path, settings):
     chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(expected))
 
 
+@pytest.mark.slow
 def test_offload_changes_no_number_and_keeps_the_state_in_host_memory():
     expected = trained(state="int8")
     found = trained(state="int8", offload=True)
@@ -206,6 +208,7 @@ def test_small_updates_survive_stochastic_rounding_only():
     assert moved.std() == pytest.approx(deviation, rel=0.1)
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_trains_bf16_parameters_as_f32_ones():
     rate = OptimizerConfig(learning_rate=2e-4, max_grad_norm=0.0)
     exact = regression(make_optimizer(rate, 1)[0], 1500)

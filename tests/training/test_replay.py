@@ -74,6 +74,7 @@ def test_online_and_resumed(online):
     resumed_is_the_same(online)
 
 
+@pytest.mark.slow
 def test_with_replay_and_resumed(online, tmp_path):
     extra = ["--config.grpo.replay.share=0.5", f"--config.grpo.replay.folders={online / 'scramble'}",
              "--config.grpo.replay.demonstrations=3", "--config.rollout.max_staleness=1"]  # fmt: skip

@@ -115,6 +115,7 @@ def test_soak_a_hundred_steps_of_faults(tmp_path, served):
 AHEAD = ["--config.rollout.max_staleness=1", "--config.grpo.loss.sampler_correction=truncate"]
 
 
+@pytest.mark.slow
 def test_staleness_one_is_repeatable_and_resumes_exactly(tmp_path):
     result = run(tmp_path / "whole", *AHEAD)
     assert result.returncode == 0, result.stderr

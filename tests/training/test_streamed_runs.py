@@ -82,6 +82,7 @@ def test_a_replay_killed_four_times_is_the_same_run(recorded):
     assert_same(recorded, folder)
 
 
+@pytest.mark.slow
 def test_by_steps_two_runs_are_the_same(tmp_path):
     for name in ("one", "two"):
         result = run(tmp_path, *STREAM, "--config.rollout.stream.schedule=steps", f"--config.name={name}")
@@ -89,6 +90,7 @@ def test_by_steps_two_runs_are_the_same(tmp_path):
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_an_evaluation_beside_training_scores_the_weights_of_its_step(recorded):
     """The same run, evaluated at the same step without a stop: the same score, a record at its place in the log."""
     arguments = [*STREAM, "--config.rollout.stream.schedule=steps", "--config.evaluation.every=3"]

@@ -34,7 +34,7 @@ def samples(folder: Path, step: int) -> list[dict]:
     return [json.loads(line) for line in (folder / "run" / "samples" / f"{step:08d}.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=["tool", "feedback"])
+@pytest.fixture(scope="module", params=["tool", pytest.param("feedback", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
     """A run of either environment, and its arguments."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -174,6 +174,7 @@ def test_training_starts_from_a_hugging_face_folder(whole, tmp_path):
     assert start["held_out/pass@1"] == trained["held_out/pass@1"] and end["after"] == "grpo"
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_gguf_file(tmp_path):
     """With adapters, so that the file is read again for the export, which is a model for transformers."""
     from gguf_files import model_file
@@ -257,6 +258,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_batch(tmp_path):
     assert np.load(path)["tokens"].ndim == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(whole, tmp_path):
     """RLIMIT_FSIZE makes every larger write fail, as a full disk does."""
     from jaxrl.training.checkpoint import Checkpoints
