@@ -111,6 +111,13 @@ def test_weights_of_another_dtype_are_cast_once(policy):
             assert loaded.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize(("dtype", "slots"), [(jnp.bfloat16, 2), (jnp.float32, 1)])
+def test_one_row_of_bf16_is_decoded_as_two(policy, dtype, slots):
+    graphdef, params = policy
+    programs = make_programs(graphdef, params, Compute(jnp.dtype(dtype), unroll=True), Sizes(1, 32, 8))
+    assert (programs.sizes.slots, programs.widths) == (slots, [slots])
+
+
 def test_unrolled_layers_are_slices_of_the_stack(policy):
     graphdef, params = policy
     programs = make_programs(graphdef, params, Compute(unroll=True), Sizes(2, 32, 8))
