@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -55,10 +56,10 @@ def write_pairs(path: Path) -> Path:
     return path
 
 
-def run(folder: Path, *extra: str) -> tuple[int, str]:
+def run(folder: Path, *extra: str, settings: Sequence[str] = SMALL) -> tuple[int, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([*SMALL, f"--config.runs_dir={folder}", *extra])
+        code = main([*settings, f"--config.runs_dir={folder}", *extra])
     return code, err.getvalue()
 
 
@@ -99,16 +100,17 @@ def scorer(run: Path, folder: Path) -> RewardModel:
     return load_reward_model(config, Compute(mesh=make_mesh(devices=jax.devices()[:1])), folder)
 
 
-def test_transformers_gives_the_same_scores(trained, tmp_path):
+def agree(run_folder: Path, folder: Path) -> None:
+    """transformers' classifier from the exported run gives our scores, with padding."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    assert convert(["export", str(trained / "scramble"), str(tmp_path / "hf")]) == 0
-    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert convert(["export", str(run_folder), str(folder / "hf")]) == 0
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder / "hf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
     rng = np.random.default_rng(0)
     sequences = [rng.integers(5, 290, n).astype(np.int32) for n in (3, 64, 65, 17)]
-    ours = scorer(trained / "scramble", tmp_path).score_tokens(sequences)
+    ours = scorer(run_folder, folder).score_tokens(sequences)
     with torch.no_grad():
         padded = np.full((4, 65), tokenizer.pad_token_id)
         for row, tokens in enumerate(sequences):
@@ -116,6 +118,25 @@ def test_transformers_gives_the_same_scores(trained, tmp_path):
         found = theirs(torch.tensor(padded), attention_mask=torch.tensor(padded != tokenizer.pad_token_id)).logits
     np.testing.assert_allclose(ours, found[:, 0].numpy(), atol=1e-4)
     assert np.ptp(ours) > 1e-3
+
+
+def test_transformers_gives_the_same_scores(trained, tmp_path):
+    agree(trained / "scramble", tmp_path)
+
+
+def test_transformers_gives_the_same_scores_of_a_llama(trained, tmp_path):
+    from families import LLAMA3_ROPE, SHAPE, randomized
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = SHAPE | {"vocab_size": 300, "rope_parameters": LLAMA3_ROPE}
+    randomized(lambda: LlamaForCausalLM(LlamaConfig(**shape))).save_pretrained(tmp_path / "llama")
+    for file in (trained / "scramble" / "model" / "tokenizer").iterdir():
+        shutil.copy(file, tmp_path / "llama")
+    arguments = [a for a in SMALL if "model." not in a]
+    more = [f"--config.reward.path={trained / 'pairs.jsonl'}", "--config.reward.steps=2"]
+    code, error = run(tmp_path, f"--config.model.path={tmp_path / 'llama'}", *more, settings=arguments)
+    assert code == 0, error
+    agree(tmp_path / "scramble", tmp_path)
 
 
 def test_padding_and_packing_do_not_change_a_score(trained, tmp_path):
