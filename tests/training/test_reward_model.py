@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from made_up_pairs import write_pairs
 
 from jaxrl.algorithms.batch import token_counts
 from jaxrl.algorithms.bradley_terry import REWARD, make_reward_objective, pair_margins
@@ -42,18 +43,6 @@ SMALL = [
 ]  # fmt: skip
 
 TWENTY = ["--config.reward.steps=20", "--config.checkpoint.every=10"]
-
-
-def write_pairs(path: Path) -> Path:
-    """Three pairs of each of 30 questions; the better answers end in another word."""
-    lines = []
-    for q in range(30):
-        messages = [{"role": "user", "content": f"sum {q} {q * 7 % 11}"}]
-        for k in range(3):
-            lines.append({"id": f"q{q}", "messages": messages, "chosen": f"{q + k} good", "rejected": f"{q - k} bad",
-                          "chosen_rate": 1.0, "rejected_rate": 0.2 * k})  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def run(folder: Path, *extra: str, settings: Sequence[str] = SMALL) -> tuple[int, str]:
