@@ -277,7 +277,7 @@ def same_numbers(folder: Path, expected: Path, rel: float = 1e-4) -> None:
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             counted = name.startswith(("reward", "length", "groups", "held_out", "batch"))
-            counted = counted and not name.endswith(("/loss", "/margin")) or not isinstance(value, float)
+            counted = (counted and not name.endswith(("/loss", "/margin"))) or not isinstance(value, float)
             if counted:
                 assert found[name] == value, name
             elif not name.startswith("time/"):
