@@ -41,13 +41,14 @@ def in_blocks(size: int) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Arra
     return product
 
 
-def fastest(run: Callable[[], jax.Array], repeats: int) -> float:
+def fastest(product: Callable[..., jax.Array], arguments: tuple[jax.Array, ...], repeats: int) -> float:
     """Milliseconds."""
-    run().block_until_ready()
+    run = jax.jit(product)
+    run(*arguments).block_until_ready()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        run().block_until_ready()
+        run(*arguments).block_until_ready()
         times.append(time.perf_counter() - start)
     return 1e3 * min(times)
 
@@ -65,11 +66,9 @@ def main() -> None:
         weights, scales = codes.astype(jnp.bfloat16), jnp.ones(shape[0])
         for rows in options.rows:
             x = jax.random.normal(key, (rows, shape[1]), jnp.bfloat16)
-            plain = jax.jit(whole)
-            times = [fastest(lambda: plain(x, weights), options.repeats)]  # noqa: B023: called at once
-            for product in (dequantized, *(in_blocks(size) for size in BLOCKS if shape[0] % size == 0)):
-                compiled = jax.jit(product)
-                times.append(fastest(lambda: compiled(x, codes, scales), options.repeats))  # noqa: B023
+            times = [fastest(whole, (x, weights), options.repeats)]
+            for product in (dequantized, *map(in_blocks, BLOCKS)):
+                times.append(fastest(product, (x, codes, scales), options.repeats))
             print(f"| {name} | {rows} | " + " | ".join(f"{t:.2f}" for t in times) + " |", flush=True)
 
 

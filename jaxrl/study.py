@@ -28,7 +28,7 @@ from jaxrl.config.command_line import at_least, read_config
 from jaxrl.errors import command
 from jaxrl.files import read_metrics
 from jaxrl.reports.run_folder import EVALUATION, stage_settings
-from rollouts.vllm.supervisor import die_with_parent
+from rollouts.supervisor import die_with_parent
 
 
 class Run(NamedTuple):

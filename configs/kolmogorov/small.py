@@ -4,8 +4,8 @@
     python -m jaxrl.train --config configs/kolmogorov/small.py:sft      # SFT for twice as long, no GRPO
     python -m jaxrl.report runs/kolmogorov_rl runs/kolmogorov_sft
 
-Up to 24 values from 0 to 31. Demonstrations have at most four lines, and a fifth of them list the values; training problems
-and held-out ones have up to six. A right program is worth more the fewer bits it takes.
+Up to 24 values from 0 to 31. Demonstrations have at most four lines, and a fifth of them list the values; other
+problems have up to six. A right program is worth more the fewer bits it takes.
 """
 
 from typing import Literal

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import shlex
-import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -22,14 +22,18 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
+from rollouts import supervisor
 from rollouts.engine import UnsupportedError
 from rollouts.environments.dialogue import Dialogue, DialogueEnvironment, EpisodeOverError
 from rollouts.environments.gateway import Gateway, Session
 from rollouts.episode import Problem, Submission
+from sandbox.checkouts import Room
 
 SUBMISSION, PROBLEM = "submission.txt", "problem.json"
 TAIL = 300  # characters of an agent's last words in an error
 LONGEST = 16 << 20  # bytes of a submission
+SIGNALLED = 128  # and above: exit codes of an agent that a signal has ended
+KILL_S = 40.0  # time for a supervisor to end an agent
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Agent(DialogueEnvironment):
         super().__init__(**fields)
         self.opened: asyncio.Queue[Session] = asyncio.Queue()  # sessions of agents that are started elsewhere
         self.served = False  # by python -m jaxrl.gateway
-        self._room: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
+        self._room = Room(self.settings.concurrency)
 
     async def converse(self, dialogue: Dialogue) -> None:
         if not self.settings.command and not self.served:
@@ -73,7 +77,7 @@ class Agent(DialogueEnvironment):
         server.open(session)
         try:
             if self.settings.command:
-                async with self._place():
+                async with self._room:
                     await self._run(dialogue.problem, session, server.url(session))
             else:
                 self.opened.put_nowait(session)
@@ -90,13 +94,6 @@ class Agent(DialogueEnvironment):
         if not dialogue.turns and session.submission is None:
             raise EpisodeOverError("sandbox_error", "the agent has asked the model nothing and submitted nothing")
 
-    def _place(self) -> contextlib.AbstractAsyncContextManager[Any]:
-        """Room for one more agent; each batch of episodes has an event loop of its own."""
-        loop = asyncio.get_running_loop()
-        if self._room is None or self._room[0] is not loop:
-            self._room = loop, asyncio.Semaphore(self.settings.concurrency)
-        return self._room[1]
-
     async def _run(self, problem: Problem, session: Session, url: str) -> None:
         """Starts the agent, waits for its end, and reads its submission."""
         with tempfile.TemporaryDirectory(prefix="jaxrl-agent-", ignore_cleanup_errors=True) as name:
@@ -109,13 +106,13 @@ class Agent(DialogueEnvironment):
             }  # fmt: skip
             # Not a pipe, which whatever the agent leaves running would hold open.
             with open(folder / "stderr.txt", "wb") as log:
-                try:
-                    process = await asyncio.create_subprocess_exec(
-                        *shlex.split(self.settings.command), cwd=folder, env=environment, start_new_session=True,
-                        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=log,
-                    )  # fmt: skip
-                except OSError as error:
-                    raise EpisodeOverError("sandbox_error", f"rollout.environment.command: {error}") from None
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), start_new_session=True,
+                    cwd=folder, env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
+                    stderr=log,
+                )  # fmt: skip
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(shlex.split(self.settings.command)).encode() + b"\n")
             try:
                 async with asyncio.timeout(self.settings.agent_s):
                     await process.wait()
@@ -123,10 +120,10 @@ class Agent(DialogueEnvironment):
                 pass
             finally:
                 _end(process)
-            await process.wait()
+            await _ended(process)
             if (folder / SUBMISSION).exists():
                 session.submission = _text(folder / SUBMISSION)
-            elif process.returncode and process.returncode > 0 and session.over is None and session.error is None:
+            elif process.returncode in range(1, SIGNALLED) and session.over is None and session.error is None:
                 words = session.refused or _text(folder / "stderr.txt").strip()[-TAIL:]
                 raise EpisodeOverError("sandbox_error", f"the agent ended with {process.returncode}: {words}")
 
@@ -163,9 +160,21 @@ def _text(path: Path) -> str:
 
 
 def _end(process: asyncio.subprocess.Process) -> None:
-    """Ends the agent and what it has started, except what has left its session."""
+    """Has the supervisor end the agent and all that it has started."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Waits for the supervisor, which an agent may have stopped."""
+    try:
+        async with asyncio.timeout(KILL_S):
+            await process.wait()
+    except TimeoutError:
+        await asyncio.to_thread(supervisor.kill_descendants, process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def make_environment(**fields: Any) -> Agent:

@@ -162,8 +162,8 @@ def make_programs(graphdef: nnx.GraphDef, params: Any, compute: Compute, sizes: 
         sizes = sizes._replace(**rounded)
     mesh = compute.mesh
     one_cpu = on_one_cpu(mesh)
-    # XLA on CPU multiplies few rows of bf16 two to three times as fast by [out, in] as by [in, out]; one row alone takes
-    # ten times as long as two.
+    # XLA on CPU multiplies few rows of bf16 two to three times as fast by [out, in] as by [in, out]; one row alone
+    # takes ten times as long as two.
     compute = compute._replace(transposed=one_cpu and compute.unroll and compute.dtype == jnp.bfloat16)
     sizes = sizes._replace(slots=max(sizes.slots, 2 if compute.transposed else 1))
     serving = Serving(graphdef, params, compute)

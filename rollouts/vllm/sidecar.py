@@ -24,9 +24,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from rollouts.vllm import supervisor as supervisor_program
+from rollouts import supervisor as supervisor_program
+from rollouts.supervisor import cpu_seconds, descendants, kill_descendants
 from rollouts.vllm.extension import KEY_VARIABLE
-from rollouts.vllm.supervisor import cpu_seconds, descendants, kill_descendants
 
 MODEL_NAME = "policy"  # the model's name in requests
 MAX_SEQUENCES = 256  # decoded together by one replica
@@ -94,7 +94,7 @@ def is_loopback(host: str) -> bool:
 class Sidecar:
     """vLLM servers owned by this process, which starts, restarts and stops them.
 
-    Each runs under a supervisor (rollouts/vllm/supervisor.py), which kills it when this process ends, by SIGKILL too.
+    Each runs under a supervisor (rollouts/supervisor.py), which kills it when this process ends, by SIGKILL too.
     """
 
     def __init__(self, settings: SidecarSettings, log_folder: Path):

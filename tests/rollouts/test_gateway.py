@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -28,11 +29,15 @@ SCRIPT = Path(__file__).parents[1] / "support" / "talking_agent.py"
 PROBLEM = Problem("p", (USER,), answer="42")
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
+def trained():
     return train_tokenizer(
         ["system user assistant You are an agent. What is 6 * 7? \\boxed{42} Again. It is."] * 3, 400
     )
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return trained()
 
 
 def played(tokenizer, mode: str, *texts: str, problems=(PROBLEM,), budget=Budget(500), **settings):
@@ -104,7 +109,7 @@ def test_tokens_that_do_not_encode_to_themselves_stay_as_they_were(tokenizer):
         ("fails", {}, "the agent ended with 1: I cannot do this"),
         ("silent", {}, "the agent has asked the model nothing and submitted nothing"),
         ("greedy", {}, "temperature = 0.0 must be 1, as this run samples"),
-        ("plain", {"command": "/no/such/agent"}, "rollout.environment.command: "),
+        ("plain", {"command": "/no/such/agent"}, "the agent ended with 127: FileNotFoundError: "),
     ],
 )
 def test_an_agent_that_fails_is_not_trained_on(tokenizer, mode, settings, reason):
@@ -180,11 +185,56 @@ def test_an_answer_that_comes_too_late_is_not_part_of_the_episode(tokenizer):
     assert len(engine.released) == 1 and engine.texts == ["late"]
 
 
+def running(seconds: str) -> bool:
+    """Whether a sleep of that length is running."""
+    listed = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True).stdout.splitlines()
+    return any(line.split()[1:] == ["sleep", seconds] and line[0] != "Z" for line in listed)
+
+
+def leaves_running(seconds: str) -> str:
+    """The command of an agent that starts something in a session of its own."""
+    script = f"import subprocess; subprocess.Popen(['sleep', '{seconds}'], start_new_session=True)"
+    return f'{sys.executable} -c "{script}"'
+
+
 def test_what_an_agent_leaves_running_does_not_hold_the_episode(tokenizer):
     start = time.monotonic()
-    script = "import subprocess; subprocess.Popen(['sleep', '20'], start_new_session=True)"
-    _, (episode,) = played(tokenizer, "", command=f'{sys.executable} -c "{script}"')
+    _, (episode,) = played(tokenizer, "", command=leaves_running("20.25"))
     assert time.monotonic() - start < 15 and "asked the model nothing" in episode.reward.verdict.stderr
+    assert not running("20.25")
+
+
+SLEEPS = """
+import subprocess
+subprocess.Popen(["sleep", "601.25"], start_new_session=True)
+subprocess.Popen(["sleep", "602.25"]).wait()
+"""
+RUN = """
+import sys
+sys.path[:0] = {path!r}
+from test_gateway import played, trained
+played(trained(), "", command={command!r})
+"""
+
+
+def test_an_agent_does_not_outlive_a_run_that_is_killed(tmp_path):
+    (tmp_path / "agent.py").write_text(SLEEPS)
+    path = [str(Path(__file__).parent), *sys.path]
+    program = RUN.format(path=path, command=f"{sys.executable} {tmp_path / 'agent.py'}")
+    run = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_until(lambda: running("601.25") and running("602.25"))
+    finally:
+        run.kill()
+        run.wait()
+    wait_until(lambda: not running("601.25") and not running("602.25"))
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture

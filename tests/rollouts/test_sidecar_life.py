@@ -31,8 +31,8 @@ from vllm_clients import (
 
 from jaxrl.crosscheck import main as crosscheck
 from models.convert import import_model
+from rollouts import supervisor
 from rollouts.collect import generate
-from rollouts.vllm import supervisor
 from rollouts.vllm.engine import RESTARTS, ClientSettings, VllmEngine
 from rollouts.vllm.pulse import SPIN_TIMES, Pulse, count_tokens
 from rollouts.vllm.sidecar import Sidecar, SidecarError

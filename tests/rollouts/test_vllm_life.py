@@ -18,9 +18,9 @@ from test_vllm import ENVIRONMENT, PROMPTS, VLLM, model, pytestmark  # noqa: F40
 from models.convert import load_model
 from rollouts.collect import generate
 from rollouts.engine import SamplingParams
+from rollouts.supervisor import descendants, processes
 from rollouts.vllm.engine import ClientSettings, VllmEngine
 from rollouts.vllm.sidecar import Sidecar, SidecarSettings
-from rollouts.vllm.supervisor import descendants, processes
 
 
 def named(pids: list[int], name: str) -> list[int]:

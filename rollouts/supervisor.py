@@ -1,10 +1,10 @@
-"""Runs one server for its owner, and kills it and everything that it started when the owner ends, for any reason.
+"""Runs a command for its owner, and kills it and everything that it started when the owner ends, for any reason.
 
 The owner starts this file as a program, in a session of its own, and holds the write end of its standard input. The
-server's command line arrives there as one line of JSON (not as arguments, where `pkill -f vllm` would match the
+command line arrives there as one line of JSON (not as arguments, where `pkill -f vllm` would match the
 supervisor too). The owner has ended when the pipe is closed or the parent process has changed. Processes whose parents
 die become children of the supervisor (PR_SET_CHILD_SUBREAPER, prctl(2)), so that none escapes by starting its own
-session or process group. The exit code is the server's.
+session or process group. The exit code is the command's; what it leaves running is killed, too.
 
 It uses only the standard library, without site-packages, so that it starts in milliseconds.
 """
@@ -111,7 +111,7 @@ def _reap() -> dict[int, int]:
 
 
 def _start(command: list[str]) -> int:
-    """Starts the server in this process group; the kernel kills it if this process is killed."""
+    """Starts the command in this process group; the kernel kills it if this process is killed."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:
@@ -144,7 +144,7 @@ def main(owner: int) -> NoReturn:
     line = sys.stdin.readline()
     if not line.endswith("\n"):  # the owner ended before it sent the command
         os._exit(1)
-    server = _start(json.loads(line))
+    started = _start(json.loads(line))
     while os.getppid() == owner:
         readable = select.select([0, woken], [], [], LOOK_S)[0]
         if 0 in readable and not os.read(0, 1):
@@ -152,8 +152,8 @@ def main(owner: int) -> NoReturn:
         if woken in readable:
             os.read(woken, 4096)
         codes = _reap()
-        if server in codes:
-            _end(codes[server])
+        if started in codes:
+            _end(codes[started])
     _end(0)
 
 
