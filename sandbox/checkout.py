@@ -27,9 +27,10 @@ from typing import IO, Any, Literal
 
 from sandbox import kernel
 from sandbox.cgroup import Cgroup
-from sandbox.isolation import BOX, Bounds, FirstVictims, Jail, confinement, enter_jail, mount_box
+from sandbox.isolation import BOX, Bounds, Jail, confinement, enter_jail, mount_box
 from sandbox.launch import ROOT, python_environment
 from sandbox.layers import LEAST, IsolationError, require
+from sandbox.victims import FirstVictims
 
 TREE = f"{BOX}/tree"
 FILES = 200_000  # in the private file system

@@ -41,8 +41,6 @@ SLOTS = (IDS - CANDIDATE_ID) // 2
 OTHERS = 4096  # processes with the program's user id where those of others count as well
 HOST_NAME = "sandbox"
 
-FIRST_VICTIM = b"1000"  # oom_score_adj
-
 
 @dataclass
 class Jail:
@@ -191,31 +189,6 @@ def open_own(jail: Jail, name: str) -> int:
         return os.open(f"self/{name}", os.O_RDWR, dir_fd=jail.proc)
     finally:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-
-
-class FirstVictims:
-    """Forks processes that are the kernel's first choice when memory is short, before this one.
-
-    Raises OSError where the score cannot be raised and lowered again.
-    """
-
-    def __init__(self, jail: Jail):
-        self._score = open_own(jail, "oom_score_adj")
-        self._own = os.read(self._score, 16)
-        os.write(self._score, FIRST_VICTIM)
-        os.write(self._score, self._own)
-
-    def fork(self, fork: Callable[[], int] = os.fork) -> int:
-        """What `fork` returns. A child inherits the score, and cannot change it without /proc."""
-        os.write(self._score, FIRST_VICTIM)
-        pid = fork()
-        if pid:
-            os.write(self._score, self._own)
-        return pid
-
-    def close(self) -> None:
-        """For a process that will not fork."""
-        os.close(self._score)
 
 
 def mount_box(jail: Jail, mb: int = BOX_MB, files: int = BOX_FILES) -> None:

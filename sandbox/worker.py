@@ -37,7 +37,6 @@ from sandbox.isolation import (
     OTHERS,
     PROGRAM,
     Bounds,
-    FirstVictims,
     Jail,
     clean_folders,
     confinement,
@@ -49,6 +48,7 @@ from sandbox.isolation import (
     settle,
 )  # fmt: skip
 from sandbox.leftovers import changed_at, remove_tree
+from sandbox.victims import FirstVictims
 
 ENDLESS = 1 << 30  # seconds
 STARTING = 64  # processes of others that may start during a run
