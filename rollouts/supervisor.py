@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_S = 0.5  # between checks of the parent
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -119,11 +120,11 @@ def _start(command: list[str]) -> int:
     try:
         die_with_parent(supervisor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (*STOPPING, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two
             signal.signal(number, signal.SIG_DFL)
         os.execvp(command[0], command)
     except OSError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
     finally:
         os._exit(127)
 
@@ -136,7 +137,7 @@ def _end(code: int) -> NoReturn:
 def main(owner: int) -> NoReturn:
     """Runs the command that the process `owner` sends, until the command or the owner ends."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, lambda number, _: _end(128 + number))
     woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)

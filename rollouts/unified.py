@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -169,6 +169,32 @@ def write_patch(files: Mapping[str, str], new: Mapping[str, str]) -> str:
         names = f"a/{path}" if path in files else NOWHERE, f"b/{path}"
         for line in difflib.unified_diff(_with_ends(old), _with_ends(content), *names):
             parts.append(line if line.endswith("\n") else f"{line}\n{_NO_NEWLINE}\n")
+    return "".join(parts)
+
+
+def as_git(changes: Sequence[FileChange]) -> str:
+    """A diff of these changes and nothing else, so that git and its readers agree about what it changes.
+
+    Raises PatchError for a binary file, and for a path that would have to be quoted or leads out of the tree.
+    """
+    parts = []
+    for old, new, hunks, binary in changes:
+        if binary:
+            raise PatchError(f"{new or old}: a binary file")
+        for path in filter(None, (old, new)):
+            odd = not path.isprintable() or path != path.strip() or not {'"', "\\"}.isdisjoint(path)
+            if odd or path.startswith("/") or ".." in path.split("/"):
+                raise PatchError(f"{path!r} is not a plain path in the tree")
+        if old == new and not hunks:
+            continue
+        parts.append(f"diff --git a/{old or new} b/{new or old}\n")
+        if not old or not new:
+            parts.append(f"{'deleted' if old else 'new'} file mode 100644\n")
+        elif old != new:
+            parts.append(f"rename from {old}\nrename to {new}\n")
+        if hunks:
+            parts.append(f"--- {f'a/{old}' if old else NOWHERE}\n+++ {f'b/{new}' if new else NOWHERE}\n")
+            parts += [f"{hunk}\n" for hunk in hunks]
     return "".join(parts)
 
 

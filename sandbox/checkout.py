@@ -12,6 +12,7 @@ that is judged. What one of them changes the next one sees; all is gone when the
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -76,7 +78,7 @@ class Checkout:
     ):
         boot = f"import sys; sys.path.insert(0, {ROOT!r}); from sandbox.checkout import main; main()"
         # What commands read: first the tree, since the checkout's own user could not read a folder closed to others.
-        self._given = tempfile.TemporaryFile(buffering=0)
+        self._given, self._giving = tempfile.TemporaryFile(buffering=0), threading.Lock()
         try:
             _pack(folder, self._given)
         except BaseException:
@@ -120,14 +122,23 @@ class Checkout:
             raise
 
     def run(self, command: Sequence[str], wall_s: float = 60.0, output_kb: int = 4096, stdin: str | bytes = b"") -> Ran:
-        """Runs a command in the tree. Raises CheckoutError when the checkout has ended."""
-        data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
+        """Runs a command in the tree, which reads `stdin`. Raises CheckoutError when the checkout has ended."""
         message = {"command": list(command), "wall_s": wall_s, "output": output_kb << 10}
-        if self._given.closed:
-            raise CheckoutError("the checkout has ended")
-        self._given.truncate(0)
-        os.pwrite(self._given.fileno(), data, 0)
+        self._give(stdin if isinstance(stdin, bytes) else _encoded(stdin))
         return Ran(**self._ask(message, wall_s + START_S)["ran"])
+
+    def _give(self, data: bytes) -> None:
+        """Puts data where the next command reads it."""
+        with self._giving:  # the file's number is another's as soon as it is closed
+            try:
+                number = self._given.fileno()
+                os.ftruncate(number, 0)
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(number, data[written:], written)
+            except (OSError, ValueError) as error:
+                ended = self._given.closed
+                raise CheckoutError("the checkout has ended" if ended else f"nothing can be given: {error}") from None
 
     def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
@@ -155,7 +166,8 @@ class Checkout:
             if stream:
                 with contextlib.suppress(OSError):
                     stream.close()
-        self._given.close()
+        with self._giving:
+            self._given.close()
         if self._cgroup:
             self._cgroup.remove()
 
@@ -164,6 +176,14 @@ class Checkout:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _encoded(text: str) -> bytes:
+    """As UTF-8; bytes that were read as lone surrogates become themselves again."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # other surrogates
+        return text.encode("utf-8", "replace")
 
 
 def _pack(folder: str, archive: IO[bytes]) -> None:
@@ -232,7 +252,7 @@ def _serve(message: dict[str, Any], start: dict[str, Any], commands: Commands) -
 
 
 class Commands:
-    """Runs commands with a program's rights, one at a time; `given` is what they read."""
+    """Runs commands with a program's rights, one at a time; all of them read from `given`."""
 
     def __init__(self, jail: Jail, given: int):
         self.jail, self.bounds, self.given = jail, Bounds(), given
@@ -247,12 +267,15 @@ class Commands:
         cores = len(os.sched_getaffinity(0))
         self.bounds.set(self.jail.size, wall_s * cores + CPU_S_MORE, PROCESSES + self.jail.others, 0)
         os.lseek(self.given, 0, os.SEEK_SET)
+        fcntl.fcntl(self.given, fcntl.F_SETFL, 0)  # an earlier command may have set flags
         ours, theirs = os.pipe()
-        pid = self.victims.fork() if self.victims else os.fork()
-        if pid == 0:
-            _become(command, self.given, theirs, self.jail, self.bounds)
-        os.close(theirs)
         try:
+            try:
+                pid = self.victims.fork() if self.victims else os.fork()
+                if pid == 0:
+                    _become(command, self.given, theirs, self.jail, self.bounds)
+            finally:
+                os.close(theirs)
             return _watched(pid, ours, wall_s, limit)
         finally:
             os.close(ours)

@@ -53,8 +53,8 @@ class Room:
             self._waiting.append(turn)
         try:
             await asyncio.wrap_future(turn)
-        except asyncio.CancelledError:  # which may be late: its turn has come
-            if not turn.cancel() and not turn.cancelled():
+        except BaseException:  # cancelled, perhaps when its turn had come, or its loop is closed
+            if not turn.cancel():
                 self._leave()
             raise
 

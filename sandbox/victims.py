@@ -24,11 +24,14 @@ class FirstVictims:
 
     def fork(self, fork: Callable[[], int] = os.fork) -> int:
         """What `fork` returns. A child inherits the score, and cannot change it without /proc."""
+        pid = -1
         os.write(self._score, FIRST_VICTIM)
-        pid = fork()
-        if pid:
-            os.write(self._score, self._own)
-        return pid
+        try:
+            pid = fork()
+            return pid
+        finally:
+            if pid:  # the parent, also where no process could be made
+                os.write(self._score, self._own)
 
     def close(self) -> None:
         """For a process that will not fork."""

@@ -38,7 +38,7 @@ class SandboxConfig:
     memory_mb: Positive = 1024
     output_kb: Positive = 64
     processes: Positive = 16
-    tree_memory_mb: Positive = 2048  # of all processes and files of a working tree (task repository)
+    tree_memory_mb: Annotated[int, Ge(64)] = 2048  # of a working tree: its processes, and its files, at most half of it
 
 
 @dataclass

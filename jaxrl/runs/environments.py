@@ -93,9 +93,9 @@ def make_services(config: Config, *tasks: Task) -> Iterator[Services]:
     at_once = max((e.trees for e in environments_of(config, *tasks) if hasattr(e, "trees")), default=TREES)
     with make_pool(config) as pool, ExitStack() as stack:
         sessions = stack.enter_context(_make_sessions(config, calls)) if calls else None
-        trees = stack.enter_context(
-            Checkouts(at_once, config.sandbox.tree_memory_mb, least=config.sandbox.least or LEAST)
-        )
+        memory_mb = config.sandbox.tree_memory_mb
+        trees = Checkouts(at_once, memory_mb, memory_mb // 2, least=config.sandbox.least or LEAST)
+        stack.enter_context(trees)
         yield Services(pool, sessions.open if sessions else None, trees=trees)
 
 

@@ -36,7 +36,7 @@ from rollouts.blocks import BLOCK, Edit, FormatError, apply_edits, edits_between
 from rollouts.environments.repository import OPEN_LINES, TREE, RefusedError, Tree, decides_tests, edited, inside, window
 from rollouts.episode import Group, Problem, Reward, Submission
 from rollouts.services import Services
-from rollouts.unified import PatchError, apply_patch, read_patch, write_patch
+from rollouts.unified import FileChange, PatchError, apply_patch, as_git, read_patch, write_patch
 from sandbox.checkout import CheckoutError
 from sandbox.layers import IsolationError
 from sandbox.verdict import Verdict
@@ -105,17 +105,18 @@ def make_task(settings: Settings, seed: int) -> Task:
 async def judge(problem: Problem, submission: Submission, services: Services, settings: Settings) -> Reward:
     """1 if the patch resolves the issue, and settings.similarity times its likeness to the one that was made.
 
-    An empty patch is worth 0 and is not run, as is one that changes how the tests run. Where nothing can be judged the
-    verdict is a sandbox_error.
+    An empty patch is worth 0 and is not run, as is one that cannot be read or changes how the tests run. Where nothing
+    can be judged the verdict is a sandbox_error.
     """
     source: Source = problem.answer
     patch = await asyncio.to_thread(patch_of, problem, submission)
-    if not patch.strip() or bends_tests(patch, source.instance.patch):
+    applied = plain_patch(patch, source.instance.patch)
+    if not applied:
         return Reward(0.0, False, {"resolved": 0.0}, answer=None)
     try:
         files = await asyncio.to_thread(source.files)
         async with services.trees.open(files, source.packages) as tree:
-            grade = await tree.call(judge_patch, source.instance, patch, Path(files), settings.test_s)
+            grade = await tree.call(judge_patch, source.instance, applied, Path(files), settings.test_s)
     except (CheckoutError, IsolationError, OSError) as error:
         grade = Grade("not_judged", reason=str(error))
     parts = {"resolved": float(grade.resolved)}
@@ -126,16 +127,27 @@ async def judge(problem: Problem, submission: Submission, services: Services, se
     return Reward(sum(parts.values()), grade.resolved, parts, failed, answer=patch)
 
 
-def bends_tests(patch: str, made: str) -> bool:
-    """Whether a patch changes files that decide how the tests run, which the change that was made leaves alone.
+def plain_patch(patch: str, made: str) -> str:
+    """What is applied of a model's patch: what was read of it, written anew, so that nothing else can hide in it.
 
-    Those are the environment's PROTECTED ones, and new modules that hide Python's own. What is not a patch is for git
-    to refuse.
+    "" where it is not a patch, changes nothing, or bends the tests (see `bends_tests`).
     """
     try:
-        changed, allowed = read_patch(patch), {path for file in read_patch(made) for path in (file.old, file.new)}
+        changes = read_patch(patch)
+        return "" if bends_tests(changes, made) else as_git(changes)
     except PatchError:
-        return False
+        return ""
+
+
+def bends_tests(changed: Sequence[FileChange], made: str) -> bool:
+    """Whether a patch changes files that decide how the tests run, which the change that was made leaves alone.
+
+    Those are the environment's PROTECTED ones, and new modules that hide Python's own.
+    """
+    try:
+        allowed = {path for file in read_patch(made) for path in (file.old, file.new)}
+    except PatchError:
+        allowed = set()
     paths = {path for file in changed for path in (file.old, file.new) if path} - allowed
     added = {file.new for file in changed if file.new.endswith(".py") and not file.old} - allowed
     hiding = {path.split("/")[0].removesuffix(".py") for path in added} - {"test"}

@@ -13,6 +13,8 @@ import contextlib
 import json
 import os
 import shlex
+import signal
+import stat
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from sandbox.checkouts import Room
 SUBMISSION, PROBLEM = "submission.txt", "problem.json"
 TAIL = 300  # characters of an agent's last words in an error
 LONGEST = 16 << 20  # bytes of a submission
-SIGNALLED = 128  # and above: exit codes of an agent that a signal has ended
+NO_COMMAND = 127  # exit code where there is no such program, as in a shell
 KILL_S = 40.0  # time for a supervisor to end an agent
 
 
@@ -48,9 +50,10 @@ class Settings:
     port: Annotated[int, Ge(0), Le(65535)] = 0  # of the endpoint, on 127.0.0.1; 0: any free one
 
     def check(self, where: str = "rollout.environment") -> None:
-        """Raises ValueError for a command with a quote that does not end."""
+        """Raises ValueError for a command with a quote that does not end, or of blanks alone."""
         try:
-            shlex.split(self.command)
+            if self.command and not shlex.split(self.command):
+                raise ValueError("blanks are not a command; '' waits for agents that are started elsewhere")
         except ValueError as error:
             raise ValueError(f"{where}.command = {self.command!r}: {error}") from None
 
@@ -113,19 +116,20 @@ class Agent(DialogueEnvironment):
                 )  # fmt: skip
             assert process.stdin is not None
             process.stdin.write(json.dumps(shlex.split(self.settings.command)).encode() + b"\n")
+            late = False
             try:
                 async with asyncio.timeout(self.settings.agent_s):
                     await process.wait()
             except TimeoutError:
-                pass
+                late = True
             finally:
-                _end(process)
-            await _ended(process)
+                await asyncio.shield(_end(process))
             if (folder / SUBMISSION).exists():
                 session.submission = _text(folder / SUBMISSION)
-            elif process.returncode in range(1, SIGNALLED) and session.over is None and session.error is None:
+            elif process.returncode and not late and session.over is None and session.error is None:
                 words = session.refused or _text(folder / "stderr.txt").strip()[-TAIL:]
-                raise EpisodeOverError("sandbox_error", f"the agent ended with {process.returncode}: {words}")
+                setting = "rollout.environment.command: " if process.returncode == NO_COMMAND else ""
+                raise EpisodeOverError("sandbox_error", f"{setting}the agent ended with {process.returncode}: {words}")
 
     def submission(self, dialogue: Dialogue) -> Submission:
         """What the agent handed in, else the model's last answer."""
@@ -152,29 +156,30 @@ def gateway(port: int) -> Gateway:
 def _text(path: Path) -> str:
     """What an agent has written. EpisodeOverError where it cannot be read, or is too much."""
     try:
-        if path.stat().st_size > LONGEST:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise EpisodeOverError("sandbox_error", f"{path.name} of the agent is not a file")
+            data = file.read(LONGEST + 1)
+        if len(data) > LONGEST:
             raise EpisodeOverError("sandbox_error", f"{path.name} of the agent is longer than {LONGEST >> 20} MB")
-        return path.read_text(errors="replace")
+        return data.decode(errors="replace")
     except OSError as error:
         raise EpisodeOverError("sandbox_error", f"{path.name} of the agent: {error.strerror}") from None
 
 
-def _end(process: asyncio.subprocess.Process) -> None:
-    """Has the supervisor end the agent and all that it has started."""
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Has the supervisor end the agent and all that it has started, also where the agent has stopped the supervisor."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
-
-
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    """Waits for the supervisor, which an agent may have stopped."""
+        process.send_signal(signal.SIGCONT)
     try:
         async with asyncio.timeout(KILL_S):
             await process.wait()
     except TimeoutError:
         await asyncio.to_thread(supervisor.kill_descendants, process.pid)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    with contextlib.suppress(ProcessLookupError):  # what an agent that has killed the supervisor leaves in its group
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def make_environment(**fields: Any) -> Agent:

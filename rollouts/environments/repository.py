@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from sandbox.layers import IsolationError
 TREE = "tree"  # in Problem.meta: a Tree
 TOOL_S = 30.0  # of a command that only reads or writes
 LONGEST_FILE_KB = 1024  # that is opened or edited
+LONGEST_PATH = 1024  # bytes
 HITS_KB = 256
 OPEN_LINES = 100
 # A file that decides how the tests run: a change of it could make them pass whatever the code does.
@@ -143,9 +145,9 @@ def parse(text: str) -> Command:
 class Work:
     """An episode's state."""
 
-    files: str | Mapping[str, str] = field(default_factory=dict)  # folder or contents at the issue's commit
-    before: dict[str, str] = field(default_factory=dict)  # there, of the edited files that it has
-    after: dict[str, str] = field(default_factory=dict)  # and now
+    files: str | Mapping[str, str] = field(default_factory=dict)  # folder, or contents by path, at the issue's commit
+    before: dict[str, str] = field(default_factory=dict)  # contents at that commit of files that were edited
+    after: dict[str, str] = field(default_factory=dict)  # their contents now
     refused: int = 0
 
     @property
@@ -240,6 +242,8 @@ def inside(path: str) -> str:
     normal = normpath(path.strip() or ".")
     if not normal.isprintable():
         raise RefusedError("a path has characters that cannot be printed")
+    if len(normal.encode()) > LONGEST_PATH:
+        raise RefusedError(f"a path has more than {LONGEST_PATH} bytes")
     if normal.startswith(("/", "..")) or ".git" in normal.split("/"):
         raise RefusedError(f"{path} is not in the repository; paths are relative to its top folder")
     return normal
@@ -279,8 +283,8 @@ def show(checkout: Checkout, path: str, line: int, most: int) -> str:
 
 
 def window(path: str, text: str, line: int, most: int) -> str:
-    """The text's lines from this one on, below a line that says which."""
-    lines = text.split("\n")[: None if text and not text.endswith("\n") else -1]
+    """The text's lines from this one on, below a line that says which. Carriage returns at their ends are left out."""
+    lines = text.replace("\r\n", "\n").split("\n")[: None if text and not text.endswith("\n") else -1]
     first = min(line, max(len(lines), 1))
     shown = lines[first - 1 : first - 1 + most]
     return f"{path}, lines {first} to {first + len(shown) - 1} of {len(lines)}:\n" + "\n".join(shown)
@@ -301,7 +305,7 @@ def search(checkout: Checkout, text: str, path: str, most: int) -> str:
 
 def edit(checkout: Checkout, edits: Sequence[Edit], work: Work, protected: Sequence[str]) -> str:
     """Applies blocks to the files, all or none of them; the diff."""
-    edits = [block._replace(path=inside(block.path)) for block in edits]
+    edits = [Edit(inside(path), _unix(search), _unix(replace)) for path, search, replace in edits]
     found = {}
     for path in dict.fromkeys(block.path for block in edits):
         if decides_tests(path, protected):
@@ -311,18 +315,21 @@ def edit(checkout: Checkout, edits: Sequence[Edit], work: Work, protected: Seque
             raise RefusedError(f"{path} is a {kind}, not a file")
         if kind == "file":
             found[path] = text
-    files = {path: text.replace("\r\n", "\n") for path, text in found.items()}
+    files = {path: _unix(text) for path, text in found.items()}
     try:
         changed = apply_edits(files, edits)
     except FormatError as error:
         raise RefusedError(f"{error}; nothing is changed") from None
     contents = {path: with_ends_of(found.get(path, ""), content) for path, content in changed.items()}
+    before = {path: original(work.files, path) for path in contents if path not in work.after}
     _write(checkout, contents)
-    for path in contents:
-        if path not in work.after and (content := original(work.files, path)) is not None:
-            work.before[path] = content
+    work.before |= {path: content for path, content in before.items() if content is not None}
     work.after |= contents
     return edited(files, changed)
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n")
 
 
 def edited(files: Mapping[str, str], new: Mapping[str, str]) -> str:
@@ -335,39 +342,61 @@ def original(files: str | Mapping[str, str], path: str) -> str | None:
     if not isinstance(files, str):
         return files.get(path)
     place = Path(files).resolve() / path
-    return place.read_bytes().decode("utf-8", "replace") if place.is_file() and place.resolve() == place else None
+    try:
+        inside_the_tree = place.is_file() and place.resolve() == place
+        return place.read_bytes().decode("utf-8", "replace") if inside_the_tree else None
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def with_ends_of(old: str, new: str) -> str:
-    """`new`, whose lines end with line feeds, with the line ends of `old`.
+    """`new`, whose lines end with line feeds, with the line ends that its lines have in `old`.
 
-    Lines before and after all that differs keep their own; those between end as the first line of `old` does.
+    Lines that are not in `old` end as its first line does.
     """
     if "\r\n" not in old:
         return new
-    before, after = old.replace("\r\n", "\n").split("\n"), new.split("\n")
+    before, after = _unix(old).split("\n"), new.split("\n")
     ends = ["\r" if line.endswith("\r") else "" for line in old.split("\n")]
     ends[-1] = ends[0]  # the last line has none, unless others follow it now
-    shortest = min(len(before), len(after))
-    first = next((i for i in range(shortest) if before[i] != after[i]), shortest)
-    last = next((i for i in range(shortest - first) if before[-1 - i] != after[-1 - i]), shortest - first)
-    ends = [*ends[:first], *ends[:1] * (len(after) - first - last), *ends[len(before) - last :]]
-    return "\n".join(line + end for line, end in zip(after, [*ends[:-1], ""]))
+    made = ends[:1] * len(after)
+    for i, j, length in difflib.SequenceMatcher(None, before, after).get_matching_blocks():
+        made[j : j + length] = ends[i : i + length]
+    return "\n".join(line + end for line, end in zip(after, [*made[:-1], ""]))
 
 
-_STAGE = """mkdir -p -- "$(dirname -- "$1")" && cat > "$1.jaxrl-new" || exit 1
-if [ -e "$1" ]; then chmod --reference="$1" "$1.jaxrl-new"; fi"""
-_REPLACE = 'for path; do mv -f -- "$path.jaxrl-new" "$path" || exit 1; done'
+_PLACE = """new=$1; shift
+for path; do
+  if [ -d "$path" ]; then echo "$path is a folder"; exit 1; fi
+  mkdir -p -- "$(dirname -- "$path")" || exit 1
+done
+number=0
+for path; do
+  if [ -e "$path" ]; then chmod --reference="$path" "$new/$number"; fi
+  mv -fT -- "$new/$number" "$path" || exit 1
+  number=$((number + 1))
+done"""
 
 
 def _write(checkout: Checkout, contents: Mapping[str, str]) -> None:
-    """Each file beside its place first, where the disk may be full; then all are put in place."""
-    steps = [(["sh", "-c", _STAGE, "sh", path], path, content) for path, content in contents.items()]
-    for command, path, content in [*steps, (["sh", "-c", _REPLACE, "sh", *contents], ", ".join(contents), "")]:
-        ran = checkout.run(command, TOOL_S, stdin=content)
+    """All files are written beside the tree first, where the disk may be full; then all are put in place."""
+
+    def done(*command: str, stdin: str = "") -> str:
+        ran = checkout.run(command, TOOL_S, stdin=stdin)
         if ran.exit_code != 0:  # None: stopped
-            checkout.run(["rm", "-f", "--", *(f"{name}.jaxrl-new" for name in contents)], TOOL_S)
-            raise RefusedError(f"{path} cannot be written: {ran.output.strip()[-200:]}")
+            raise RefusedError(f"the files cannot be written: {ran.output.strip()[-200:]}; nothing is changed")
+        return ran.output
+
+    for path in contents:
+        if any(str(folder) in contents for folder in Path(path).parents):
+            raise RefusedError(f"{path} is in a folder that is a file of the same edit; nothing is changed")
+    new = done("mktemp", "-d", "../edit.XXXXXX").strip()
+    try:
+        for number, content in enumerate(contents.values()):
+            done("sh", "-c", 'cat > "$1"', "sh", f"{new}/{number}", stdin=content)
+        done("sh", "-c", _PLACE, "sh", new, *contents)
+    finally:
+        checkout.run(["rm", "-rf", "--", new], TOOL_S)
 
 
 def run_tests(checkout: Checkout, tests: Sequence[str], wall_s: float) -> str:

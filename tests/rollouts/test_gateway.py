@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -109,7 +110,13 @@ def test_tokens_that_do_not_encode_to_themselves_stay_as_they_were(tokenizer):
         ("fails", {}, "the agent ended with 1: I cannot do this"),
         ("silent", {}, "the agent has asked the model nothing and submitted nothing"),
         ("greedy", {}, "temperature = 0.0 must be 1, as this run samples"),
-        ("plain", {"command": "/no/such/agent"}, "the agent ended with 127: FileNotFoundError: "),
+        ("plain", {"command": "sh -c 'exit 255'"}, "the agent ended with 255: "),
+        ("plain", {"command": "sh -c 'kill -9 $$'"}, "the agent ended with 137: "),
+        (
+            "plain",
+            {"command": "/no/such/agent"},
+            "rollout.environment.command: the agent ended with 127: /no/such/agent: No such file or directory",
+        ),
     ],
 )
 def test_an_agent_that_fails_is_not_trained_on(tokenizer, mode, settings, reason):
@@ -185,30 +192,65 @@ def test_an_answer_that_comes_too_late_is_not_part_of_the_episode(tokenizer):
     assert len(engine.released) == 1 and engine.texts == ["late"]
 
 
-def running(seconds: str) -> bool:
-    """Whether a sleep of that length is running."""
+@pytest.fixture
+def lengths():
+    """Two lengths of sleep that no other process on this machine has."""
+    made = [f"600.{random.randrange(10**9)}" for _ in range(2)]
+    yield made
+    for length in made:
+        subprocess.run(["pkill", "-f", f"^sleep {length}$"])
+
+
+def running(*lengths: str) -> int:
+    """How many of these sleeps are running."""
     listed = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True).stdout.splitlines()
-    return any(line.split()[1:] == ["sleep", seconds] and line[0] != "Z" for line in listed)
+    return sum(line.split()[1:] == ["sleep", length] and line[0] != "Z" for line in listed for length in lengths)
 
 
-def leaves_running(seconds: str) -> str:
-    """The command of an agent that starts something in a session of its own."""
-    script = f"import subprocess; subprocess.Popen(['sleep', '{seconds}'], start_new_session=True)"
-    return f'{sys.executable} -c "{script}"'
+def sleeper(folder: Path, lengths, then: str = "") -> str:
+    """The command of an agent that starts a sleep in a session of its own, one in its own, and does something else."""
+    (folder / "agent.py").write_text(
+        "import os, signal, subprocess, time\n"
+        f"subprocess.Popen(['sleep', '{lengths[0]}'], start_new_session=True)\n"
+        f"other = subprocess.Popen(['sleep', '{lengths[1]}'])\n{then}"
+    )
+    return f"{sys.executable} {folder / 'agent.py'}"
 
 
-def test_what_an_agent_leaves_running_does_not_hold_the_episode(tokenizer):
+STOPS = "os.kill(os.getppid(), signal.SIGSTOP)\nother.wait()"
+KILLS = "time.sleep(1)\nos.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(5)"
+
+
+def test_what_an_agent_leaves_running_does_not_hold_the_episode(tokenizer, tmp_path, lengths):
     start = time.monotonic()
-    _, (episode,) = played(tokenizer, "", command=leaves_running("20.25"))
+    _, (episode,) = played(tokenizer, "", command=sleeper(tmp_path, lengths))
     assert time.monotonic() - start < 15 and "asked the model nothing" in episode.reward.verdict.stderr
-    assert not running("20.25")
+    assert not running(*lengths)
 
 
-SLEEPS = """
-import subprocess
-subprocess.Popen(["sleep", "601.25"], start_new_session=True)
-subprocess.Popen(["sleep", "602.25"]).wait()
-"""
+@pytest.mark.parametrize("then", ["other.wait()", STOPS], ids=["waits", "stops its supervisor"])
+def test_a_cancelled_episode_ends_its_agent(tokenizer, tmp_path, lengths, then):
+    environment = make(agent, tokenizer, command=sleeper(tmp_path, lengths, then))
+
+    async def cancelled():
+        playing = asyncio.create_task(environment.play(PROBLEM, Script(tokenizer), 5))
+        while running(*lengths) < 2:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+
+    asyncio.run(cancelled())
+    assert not running(*lengths)
+
+
+def test_an_agent_that_kills_its_supervisor_is_not_trained_on(tokenizer, tmp_path, lengths):
+    _, (episode,) = played(tokenizer, "", command=sleeper(tmp_path, lengths, KILLS))
+    assert episode.status == "sandbox_error" and "the agent ended with -9" in episode.reward.verdict.stderr
+    assert not running(lengths[1])  # the other one has left the group
+
+
 RUN = """
 import sys
 sys.path[:0] = {path!r}
@@ -217,17 +259,17 @@ played(trained(), "", command={command!r})
 """
 
 
-def test_an_agent_does_not_outlive_a_run_that_is_killed(tmp_path):
-    (tmp_path / "agent.py").write_text(SLEEPS)
+def test_an_agent_does_not_outlive_a_run_that_is_killed(tmp_path, lengths):
     path = [str(Path(__file__).parent), *sys.path]
-    program = RUN.format(path=path, command=f"{sys.executable} {tmp_path / 'agent.py'}")
-    run = subprocess.Popen([sys.executable, "-c", program])
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN.format(path=path, command=sleeper(tmp_path, lengths, "other.wait()"))]
+    )
     try:
-        wait_until(lambda: running("601.25") and running("602.25"))
+        wait_until(lambda: running(*lengths) == 2)
     finally:
         run.kill()
         run.wait()
-    wait_until(lambda: not running("601.25") and not running("602.25"))
+    wait_until(lambda: not running(*lengths))
 
 
 def wait_until(condition) -> None:

@@ -46,8 +46,8 @@ def test_lines_keep_their_ends(tree):
     folder, checkout = tree
     work = Work(str(folder))
     edit(checkout, [Edit("mixed.txt", "d", "D\nnew")], work, ())
-    edit(checkout, [Edit("mixed.txt", "f", "F"), Edit("plain.txt", "one", "1")], work, ())
-    assert work.after["mixed.txt"] == "a\r\nb\nc\r\nD\r\nnew\r\ne\nF" and work.after["plain.txt"] == "1\ntwo\n"
+    edit(checkout, [Edit("mixed.txt", "a\r\nb", "a\r\nB"), Edit("plain.txt", "one", "1")], work, ())
+    assert work.after["mixed.txt"] == "a\r\nB\r\nc\r\nD\r\nnew\r\ne\nf" and work.after["plain.txt"] == "1\ntwo\n"
     assert checkout.run(["cat", "mixed.txt"]).output == work.after["mixed.txt"]
     applied(folder, work)
 
@@ -59,6 +59,7 @@ def test_lines_keep_their_ends(tree):
         ("a\r\nb", "a", "a"),
         ("a\r\nb", "a\nb\nc", "a\r\nb\r\nc"),
         ("a\nb\r\nc\n", "a\nb\nC\n", "a\nb\r\nC\n"),
+        ("1\r\n2\n3\n4\n5\r\n", "1\n2\nx\n4\n5\ny\n", "1\r\n2\nx\r\n4\n5\r\ny\r\n"),
         ("a\r\nb\n", "", ""),
         ("a\n", "b\n", "b\n"),
     ],
@@ -76,17 +77,37 @@ def test_what_tests_have_written_does_not_spoil_the_patch(tree):
     applied(folder, work)
 
 
-def test_files_in_the_way_and_a_full_disk_are_refused_and_nothing_changes(tree):
+BOTH = [Edit("mixed.txt", "b", "B"), Edit("plain.txt", "one", "x" * 100_000)]
+
+
+def test_on_a_full_disk_nothing_changes(tree):
     folder, checkout = tree
     work = Work(str(folder))
-    shell(checkout, "mkdir ../file plain.txt.jaxrl-new; head -c 100000000 /dev/zero > big")
-    both = [Edit("mixed.txt", "b", "B"), Edit("plain.txt", "one", "x" * 100_000)]
-    with pytest.raises(RefusedError, match="cannot be written"):
-        edit(checkout, both, work, ())
+    shell(checkout, "mkdir ../file; head -c 100000000 /dev/zero > big")
+    with pytest.raises(RefusedError, match=r"cannot be written: .*; nothing is changed"):
+        edit(checkout, BOTH, work, ())
     assert not work.after and checkout.run(["cat", "mixed.txt"]).output == MIXED
-    shell(checkout, "rm -rf plain.txt.jaxrl-new big")
-    edit(checkout, both, work, ())
+    shell(checkout, "rm big")
+    edit(checkout, BOTH, work, ())
+    assert shell(checkout, "ls ..; ls -A") == "file\ntree\nlinked\nmixed.txt\nplain.txt\nsub\n"
     applied(folder, work)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([Edit("mixed.txt", "b", "B"), Edit("plain.txt/x", "", "new")], "cannot be written"),
+        ([Edit("new", "", "new"), Edit("new/b", "", "new")], "is in a folder that is a file of the same edit"),
+        ([Edit("mixed.txt", "b", "B"), Edit("a" * 300, "", "new")], "cannot be read: File name too long"),
+        ([Edit("a/" * 600 + "b", "", "new")], "a path has more than 1024 bytes"),
+    ],
+)
+def test_what_cannot_be_written_changes_nothing(tree, edits, message):
+    folder, checkout = tree
+    work = Work(str(folder))
+    with pytest.raises(RefusedError, match=message):
+        edit(checkout, edits, work, ())
+    assert not work.after and checkout.run(["cat", "mixed.txt"]).output == MIXED
 
 
 def test_rights_are_kept_and_links_are_refused(tree):

@@ -49,6 +49,16 @@ def test_a_patch_from_stdin(checkout):
     assert shell(checkout, "cat p.txt").output == "patched\n"
 
 
+def test_each_command_reads_its_own_input_from_the_start(checkout):
+    text = "ü\udcff" + "x" * 200_000
+    assert checkout.run(["wc", "-c"], stdin=text).output == "200003\n"
+    direct = "import fcntl, os; os.read(0, 2); fcntl.fcntl(0, fcntl.F_SETFL, os.O_DIRECT)"
+    checkout.run(["python3", "-c", direct], stdin="one")
+    assert checkout.run(["cat"], stdin="two").output == "two"
+    assert checkout.run(["cat"]).output == "" and shell(checkout, "echo x >&0 2>/dev/null").exit_code != 0
+    assert checkout.run(["cat"], stdin="\ud800").output == "?"
+
+
 def test_a_checkout_cannot_reach_the_machine(checkout, folder):
     assert "Read-only" in shell(checkout, f"touch {folder}/x /usr/x 2>&1").output
     assert shell(checkout, "ls /home /etc/passwd 2>/dev/null").output == ""
@@ -81,12 +91,13 @@ def test_many_processes_and_a_full_disk_are_survived(checkout):
     assert shell(checkout, "rm -f big; echo fine").output == "fine\n"
 
 
-def test_a_command_that_takes_all_memory_ends_alone(folder):
+def test_processes_that_take_all_memory_end_alone(folder):
     try:
         with Checkout(str(folder), memory_mb=200, disk_mb=64) as made:
             if made._cgroup is None or "memory" not in made._cgroup.folders:
                 pytest.skip("no control group bounds the memory")
-            assert made.run(["python3", "-c", "x = bytearray(10**9)"]).exit_code != 0
+            many = "import os, time\nfor _ in range(150):\n    if not os.fork():\n        x = bytearray(3_000_000)\n"
+            made.run(["python3", "-c", f"{many}        time.sleep(5)\ntime.sleep(5)"], wall_s=20)
             assert shell(made, "echo fine").output == "fine\n"
     except IsolationError as error:
         pytest.skip(str(error))

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import json
 import pickle
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ from jaxrl.runs.tokenizer import train_tokenizer
 from jaxrl.tasks import load_task
 from jaxrl.tasks import repository as task_module
 from jaxrl.tasks.repositories.attempt import visible
+from jaxrl.tasks.repositories.commands import without_hidden
 from jaxrl.tasks.repositories.rows import read_predictions
 from jaxrl.tasks.rows import DataError
 from rollouts.environments import repository
 from rollouts.environments.dialogue import Budget
 from rollouts.episode import Group, Submission
 from rollouts.services import Services
-from rollouts.unified import write_patch
+from rollouts.unified import read_patch, write_patch
 
 GOLD = EDIT.format(" / 2")
 
@@ -252,9 +255,29 @@ def test_tests_that_may_be_seen(made):
     new += "--- /dev/null\n+++ b/tests/test_new.py\n@@ -0,0 +1 @@\n+x\n"
     hidden = row._replace(test_commands=(command,), test_patch=new)
     assert visible(hidden) == ("python -m pytest tests/test_area.py tests/other.py::test_y",)
-    named = hidden._replace(test_commands=("npm test -- --grep 'the new one' -g=x", "pytest -x -k test_new tests"))
-    assert visible(named) == ("npm test --", "pytest -x tests")
+    named = hidden._replace(test_commands=("npm test -- --grep 'the new one' -g=x", 'sh -c "pytest -k test_new"'))
+    assert visible(named) == ("npm test --",)
     assert visible(hidden._replace(visible_commands=("make test",))) == ("make test",)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("make -k test", "make -k test"),
+        ("python -m unittest discover -s tests -t . -p 'test*.py'",) * 2,
+        ("python -m pytest -rA tests/*.py && echo 'a b' > \"$HOME/x\"",) * 2,
+        ("pytest -k test_new; npm test", "pytest; npm test"),
+        ("npm test -- --grep 'doesn'\"'\"'t crash'", "npm test --"),
+        (r'pytest -k "a \"b\" c" tests', "pytest tests"),
+        ("pytest -ktest_new tests", "pytest tests"),
+        ("npx jest -t'the new one' --ci", "npx jest --ci"),
+        ("npx mocha -f 'the new one' a.js", "npx mocha a.js"),
+        ("npm test -- --testNamePattern=x --test-name-pattern y", "npm test --"),
+        ("pytest 'a quote that does not end", ""),
+    ],
+)
+def test_commands_without_hidden_names(command, shown):
+    assert without_hidden(command, (), ()) == shown
 
 
 def test_images_of_an_issue_are_described(small, made, tmp_path):
@@ -297,9 +320,38 @@ def test_an_episode_that_runs_out_of_time_is_judged_by_its_edits(small, made, tm
 )  # fmt: skip
 def test_patches_that_change_how_tests_run_are_worth_nothing(path, bent):
     patch = write_patch({}, {path: "x = 1\n"})
-    assert task_module.bends_tests(patch, "") == bent
-    assert not task_module.bends_tests(patch, patch)  # the change that was made does the same
-    assert not task_module.bends_tests("no patch", "")
+    assert (task_module.plain_patch(patch, "") == "") == bent
+    assert read_patch(task_module.plain_patch(patch, patch)) == read_patch(patch)  # what was made does the same
+    assert (task_module.plain_patch(patch, "@@ no patch") == "") == bent
+
+
+HUNK = "@@ -0,0 +1 @@\n+import cheat\n"
+CONTEXT = "*** /dev/null\n--- b/conftest.py\n***************\n*** 0 ****\n--- 1 ----\n+ import cheat\n"
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        CONTEXT,
+        f"  --- /dev/null\n  +++ b/conftest.py\n{HUNK}",
+        f"Index: conftest.py\n{HUNK}",
+        f'diff --git "a/x" "b/conf\\164est.py"\nnew file mode 100644\n--- /dev/null\n+++ "b/conf\\164est.py"\n{HUNK}',
+        "diff --git a/README b/notes\nsimilarity index 100%\nrename from README\nrename to conftest.py\n",
+        f"--- /dev/null\n+++ b/tests/../conftest.py\n{HUNK}",
+    ],
+)
+def test_nothing_is_applied_but_what_was_read(tmp_path, hidden):
+    """Patches that git or GNU patch reads otherwise."""
+    good = write_patch({"README": "Areas of shapes.\n"}, {"README": "Areas.\n"})
+    for patch in (hidden, good + hidden, hidden + good, f"diff --git  x\n{hidden}"):
+        applied = task_module.plain_patch(patch, "")
+        folder = tmp_path / "tree"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "README").write_text("Areas of shapes.\n")
+        for command in (["git", "apply"], ["patch", "--batch", "--fuzz=5", "-p1"]):
+            subprocess.run(command, input=applied, text=True, cwd=folder, capture_output=True)
+        assert not list(folder.rglob("conftest.py"))
 
 
 def test_a_plain_answer_with_a_path_that_cannot_be_is_no_patch(small, made):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxrl.files import write_beside
+from jaxrl.tasks.repositories.commands import without_hidden
 from jaxrl.tasks.repositories.grade import Grade, grade
 from jaxrl.tasks.repositories.logs import PARSERS
 from jaxrl.tasks.repositories.packages import package_set
@@ -21,9 +22,6 @@ from sandbox.checkout import Checkout, CheckoutError, Ran
 from sandbox.layers import LEAST
 
 APPLY_S = 60.0
-_BY_NAME = re.compile(  # options that choose tests by their names: of pytest, mocha, jest and Node's own runner
-    r"""\s(-k|-g|-t|--grep|--fgrep|--testNamePattern|--test-name-pattern)(\s+|=)('[^']*'|"[^"]*"|\S+)"""
-)
 OF_PYTHON = ("parse_log_pytest", "parse_log_tap")  # such tests run with this Python and its packages
 # git's own reading first, then without generated pages, then GNU patch's, which forgives more.
 APPLY = (
@@ -164,12 +162,8 @@ def visible(instance: Instance) -> tuple[str, ...]:
         return instance.visible_commands
     changed = read_patch(instance.test_patch)
     new, old = {file.new for file in changed if not file.old}, {file.old for file in changed}
-
-    def seen(command: str) -> str:
-        words = [(word, word.split("::")[0]) for word in _BY_NAME.sub("", command).split()]
-        return " ".join(path if path in old else word for word, path in words if path not in new)
-
-    return tuple(seen(command) for command in instance.test_commands)
+    seen = (without_hidden(command, new, old) for command in instance.test_commands)
+    return tuple(command for command in seen if command)
 
 
 def graded(instance: Instance, ran: Sequence[Ran]) -> Grade:
@@ -212,12 +206,17 @@ def _unquoted(path: str) -> str:
 
 def restore(checkout: Checkout, files: Path, paths: Sequence[str]) -> str:
     """Puts the tests back as they were, whatever stands in their place; says what fails, or ""."""
+    top = files.resolve()
     for path in paths:
-        script, mode, content = 'rm -rf -- "$1"', "644", b""
-        if (files / path).is_file():
-            content = (files / path).read_bytes()
-            mode = f"{(files / path).stat().st_mode & 0o777:o}"
+        place, content, more = top / path, b"", []
+        script = 'rm -rf -- "$1"'
+        if place.parent.resolve() != place.parent:  # a link in the commit may lead anywhere
+            return f"{path} is in a folder that is a link"
+        if place.is_symlink():
+            script, more = f'{script} && mkdir -p -- "$(dirname -- "$1")" && ln -s -- "$2" "$1"', [os.readlink(place)]
+        elif place.is_file():
+            content, more = place.read_bytes(), [f"{place.stat().st_mode & 0o777:o}"]
             script += ' && mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" "$1"'
-        if checkout.run(["sh", "-c", script, "sh", path, mode], APPLY_S, stdin=content).exit_code:
+        if checkout.run(["sh", "-c", script, "sh", path, *more], APPLY_S, stdin=content).exit_code:
             return f"{path} cannot be put back"
     return ""

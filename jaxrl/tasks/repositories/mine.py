@@ -113,8 +113,12 @@ def _told_apart(instance: Instance, repository: Path, runs: Runs) -> tuple[list[
             files = clones.files(f"{OWNER}/{repository.resolve().name}", instance.base_commit)
             with Checkout(str(files), least=runs.least) as checkout:
                 ran = run_patch(checkout, instance, patch, files, runs.wall_s)
-        except (CheckoutError, OSError) as error:
+        except CheckoutError as error:
             raise Rejected(f"the working tree failed: {error}") from None
+        except OSError as error:
+            if error.errno is not None:  # of the machine, such as a full disk
+                raise
+            raise Rejected("its files cannot be read") from None
         if isinstance(ran, Grade):
             raise Rejected("a patch does not apply")
         if any(r.status != "finished" for r in ran):
