@@ -34,7 +34,7 @@ from sandbox.checkouts import Room
 SUBMISSION, PROBLEM = "submission.txt", "problem.json"
 TAIL = 300  # characters of an agent's last words in an error
 LONGEST = 16 << 20  # bytes of a submission
-NO_COMMAND = 127  # exit code where there is no such program, as in a shell
+NO_COMMAND = 127  # exit code where the program is not found, as in a shell
 KILL_S = 40.0  # time for a supervisor to end an agent
 
 
