@@ -5,7 +5,7 @@
 The model and the problems are those of configs/grpo.py, after its SFT. Each episode also samples tokens that are
 thrown away (real ones, of the engine: what long reasoning costs) and waits for a simulated tool; both are log-normal,
 the 99th percentile 10 times the median. Neither changes what is learned. Arms: whole batches at staleness 0 and 1, and
-a stream at staleness 0, 1, 2 and 4. A run that is complete is not done again.
+a stream at staleness 0, 1, 2 and 4, with old tokens' ratios corrected or not. A run that is complete is not done again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from jaxrl.config import Config
 from jaxrl.config.plugins import PLUGINS, make_settings
 from jaxrl.files import read_metrics
 
-ARMS = ("batch_0", "batch_1", "stream_0", "stream_1", "stream_2", "stream_4")
+ARMS = (
+    "batch_0", "batch_1", "stream_0", "stream_1", "stream_2", "stream_4", "stream_1_uncorrected",
+    "stream_4_uncorrected",
+)  # fmt: skip
+PARTS = 8  # of a run, in its curve
 FILE = "benchmarks/stragglers.py"
 
 
@@ -34,14 +38,14 @@ def get_config(arm: str = "batch_1") -> Config:
     if arm == "sft":
         config.sft.steps, config.grpo.steps = 600, 0
         return config
-    kind, staleness = arm.split("_")
+    kind, staleness, *uncorrected = arm.split("_")
     config.sft.steps = 0
     config.rollout.environment = make_settings(PLUGINS["environment"], "benchmarks/tails.py")
     config.rollout.max_new_tokens = 256
     config.rollout.max_turn_tokens = 56
     config.rollout.slots = 64
     config.rollout.max_staleness = int(staleness)
-    config.grpo.loss = policy_gradient.Settings(sampler_correction="truncate")
+    config.grpo.loss = policy_gradient.Settings(sampler_correction="none" if uncorrected else "truncate")
     config.checkpoint.every = 0
     if kind == "stream":
         config.rollout.stream.episodes = 128
@@ -59,6 +63,21 @@ def train(folder: Path, arm: str, seed: int, steps: int) -> list[dict]:
     return read_metrics(folder / name / "metrics.jsonl")
 
 
+def said(arm: str) -> str:
+    kind, staleness, *uncorrected = arm.split("_")
+    return ", ".join([kind, f"staleness {staleness}", *uncorrected])
+
+
+def curve(arm: str, runs: list[list[dict]]) -> str:
+    """Solved in each part of the steps, and the minutes of all of them: means over the seeds."""
+    cells = []
+    for part in zip(*(np.array_split([r for r in run if r["stage"] == "grpo"], PARTS) for run in runs)):
+        solved = np.mean([r["solved"] for steps in part for r in steps])
+        cells.append(f"{solved:.0%}")
+    minutes = np.mean([sum(r["time/step_s"] for r in run if r["stage"] == "grpo") for run in runs]) / 60
+    return f"| {said(arm)} | {' | '.join(cells)} | {minutes:.1f} |"
+
+
 def row(arm: str, runs: list[list[dict]]) -> str:
     """The arm's line of the table: medians of the steps after the first five, means over the seeds."""
     steps = [[r for r in run if r["stage"] == "grpo"][5:] for run in runs]
@@ -69,7 +88,7 @@ def row(arm: str, runs: list[list[dict]]) -> str:
     dropped = [np.mean([r.get("stream/dropped", 0.0) for r in run]) for run in steps]
     spread = f" ± {np.std(scores, ddof=1):.1%}" if len(scores) > 1 else ""
     return (
-        f"| {arm.replace('_', ', staleness ')} | {np.mean(seconds):.2f} | {3600 / np.mean(seconds):,.0f} | "
+        f"| {said(arm)} | {np.mean(seconds):.2f} | {3600 / np.mean(seconds):,.0f} | "
         f"{np.mean(tokens):,.0f} | {np.mean(masked):.1%} | {np.mean(dropped):.1%} | "
         f"{np.mean(scores):.1%}{spread} |"
     )
@@ -85,9 +104,14 @@ def main() -> None:
     train(options.folder, "sft", 0, 0)
     print("| | s a step | steps/hour | learned tokens/s | tokens masked | groups dropped | pass@1 after |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    found = {}
     for arm in options.arms:
-        runs = [train(options.folder, arm, seed, options.steps) for seed in range(options.seeds)]
-        print(row(arm, runs), flush=True)
+        found[arm] = [train(options.folder, arm, seed, options.steps) for seed in range(options.seeds)]
+        print(row(arm, found[arm]), flush=True)
+    print(f"\n| solved in each {PARTS}th of the steps |" + " |" * PARTS + " minutes |")
+    print("| --- |" + " ---: |" * (PARTS + 1))
+    for arm, runs in found.items():
+        print(curve(arm, runs))
 
 
 if __name__ == "__main__":
