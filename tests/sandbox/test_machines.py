@@ -122,7 +122,13 @@ def ours():
     for _ in range(20):
         below |= {{pid for pid, parent in parents.items() if parent in below}}
     known.update(below)
-    return {{pid: int(open(f"/proc/{{pid}}/oom_score_adj").read()) for pid in below - {{os.getpid()}}}}
+    scores = {{}}
+    for pid in below - {{os.getpid()}}:
+        try:
+            scores[pid] = int(open(f"/proc/{{pid}}/oom_score_adj").read())
+        except OSError:  # it has just ended
+            pass
+    return scores
 def call(code, argument, expected):
     verdict = pool.run([Program(code, (CallTest("f", (argument,), expected),), Limits(wall_s=10, cpu_s=5))])[0]
     after.append(pool.run([good])[0].status)
