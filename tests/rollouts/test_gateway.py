@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import random
 import subprocess
 import sys
@@ -261,9 +262,9 @@ played(trained(), "", command={command!r})
 
 def test_an_agent_does_not_outlive_a_run_that_is_killed(tmp_path, lengths):
     path = [str(Path(__file__).parent), *sys.path]
-    run = subprocess.Popen(
-        [sys.executable, "-c", RUN.format(path=path, command=sleeper(tmp_path, lengths, "other.wait()"))]
-    )
+    program = RUN.format(path=path, command=sleeper(tmp_path, lengths, "other.wait()"))
+    # A run that is killed leaves its agent's empty folder.
+    run = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(tmp_path)})
     try:
         wait_until(lambda: running(*lengths) == 2)
     finally:
