@@ -157,7 +157,7 @@ with Sessions(least="process") as sessions:
     scores, own = ours(), int(open("/proc/self/oom_score_adj").read())
     look["scores"] = [sum(s == 1000 for s in scores.values()), all(s in (own, 1000) for s in scores.values())]
     bind = "import socket\\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\\n"
-    address = "\\\\0" + os.urandom(8).hex()
+    address = "\\\\x00" + os.urandom(8).hex()  # not 0 alone, which takes the octal digits that follow
     look["bound"] = a.run(bind + f"s.bind('{{address}}')").status
     look["sent"] = b.run(bind + f"s.sendto(b'x', '{{address}}')").status
     lock = "import fcntl, os\\nf = open(os.__file__, 'rb')\\nfcntl.flock(f, fcntl.LOCK_EX)\\nfcntl.lockf(f, fcntl.LOCK_SH)"
@@ -165,7 +165,7 @@ with Sessions(least="process") as sessions:
     with open(os.__file__, "rb") as f:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     bomb = "while True:\\n    try:\\n        if os.fork() == 0:\\n            time.sleep(99)\\n    except OSError: break"
-    many = a.run("import os, time\\n" + bomb, Limits(wall_s=5, cpu_s=5))
+    many = a.run("import os, time\\n" + bomb + "\\ntime.sleep(1)", Limits(wall_s=8, cpu_s=5))
     look["bomb"] = [many.status, b.run("1 + 1").value]
 look["folders"] = [f for f in os.listdir("/tmp") if f.startswith("sandbox-") and int(f.split("-")[1]) in known]
 look["processes"] = len(ours())
