@@ -70,10 +70,8 @@ def said(arm: str) -> str:
 
 def curve(arm: str, runs: list[list[dict]]) -> str:
     """Solved in each part of the steps, and the minutes of all of them: means over the seeds."""
-    cells = []
-    for part in zip(*(np.array_split([r for r in run if r["stage"] == "grpo"], PARTS) for run in runs)):
-        solved = np.mean([r["solved"] for steps in part for r in steps])
-        cells.append(f"{solved:.0%}")
+    solved = np.mean([[r["solved"] for r in run if r["stage"] == "grpo"] for run in runs], axis=0)
+    cells = [f"{part.mean():.0%}" for part in np.array_split(solved, PARTS)]
     minutes = np.mean([sum(r["time/step_s"] for r in run if r["stage"] == "grpo") for run in runs]) / 60
     return f"| {said(arm)} | {' | '.join(cells)} | {minutes:.1f} |"
 
