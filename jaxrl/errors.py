@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from errno import EIO, EPIPE
 from typing import Any, TextIO, TypeVar
@@ -61,13 +62,15 @@ def one_line(error: BaseException) -> str:
 def command(failed: int = 1) -> Callable[[Callable[[Arguments], int]], Callable[[Arguments], int]]:
     """Decorates a command's main(arguments): errors for the user become one line on stderr and exit status `failed`.
 
-    Ctrl-C gives status 130. A closed stdout or stderr does not end the command, see `outlive_readers`.
+    Ctrl-C gives status 130. A closed stdout or stderr does not end the command, see `outlive_readers`. What Python
+    warns of in the programs that models write, which are parsed here, is not shown.
     """
 
     def decorate(main: Callable[[Arguments], int]) -> Callable[[Arguments], int]:
         @functools.wraps(main)
         def wrapped(arguments: Arguments) -> int:
             outlive_readers()
+            warnings.simplefilter("ignore", SyntaxWarning)
             try:
                 return main(arguments)
             except KeyboardInterrupt:

@@ -92,6 +92,13 @@ def test_ctrl_c_is_a_line_and_status_130(capsys):
     assert main([]) == 130 and capsys.readouterr().err == "interrupted\n"
 
 
+def test_warnings_about_sampled_programs_are_not_shown():
+    program = "import ast\nfrom jaxrl.errors import command\n"
+    program += "@command()\ndef main(_):\n    ast.parse('1if x else 2')\n    return 0\nmain([])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_reader_that_goes_away_does_not_end_the_work(tmp_path):
     out = tmp_path / "done"
     line = f"{sys.executable} -c '{PROGRAM}' {out} 2>&1 | head -1; echo status ${{PIPESTATUS[0]}}"
