@@ -1,11 +1,13 @@
 """What one slow episode costs: whole batches against a stream of episodes, with log-normal lengths and tool times.
 
     python benchmarks/stragglers.py --seeds 3 --steps 40 --folder runs/stragglers
+    python benchmarks/stragglers.py --workload interpreter --seeds 3 --steps 40
 
 The model and the problems are those of configs/grpo.py, after its SFT. Each episode also samples tokens that are
 thrown away (real ones, of the engine: what long reasoning costs) and waits for a simulated tool; both are log-normal,
-the 99th percentile 10 times the median. Neither changes what is learned. Arms: whole batches at staleness 0 and 1, and
-a stream at staleness 0, 1, 2 and 4, with old tokens' ratios corrected or not. A run that is complete is not done again.
+the 99th percentile 10 times the median. Neither changes what is learned. With `--workload interpreter` they are those
+of configs/study/tool.py, whose tool is the real one. Arms: whole batches at staleness 0 and 1, and a stream at
+staleness 0, 1, 2 and 4, with old tokens' ratios corrected or not. A run that is complete is not done again.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from configs.grpo import get_config as grpo_config
+from configs.study.sft import get_config as study_sft
+from configs.study.tool import get_config as study_tool
 from jaxrl.algorithms import policy_gradient
 from jaxrl.config import Config
 from jaxrl.config.plugins import PLUGINS, make_settings
@@ -31,19 +36,16 @@ PARTS = 8  # of a run, in its curve
 FILE = "benchmarks/stragglers.py"
 
 
-def get_config(arm: str = "batch_1") -> Config:
-    config = grpo_config()
+def get_config(run: str = "tails:batch_1") -> Config:
+    """The config of WORKLOAD:ARM; the arm "sft" makes the model that the others start from."""
+    workload, arm = run.split(":")
+    config = with_tails() if workload == "tails" else study_sft() if arm == "sft" else study_tool()
     config.name = arm
-    config.task.held_out_problems = 200
     if arm == "sft":
-        config.sft.steps, config.grpo.steps = 600, 0
+        config.grpo.steps = 0
         return config
     kind, staleness, *uncorrected = arm.split("_")
     config.sft.steps = 0
-    config.rollout.environment = make_settings(PLUGINS["environment"], "benchmarks/tails.py")
-    config.rollout.max_new_tokens = 256
-    config.rollout.max_turn_tokens = 56
-    config.rollout.slots = 64
     config.rollout.max_staleness = int(staleness)
     config.grpo.loss = policy_gradient.Settings(sampler_correction="none" if uncorrected else "truncate")
     config.checkpoint.every = 0
@@ -52,13 +54,24 @@ def get_config(arm: str = "batch_1") -> Config:
     return config
 
 
-def train(folder: Path, arm: str, seed: int, steps: int) -> list[dict]:
+def with_tails() -> Config:
+    config = grpo_config()
+    config.task.held_out_problems = 200
+    config.sft.steps = 600
+    config.rollout.environment = make_settings(PLUGINS["environment"], "benchmarks/tails.py")
+    config.rollout.max_new_tokens = 256
+    config.rollout.max_turn_tokens = 56
+    config.rollout.slots = 64
+    return config
+
+
+def train(folder: Path, workload: str, arm: str, seed: int, steps: int) -> list[dict]:
     """The run's records; it is done if it is not there."""
     name = f"{arm}_{seed}" if arm != "sft" else arm
     overrides = [f"--config.runs_dir={folder}", f"--config.name={name}", f"--config.seed={seed}"]
     if arm != "sft":
         overrides += [f"--config.model.path={folder}/sft", f"--config.grpo.steps={steps}"]
-    command = [sys.executable, "-m", "jaxrl.train", "--config", f"{FILE}:{arm}", *overrides]
+    command = [sys.executable, "-m", "jaxrl.train", "--config", f"{FILE}:{workload}:{arm}", *overrides]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return read_metrics(folder / name / "metrics.jsonl")
 
@@ -94,17 +107,19 @@ def row(arm: str, runs: list[list[dict]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=("tails", "interpreter"), default="tails")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--folder", type=Path, default=Path("runs/stragglers"))
     options = parser.parse_args()
-    train(options.folder, "sft", 0, 0)
+    run = partial(train, options.folder / options.workload, options.workload)
+    run("sft", 0, 0)
     print("| | s a step | steps/hour | learned tokens/s | tokens masked | groups dropped | pass@1 after |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     found = {}
     for arm in options.arms:
-        found[arm] = [train(options.folder, arm, seed, options.steps) for seed in range(options.seeds)]
+        found[arm] = [run(arm, seed, options.steps) for seed in range(options.seeds)]
         print(row(arm, found[arm]), flush=True)
     print(f"\n| solved in each {PARTS}th of the steps |" + " |" * PARTS + " minutes |")
     print("| --- |" + " ---: |" * (PARTS + 1))

@@ -31,9 +31,9 @@ class SidecarConfig:
     sync: Literal["files", "nccl"] = "files"  # how weights travel
     lora: Literal["adapters", "merged"] = "adapters"  # sent of model.lora; adapters: merged where vLLM cannot
     sync_folder: str = "/dev/shm"  # for files; servers on other machines must see it too
-    in_flight: Literal["finish", "abort", "keep"] = (
-        "finish"  # running requests when weights arrive; abort: sampled anew
-    )
+    # Running requests when weights arrive. abort: they are sampled anew; keep, recompute: they continue with the new
+    # weights, and with the cached keys and values or with new ones.
+    in_flight: Literal["finish", "abort", "keep", "recompute"] = "finish"
     concurrency: Positive = 256  # requests at one replica at a time
     request_timeout_s: AboveZero = 600.0
     wait_s: AboveZero = 600.0  # without an answer from any server before the run stops

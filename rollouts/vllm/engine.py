@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import httpx2 as httpx
@@ -34,10 +35,13 @@ from rollouts.vllm.server import (
     BadReplyError,
     ClientSettings,
     Server,
+    TakenOutError,
     connect,
+    join,
     message,
     read_completion,
     request,
+    request_seed,
 )
 from rollouts.vllm.sidecar import Sidecar, SidecarError
 from rollouts.vllm.weight_sync import Weights, WeightSync, WriteError
@@ -47,10 +51,6 @@ STRIKES = 3  # consecutive failures after which a replica is restarted, although
 RESTARTS = 3  # restarts of a replica without a completion in between, after which the run gives up
 SLOW_S = 30.0  # between two reductions of a slow server's requests
 PATIENCE = 10  # factor of the limits on completions while the server counts tokens
-
-
-class TakenOutError(Exception):
-    """The replica was taken out before it answered."""
 
 
 class VllmEngine:
@@ -103,7 +103,7 @@ class VllmEngine:
         check_prompt(prompt, params, self.config.vocab_size, self.max_length)
         self._check_open()
         ids = [int(t) for t in prompt]
-        seeds = [_request_seed(params.seed, i) for i in range(params.n)]
+        seeds = [request_seed(params.seed, i) for i in range(params.n)]
 
         async def all_of_them() -> list[Completion]:
             return list(await asyncio.gather(*(self._complete(ids, params, seed) for seed in seeds)))
@@ -169,16 +169,23 @@ class VllmEngine:
     # ------------------------------------------------------------------ one completion
 
     async def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Completion:
-        """Sends the request to replicas until one of them gives a valid answer."""
-        body = json.dumps(request(prompt, params, seed, self.sync.model)).encode()
+        """Sends the request to replicas until one of them gives a valid answer.
+
+        With in_flight = "recompute" a later request continues an aborted one, if no stop string can be half in each.
+        """
+        partly = self.settings.in_flight == "recompute" and not params.stop_strings
+        begun: Completion | None = None
+        whole = list(prompt)
         while True:
             replica = await self._acquire(params.sequence)
-            least = self.version
+            least, done = self.version, len(whole) - len(prompt)
+            rest = replace(params, max_new_tokens=params.max_new_tokens - done)
+            body = json.dumps(request(whole, rest, (seed + done) % 2**63, self.sync.model)).encode()
             try:
                 reply = await self._ask(replica, body)
                 if reply.status_code in (400, 422):
                     raise UnsupportedError(f"{replica.address} refused a request: {message(reply)}")
-                completion = read_completion(reply, params, self.config.vocab_size, self.sync.session, least)
+                completion = read_completion(reply, rest, self.config.vocab_size, self.sync.session, least, partly)
             except TakenOutError:
                 continue
             except (httpx.HTTPError, BadReplyError) as error:
@@ -190,7 +197,9 @@ class VllmEngine:
             if completion is not None:  # None: aborted, for new weights
                 replica.strikes, replica.starts, self._last_completion = 0, 0, time.monotonic()
                 replica.room = min(replica.room + 1, self.settings.concurrency)
-                return completion
+                begun, whole = join(begun, completion), whole + completion.tokens.tolist()
+                if not partly or completion.finish_reason == "stop" or len(completion.tokens) == rest.max_new_tokens:
+                    return begun
 
     async def _ask(self, replica: Server, body: bytes) -> httpx.Response:
         """The reply to a request, within settings.request_timeout_s, or PATIENCE times that while tokens are counted.
@@ -490,8 +499,3 @@ class VllmEngine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(r.http.aclose() for r in getattr(self, "replicas", ())), return_exceptions=True)
-
-
-def _request_seed(seed: int, index: int) -> int:
-    """A 63-bit seed for the index-th completion of a request."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)

@@ -18,7 +18,8 @@ from rollouts.vllm.pulse import Pulse, count_tokens
 from rollouts.vllm.sidecar import ADAPTERS_NAME, MODEL_NAME, Sidecar, SidecarError
 from rollouts.vllm.weight_files import expected_adapters, expected_checksum
 
-PAUSE_MODES = {"finish": "wait", "abort": "abort", "keep": "keep"}  # our word for running requests -> vLLM's
+# Our word for running requests -> vLLM's. "recompute": what was sampled is the beginning of a new request.
+PAUSE_MODES = {"finish": "wait", "abort": "abort", "keep": "keep", "recompute": "abort"}
 PROBE_S = 5.0  # between two checks of a server with work
 PROBE_TIMEOUT_S = 20.0  # how long one check waits for an answer
 QUESTION_S = 3600.0  # until an unanswered check is dropped
@@ -30,6 +31,10 @@ class BadReplyError(RuntimeError):
     """A server's reply cannot be right."""
 
 
+class TakenOutError(Exception):
+    """The replica was taken out before it answered."""
+
+
 @dataclass(frozen=True)
 class ClientSettings:
     """How to use the servers."""
@@ -38,7 +43,7 @@ class ClientSettings:
     sync: str = "files"  # files | nccl
     lora: str = "adapters"  # what is sent of a model with adapters: adapters (where vLLM takes them) | merged
     sync_folder: Path = Path("/dev/shm")  # where weights are written; must be visible on the servers' machines
-    in_flight: str = "finish"  # what happens to running requests when weights arrive: finish | abort | keep
+    in_flight: str = "finish"  # of running requests when weights arrive: finish | abort | keep | recompute
     concurrency: int = 256  # concurrent requests per replica
     request_timeout_s: float = 600.0
     wait_s: float = 600.0  # without an answer from any replica until the run gives up
@@ -307,10 +312,15 @@ def request(prompt: list[int], params: SamplingParams, seed: int, model: str = M
     return {"model": model, "token_ids": prompt, "sampling_params": sampling}
 
 
+def request_seed(seed: int, index: int) -> int:
+    """A 63-bit seed for the index-th completion of a request."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
 def read_completion(
-    reply: httpx.Response, params: SamplingParams, vocab_size: int, session: str, least: int
+    reply: httpx.Response, params: SamplingParams, vocab_size: int, session: str, least: int, partly: bool = False
 ) -> Completion | None:
-    """The completion in a reply, None if it was aborted.
+    """The completion in a reply. If it was aborted: None, or with `partly` the tokens until then ("length").
 
     Its weights must be labelled "session/version" with versions of at least `least`; the completion carries the oldest.
     Raises BadReplyError for a reply that cannot belong to the request.
@@ -320,7 +330,8 @@ def read_completion(
     try:
         data = reply.json()
         (choice,) = data["choices"]
-        if choice["finish_reason"] == "abort":
+        aborted = choice["finish_reason"] == "abort"
+        if aborted and not (partly and choice.get("token_ids")):
             return None
         tokens = np.array(choice["token_ids"], np.int32)
         content = choice["logprobs"]["content"]
@@ -329,7 +340,7 @@ def read_completion(
         starts = [int(span["start"]) for span in choice["weight_versions"]]
         cached = int(((data.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         same = [entry["token_id"] for entry in content] == choice["token_ids"]
-        reason: Literal["stop", "length"] = "length" if choice["finish_reason"] == "length" else "stop"
+        reason: Literal["stop", "length"] = "length" if aborted or choice["finish_reason"] == "length" else "stop"
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadReplyError(f"no completion ({type(error).__name__}: {error}): {reply.text[:200]!r}") from None
     if not 1 <= len(tokens) <= params.max_new_tokens or not same:
@@ -351,6 +362,22 @@ def read_completion(
     if params.top_p < 1 or params.top_k or params.min_p:
         logprobs = np.full_like(logprobs, math.nan)  # vLLM's are of the truncated distribution: not for training
     return Completion(tokens, logprobs, reason, version, cached, tuple(zip(starts[1:], versions[1:])))
+
+
+def join(begun: Completion | None, rest: Completion) -> Completion:
+    """What was sampled before new weights arrived, if anything, and what followed."""
+    if begun is None:
+        return rest
+    n = len(begun.tokens)
+    changed = ((n, rest.weight_version),) if rest.weight_version != begun.versions[-1] else ()
+    return Completion(
+        np.concatenate([begun.tokens, rest.tokens]),
+        np.concatenate([begun.logprobs, rest.logprobs]),
+        rest.finish_reason,
+        begun.weight_version,
+        begun.cached,
+        (*begun.changes, *changed, *((n + first, version) for first, version in rest.changes)),
+    )
 
 
 def compare(tensors: dict[str, np.ndarray], report: dict[str, Any], address: str) -> None:

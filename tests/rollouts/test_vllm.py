@@ -163,7 +163,7 @@ def test_more_prompts_at_once_than_a_batch_takes(served):
     assert not EVENTS
 
 
-@pytest.mark.parametrize("mode", ["finish", "abort", "keep"])
+@pytest.mark.parametrize("mode", ["finish", "abort", "keep", "recompute"])
 def test_weights_that_arrive_while_sampling(served, mode):
     """Every completion says the oldest weights that it was sampled with, and none is lost."""
     engine, _, params = served

@@ -24,8 +24,9 @@ from vllm_clients import (
 
 from models.config import from_hf
 from rollouts.collect import generate
-from rollouts.engine import PromptTooLongError, SamplingParams
-from rollouts.vllm.engine import ClientSettings, VllmEngine
+from rollouts.engine import Completion, PromptTooLongError, SamplingParams
+from rollouts.vllm.engine import VllmEngine
+from rollouts.vllm.server import ClientSettings, join
 from rollouts.vllm.sidecar import SidecarError
 
 
@@ -82,18 +83,19 @@ def test_tokens_in_tokens_out(engine, expected):  # noqa: F811
         "vocabulary",
         "stale",
         "old",
-        "abort",
+        "abort 0",
+        "abort 3",
         "slow 0.3",
         "500 garbage nan drop",
     ],
 )
 def test_a_fault_changes_nothing(server, engine, expected, fault):  # noqa: F811
-    server.faults += fault.split() if "slow" not in fault else [fault]
+    server.faults += [fault] if fault.startswith(("slow", "abort")) else fault.split()
     served = server.served
     assert_same(generate(engine, PROMPTS, PARAMS), expected)
     assert not server.faults
     assert server.served >= served + len(PROMPTS)
-    assert bool(new_events()) == (fault not in ("abort", "slow 0.3"))
+    assert bool(new_events()) != fault.startswith(("abort", "slow"))
 
 
 def test_each_of_n_completions_has_its_own_seed(engine):
@@ -101,6 +103,31 @@ def test_each_of_n_completions_has_its_own_seed(engine):
     (first,), (again,) = generate(engine, PROMPTS[:1], params), generate(engine, PROMPTS[:1], params)
     assert len({tuple(c.tokens) for c in first}) == 4
     assert [tuple(c.tokens) for c in first] == [tuple(c.tokens) for c in again]
+
+
+def test_versions_of_what_is_joined():
+    def part(n: int, version: int, changes: tuple[tuple[int, int], ...] = ()) -> Completion:
+        return Completion(np.arange(n, dtype=np.int32), np.zeros(n, np.float32), "length", version, changes=changes)
+
+    joined = join(join(join(None, part(3, 1, ((2, 2),))), part(2, 2)), part(4, 5, ((1, 6),)))
+    assert joined.versions.tolist() == [1, 1, 2, 2, 2, 5, 6, 6, 6]
+    assert joined.tokens.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stop", [(), ("never",)])
+def test_an_aborted_request_is_continued(server, engine, stop):  # noqa: F811
+    """Greedily, so that the parts are those of one completion; with stop strings it is sampled anew."""
+    greedy = SamplingParams(max_new_tokens=6, temperature=0.0, stop_strings=stop)
+    (whole,) = generate(engine, PROMPTS[:1], greedy)[0]
+    calls = len(server.calls)
+    object.__setattr__(engine.settings, "in_flight", "recompute")
+    server.faults += ["abort 2", "abort 0", "abort 1"]
+    (parts,) = generate(engine, PROMPTS[:1], greedy)[0]
+    object.__setattr__(engine.settings, "in_flight", "finish")
+    assert parts.tokens.tolist() == whole.tokens.tolist()
+    np.testing.assert_allclose(parts.logprobs, whole.logprobs, atol=1e-5)
+    assert (parts.finish_reason, len(server.calls) - calls) == ("length", 4)
+    assert (parts.weight_version, parts.changes) == (engine.version, ())
 
 
 def test_new_weights_and_their_version(server, engine, expected):  # noqa: F811

@@ -310,6 +310,11 @@ class Handler(BaseHTTPRequestHandler):
             choice["token_ids"] += [1] * 100
         elif fault == "vocabulary":
             choice["token_ids"][0] = choice["logprobs"]["content"][0]["token_id"] = 10**6
+        elif fault.startswith("abort"):  # abort TOKENS: after these
+            n = int(fault.split()[1])
+            choice |= {"finish_reason": "abort", "token_ids": choice["token_ids"][:n]}
+            choice["logprobs"]["content"] = choice["logprobs"]["content"][:n]
+            choice["weight_versions"][0]["end"] = n
         elif fault == "stale":
             session, version = choice["weight_versions"][0]["version"].split("/")
             choice["weight_versions"][0]["version"] = f"{session}/{int(version) - 1}"

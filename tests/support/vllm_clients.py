@@ -16,7 +16,8 @@ from models.convert import save_hf
 from models.decoder import Decoder, initialize
 from rollouts.engine import SamplingParams
 from rollouts.jax.engine import JaxEngine
-from rollouts.vllm.engine import ClientSettings, VllmEngine, _request_seed
+from rollouts.vllm.engine import VllmEngine
+from rollouts.vllm.server import ClientSettings, request_seed
 from rollouts.vllm.sidecar import SidecarSettings
 
 CONFIG = from_hf(
@@ -73,7 +74,7 @@ def expected():
 
     drawn = []
     for i, prompt in enumerate(PROMPTS):
-        seed = _request_seed(episode_seed((PARAMS.seed,), i, 0), 0)
+        seed = request_seed(episode_seed((PARAMS.seed,), i, 0), 0)
         settings = SamplingParams(max_new_tokens=6, stop_tokens=(3,), seed=seed)
         drawn.append(asyncio.run(reference.sample(prompt, settings))[0])
     return drawn
