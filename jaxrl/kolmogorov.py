@@ -4,9 +4,10 @@
     python -m jaxrl.kolmogorov FILE --length 128 --samples SAMPLES.jsonl      and programs
     python -m jaxrl.kolmogorov FILE --length 128 --model MODEL                and a model that predicts the numbers
 
-FILE is cut into pieces of --length bytes. SAMPLES is a samples file of jaxrl.evaluate on task kolmogorov with this
-task.path and task.length, or lines of {"piece": number, "program": text}; the first right program of a piece counts.
-All rates are bits over bits of the pieces: below 1 is compression.
+FILE is cut into pieces of --length bytes; "drawn" are the sequences that the task draws and holds out, of at most that
+length, --pieces of them. SAMPLES is a samples file of jaxrl.evaluate on task kolmogorov with this task.path and
+task.length, or lines of {"piece": number, "program": text}; the first right program of a piece counts. All rates are
+bits over bits of the pieces: below 1 is compression.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from jaxrl.config.command_line import at_least
 from jaxrl.errors import command
-from jaxrl.tasks.kolmogorov import Settings, outcome, program_bits, program_in, read_sequences
+from jaxrl.tasks.kolmogorov import Settings, drawn_held_out, outcome, program_bits, program_in, read_sequences
 from jaxrl.tasks.rows import DataError, read_rows
 from jaxrl.tasks.sequences.compressors import gzip_bits, joined_gzip_rate, zlib_bits
 from jaxrl.tasks.sequences.language import ProgramError, bits, literal, parse
@@ -36,14 +37,13 @@ Pieces = Sequence[Sequence[int]]
 def main(arguments: list[str]) -> int:
     """The command: a table of rates."""
     parser = argparse.ArgumentParser(prog="python -m jaxrl.kolmogorov", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("file", help='any file, also .gz, or .jsonl of lists in "sequence"')
+    parser.add_argument("file", help='any file, also .gz, .jsonl of lists in "sequence", or drawn')
     parser.add_argument("--length", type=at_least(2), default=128, help="bytes of a piece, at most 256")
     parser.add_argument("--pieces", type=at_least(0), default=0, help="the first ones only; 0: all")
     parser.add_argument("--samples", default="", help=".jsonl of programs")
     parser.add_argument("--model", default="", help="Hugging Face folder, GGUF file, or run, that predicts the numbers")
     options = parser.parse_args(arguments)
-    pieces = read_sequences(options.file, options.length)
-    pieces = pieces[: options.pieces] if options.pieces else pieces
+    pieces = pieces_of(options.file, options.length, options.pieces)
     table = Table("code", "right", "bits per bit")
     for name, rate in compressors(pieces).items():
         table.add_row(name, "", f"{rate:.4f}")
@@ -57,6 +57,13 @@ def main(arguments: list[str]) -> int:
         table.add_row("the model's prediction of the numbers", "", f"{total / (8 * sum(map(len, pieces))):.4f}")
     Console().print(table)
     return 0
+
+
+def pieces_of(file: str, length: int, count: int) -> Pieces:
+    """The first `count` pieces of a file or, if that is "drawn", held-out problems of the task (0: all, or 128)."""
+    if file == "drawn":
+        return [problem.answer for problem in drawn_held_out(Settings(length=length, held_out_problems=count or 128))]
+    return read_sequences(file, length)[: count or None]
 
 
 def compressors(pieces: Pieces) -> dict[str, float]:
@@ -80,7 +87,7 @@ def read_programs(path: str, count: int) -> list[list[str]]:
         if "piece" in row.fields:
             piece, program = int(row.number("piece")), row.text("program")
         else:
-            found = re.fullmatch(r"kolmogorov/(\d+)", row.text("problem"))
+            found = re.fullmatch(r"kolmogorov/(?:held_out/\d+/)?(\d+)", row.text("problem"))
             if not found:
                 raise DataError(f"{row.where}: problem must be kolmogorov/NUMBER, is {row.text('problem')!r}")
             piece, program = int(found[1]), program_in(row.text("text"))

@@ -84,7 +84,7 @@ def make_task(settings: Settings, seed: int) -> Task:
         train, held_out = _of_file(settings)
         shown: Sequence[Problem] = ()
     else:
-        held_out = _drawn_held_out(settings)
+        held_out = drawn_held_out(settings)
         taken = frozenset(p.answer for p in held_out)
         train = Generated(settings.train_problems, lambda i: _drawn(f"train {seed} {i}", settings, taken))
         shown = Generated(settings.demonstrations, lambda i: _drawn(f"shown {seed} {i}", settings, taken, shown=True))
@@ -126,7 +126,7 @@ def _drawn(key: str, settings: Settings, taken: frozenset[tuple[int, ...]], show
     return problem_of(values, f"kolmogorov/{key.replace(' ', '/')}", settings, demonstration=show(program), meta=meta)
 
 
-def _drawn_held_out(settings: Settings) -> list[Problem]:
+def drawn_held_out(settings: Settings) -> list[Problem]:
     """Different ones, the same for every run."""
     found: list[Problem] = []
     for i in range(settings.held_out_problems):
