@@ -43,12 +43,12 @@ def get_config(options: argparse.Namespace) -> Config:
     config.name, config.runs_dir = f"in_flight_{options.mode}", str(options.folder)
     config.model.path, config.task.path = str(options.model), str(options.problems)
     config.model.compute_dtype = "float32"
-    config.grpo.steps, config.grpo.problems_per_step, config.grpo.group_size = options.steps, 4, 4
+    config.grpo.steps, config.grpo.problems_per_step, config.grpo.group_size = options.steps, 2, 4
     config.grpo.loss = policy_gradient.Settings(sampler_correction="truncate")
     config.rollout.engine = "vllm"
     config.rollout.sidecar.in_flight = options.mode
     config.rollout.max_staleness = 2
-    config.rollout.stream.episodes = 16
+    config.rollout.stream.episodes = 8
     config.task.held_out_problems = 8
     config.checkpoint.every = 0
     return config

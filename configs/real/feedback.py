@@ -19,16 +19,16 @@ def get_config(objective: str = "ppo") -> Config:
     config = mbpp.get_config("lora")
     config.name = f"feedback_{objective}"
     config.rollout.environment = feedback.Settings(max_turns=2, failures=1)
-    config.rollout.max_new_tokens = 448  # both programs, and the feedback between them
-    config.rollout.max_turn_tokens = 160
+    config.rollout.max_new_tokens = 352  # both programs, and the feedback between them
+    config.rollout.max_turn_tokens = 128
     config.grpo.steps = 10
-    config.grpo.group_size = 4
+    config.grpo.problems_per_step, config.grpo.group_size = 4, 4
     if objective == "ppo":
         config.grpo.loss = ppo.Settings(minibatches=2, critic_warmup_steps=2)
     else:
         config.grpo.loss = spo.Settings(beta=0.2, q0="group")
         config.grpo.replay.share = 0.5
         config.grpo.replay.folders = (f"{config.runs_dir}/feedback_ppo",)
-    config.task.held_out_problems = 32
+    config.task.held_out_problems = 16
     config.log_samples_every = 1  # every episode can be replayed
     return config
