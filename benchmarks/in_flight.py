@@ -1,11 +1,12 @@
 """Episodes that new weights interrupt in vLLM: is each token's logprob that of its own version of the weights?
 
-    python benchmarks/in_flight.py --model smollm2-135m.gguf --problems mbpp.jsonl [--mode recompute] [--steps 10]
+    python -m benchmarks.in_flight --model smollm2-135m.gguf --problems mbpp.jsonl [--mode recompute] [--steps 10]
 
-Ten GRPO steps on MBPP as a stream, with vLLM as the sampler and configs/real/mbpp.py's settings in f32. Every version
-of the weights is kept, and afterwards the decoder scores each token with the version that vLLM names for it. What
-`python -m jaxrl.crosscheck` finds between vLLM and the decoder is the measure; with --mode keep, tokens after a change
-attend to keys and values of older weights, and differ by what that makes.
+Ten GRPO steps on MBPP as a stream, with vLLM as the sampler and configs/real/mbpp.py's settings in f32; a bonus for
+entropy changes the weights in every step, whatever the rewards. Every version of them is kept, and afterwards the
+decoder scores each token with the version that vLLM names for it. What `python -m jaxrl.crosscheck` finds between vLLM
+and the decoder is the measure; with --mode keep, tokens after a change attend to keys and values of older weights, and
+differ by what that makes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def get_config(options: argparse.Namespace) -> Config:
     config.model.path, config.task.path = str(options.model), str(options.problems)
     config.model.compute_dtype = "float32"
     config.grpo.steps, config.grpo.problems_per_step, config.grpo.group_size = options.steps, 2, 4
-    config.grpo.loss = policy_gradient.Settings(sampler_correction="truncate")
+    config.grpo.loss = policy_gradient.Settings(sampler_correction="truncate", entropy_coefficient=0.1)
     config.rollout.engine = "vllm"
     config.rollout.sidecar.in_flight = options.mode
     config.rollout.max_staleness = 2
@@ -74,7 +75,7 @@ def watched_run(config: Config, versions: Path) -> list[Sampled]:
 
 
 def differences(model: Path, versions: Path, sampled: list[Sampled]) -> Iterator[tuple[str, np.ndarray]]:
-    """For each version of each completion: where its tokens are, and vLLM's logprobs less the decoder's."""
+    """Where tokens are, by which weights they are scored, and vLLM's logprobs less the decoder's."""
     length = max(len(prompt) + len(completion.tokens) for prompt, completion in sampled)
     _, graphdef, first = load_model(model, dtype=jnp.float32)
     structure = jax.tree.structure(first)
@@ -83,11 +84,12 @@ def differences(model: Path, versions: Path, sampled: list[Sampled]) -> Iterator
         params = jax.tree.unflatten(structure, [arrays[name] for name in arrays.files])
         forward = decoder_forward(graphdef, params, "float32", length)
         for prompt, completion in sampled:
-            own = completion.versions == int(file.stem)
-            if own.any():
-                place = "before a change" if own[0] else "after a change"
+            began, own = completion.weight_version == int(file.stem), completion.versions == int(file.stem)
+            if own.any() or began:
                 gap = completion.logprobs - forward(prompt, completion.tokens).logprobs
-                yield place, gap[own]
+                yield "before a change" if began else "after a change", gap[own]
+                if began:
+                    yield "after a change, scored by the weights before it", gap[~own]
 
 
 def main() -> None:

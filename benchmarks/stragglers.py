@@ -1,7 +1,7 @@
 """What one slow episode costs: whole batches against a stream of episodes, with log-normal lengths and tool times.
 
-    python benchmarks/stragglers.py --seeds 3 --steps 40 --folder runs/stragglers
-    python benchmarks/stragglers.py --workload interpreter --seeds 3 --steps 40
+    python -m benchmarks.stragglers --seeds 3 --steps 40 --folder runs/stragglers
+    python -m benchmarks.stragglers --workload interpreter --seeds 3 --steps 40
 
 The model and the problems are those of configs/grpo.py, after its SFT. Each episode also samples tokens that are
 thrown away (real ones, of the engine: what long reasoning costs) and waits for a simulated tool; both are log-normal,

@@ -153,7 +153,7 @@ def run_stages(t: Trainer, stages: list[Stage], done: int, params: Any) -> None:
     `params` are those after step `done`, or None where they are in its checkpoint. A stage donates them.
     """
     try:
-        if not done and stages[0].samples:
+        if not done and stages[0].samples and t.config.evaluation.at_start:
             if reason := run_evaluation(t, params, 0, "start"):
                 raise TrainingError(reason)
             t.engine.unload()

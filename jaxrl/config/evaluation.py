@@ -20,6 +20,7 @@ class EvaluationConfig:
     )  # whose held-out problems; "": the run's task
     samples: Positive = 1  # completions a problem
     temperature: NonNegative = 1.0  # 0: greedy
+    at_start: bool = True  # also before the first step
     every: Count = 0  # steps from one to the next; 0: only between stages
     beside: bool = False  # those within a stage run on an engine of their own, while training continues
     k: tuple[Positive, ...] = ()  # pass@k, maj@k, n@k and best-of-k for these too, beside 1 and `samples`
