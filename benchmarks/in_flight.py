@@ -51,6 +51,7 @@ def get_config(options: argparse.Namespace) -> Config:
     config.rollout.max_staleness = 2
     config.rollout.stream.episodes = 8
     config.task.held_out_problems = 8
+    config.evaluation.at_start = False
     config.checkpoint.every = 0
     return config
 
