@@ -174,6 +174,12 @@ def test_training_starts_from_a_hugging_face_folder(whole, tmp_path):
     assert start["held_out/pass@1"] == trained["held_out/pass@1"] and end["after"] == "grpo"
 
 
+def test_no_evaluation_before_the_first_step(tmp_path):
+    result = run(tmp_path, "--config.evaluation.at_start=False", "--config.sft.steps=1", "--config.grpo.steps=0")
+    assert result.returncode == 0, result.stderr
+    assert [r["stage"] for r in read_metrics(tmp_path / "scramble" / "metrics.jsonl")] == ["sft", "evaluate"]
+
+
 @pytest.mark.slow
 def test_training_starts_from_a_gguf_file(tmp_path):
     """With adapters, so that the file is read again for the export, which is a model for transformers."""
