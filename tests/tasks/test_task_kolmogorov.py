@@ -236,6 +236,16 @@ def test_the_command_compares_codes(tmp_path, capsys):
     assert command.main([*arguments[:3], "--samples", str(tmp_path / "none.jsonl")]) == 1
 
 
+def test_the_command_takes_the_sequences_that_the_task_draws(tmp_path, capsys):
+    """Whose own programs are right, under the names that an evaluation gives them."""
+    task = kolmogorov.make_task(kolmogorov.Settings(length=24, held_out_problems=6), 0)
+    lines = [{"problem": p.id, "text": p.demonstration} for p in task.held_out]
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    samples = ["--samples", str(tmp_path / "samples.jsonl")]
+    assert command.main(["drawn", "--length", "24", "--pieces", "6", *samples]) == 0
+    assert "6 of 6" in capsys.readouterr().out
+
+
 def test_compressors():
     data = b"abcabcabc" * 20
     raw = zlib.compressobj(9, zlib.DEFLATED, -15)
