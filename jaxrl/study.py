@@ -46,7 +46,7 @@ class Run(NamedTuple):
 SFT = Run("train", "sft", "sft")
 SFT_FEEDBACK = Run("evaluate", "feedback", "sft_feedback", ("--config.label=SFT + feedback",))
 TEN = ("--config.evaluation.samples=10",)  # for pass@10, and how many different solutions there are
-FROM_FEEDBACK = "--config.grpo.replay.folders={seed}/feedback"
+FROM_GROUP = "--config.grpo.replay.folders={seed}/group"
 RUNS = {
     "tools": (
         SFT,
@@ -63,16 +63,16 @@ RUNS = {
     "objectives": (
         SFT,
         SFT_FEEDBACK._replace(overrides=(*SFT_FEEDBACK.overrides, *TEN)),
-        Run("train", "feedback", "feedback", TEN),
+        Run("train", "group", "group", TEN),
         *(Run("train", name, name, TEN) for name in ("ppo_turn", "ppo_token", "ppo_random")),
         Run("train", "spo", "spo", TEN),
         Run(
             "train", "spo", "spo_replay",
-            ("--config.label=SPO, half replayed", "--config.grpo.replay.share=0.5", FROM_FEEDBACK, *TEN),
+            ("--config.label=SPO, half replayed", "--config.grpo.replay.share=0.5", FROM_GROUP, *TEN),
         ),
         Run(
             "train", "spo", "spo_files",
-            ("--config.label=SPO, files alone", "--config.grpo.replay.share=1", FROM_FEEDBACK, *TEN),
+            ("--config.label=SPO, files alone", "--config.grpo.replay.share=1", FROM_GROUP, *TEN),
         ),
     ),
 }  # fmt: skip

@@ -1,0 +1,10 @@
+"""GRPO with execution feedback, in the comparison of objectives: as feedback.py, with as many episodes as the others."""
+
+from configs.study.settings import objective_config
+from jaxrl.config import Config
+
+
+def get_config(model: str = "") -> Config:
+    config = objective_config("group", model)
+    config.label = "GRPO"
+    return config
