@@ -1,4 +1,4 @@
-"""GRPO with execution feedback, in the comparison of objectives: as feedback.py, with as many episodes as the others."""
+"""GRPO with execution feedback, with as many episodes as the other objectives have."""
 
 from configs.study.settings import objective_config
 from jaxrl.config import Config

@@ -45,7 +45,7 @@ def feedback_config(name: str, model: str = "", environment: feedback.Settings |
 
 
 def objective_config(name: str, model: str = "", environment: feedback.Settings | None = None) -> Config:
-    """RL with execution feedback to compare objectives: of the small model a third of the episodes, since PPO is slow."""
+    """RL with execution feedback, to compare objectives; with the small model a third of the episodes: PPO is slow."""
     config = feedback_config(name, model, environment)
     config.evaluation.at_start = False  # all have the same
     if not model:
