@@ -61,6 +61,7 @@ def ppo_config(
     config.label, config.grpo.loss = label, loss
     if not model:
         loss.critic_warmup_steps = 5
+        config.batch.microbatch_rows = 4  # a quarter of a batch has few
     config.optimizer.weight_decay = 0.1
     critic = loss.critic_optimizer
     critic.learning_rate = 2e-7 if model else 1e-3
