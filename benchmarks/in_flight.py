@@ -6,7 +6,7 @@ Ten GRPO steps on MBPP as a stream, with vLLM as the sampler and configs/real/mb
 entropy changes the weights in every step, whatever the rewards. Every version of them is kept, and afterwards the
 decoder scores each token with the version that vLLM names for it. What `python -m jaxrl.crosscheck` finds between vLLM
 and the decoder is the measure; with --mode keep, tokens after a change attend to keys and values of older weights, and
-differ by what that makes.
+differ accordingly.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def get_config(options: argparse.Namespace) -> Config:
     config.model.path, config.task.path = str(options.model), str(options.problems)
     config.model.compute_dtype = "float32"
     config.grpo.steps, config.grpo.problems_per_step, config.grpo.group_size = options.steps, 2, 4
+    config.grpo.patience = 0  # steps without a reward are no reason to stop
     config.grpo.loss = policy_gradient.Settings(sampler_correction="truncate", entropy_coefficient=0.1)
     config.rollout.engine = "vllm"
     config.rollout.sidecar.in_flight = options.mode
@@ -63,7 +64,8 @@ def watched_run(config: Config, versions: Path) -> list[Sampled]:
     class Watched(VllmEngine):
         async def sample(self, prompt: np.ndarray, params: SamplingParams) -> list[Completion]:
             completions = await super().sample(prompt, params)
-            sampled.extend(Sampled(prompt, completion) for completion in completions)
+            if params.temperature:  # not the evaluation's
+                sampled.extend(Sampled(prompt, completion) for completion in completions)
             return completions
 
         def load_weights(self, params: object, version: int) -> None:
@@ -107,14 +109,16 @@ def main() -> None:
     )
     options = parser.parse_args()
     versions = options.folder / f"versions_{options.mode}"
-    shutil.rmtree(versions, ignore_errors=True)
-    versions.mkdir(parents=True)
     config = get_config(options)
+    for old in (versions, options.folder / config.name):
+        shutil.rmtree(old, ignore_errors=True)
+    versions.mkdir(parents=True)
     sampled = watched_run(config, versions)
     print("| | tokens | largest difference | mean |\n| --- | ---: | ---: | ---: |")
     found = defaultdict(list)
     for place, gaps in differences(options.model, versions, sampled):
-        found[place].append(np.abs(gaps))
+        if len(gaps):
+            found[place].append(np.abs(gaps))
     for place, gaps in sorted(found.items()):
         every = np.concatenate(gaps)
         print(f"| {place} | {len(every):,} | {every.max():.1e} | {every.mean():.1e} |")

@@ -39,7 +39,11 @@ FILE = "benchmarks/stragglers.py"
 def get_config(run: str = "tails:batch_1") -> Config:
     """The config of WORKLOAD:ARM; the arm "sft" makes the model that the others start from."""
     workload, arm = run.split(":")
-    config = with_tails() if workload == "tails" else study_sft() if arm == "sft" else study_tool()
+    if workload == "tails":
+        config = grpo_config() if arm == "sft" else with_tails()
+        config.task.held_out_problems, config.sft.steps = 200, 600
+    else:
+        config = study_sft() if arm == "sft" else study_tool()
     config.name = arm
     if arm == "sft":
         config.grpo.steps = 0
@@ -56,8 +60,6 @@ def get_config(run: str = "tails:batch_1") -> Config:
 
 def with_tails() -> Config:
     config = grpo_config()
-    config.task.held_out_problems = 200
-    config.sft.steps = 600
     config.rollout.environment = make_settings(PLUGINS["environment"], "benchmarks/tails.py")
     config.rollout.max_new_tokens = 256
     config.rollout.max_turn_tokens = 56

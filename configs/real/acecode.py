@@ -10,7 +10,7 @@
         --config.task.path=mbpp.jsonl
     python -m jaxrl.score runs/real_best_of/scores.jsonl --best-of 1,8,16
 
-Best of 16 on the first 100 problems of MBPP's test part. Figures: docs/results/acecode.md.
+Best of 16 on the first 100 problems of MBPP's test part.
 """
 
 from typing import Literal

@@ -1,10 +1,8 @@
-"""How the cost of a program grows, said by a real model: the tiny sets of BigO(Bench), each solution ten times.
+"""How the cost of a program grows, predicted by a real model: the tiny sets of BigO(Bench), each solution ten times.
 
     python -m jaxrl.evaluate --config configs/real/complexity.py --config.model.path=MODEL \
         --config.task.path=tiny_time_test_set_with_notes.json
     python -m jaxrl.evaluate --config configs/real/complexity.py:space ... --config.task.path=tiny_space_....json
-
-Figures: docs/results/real_models.md.
 """
 
 from typing import Literal

@@ -47,8 +47,10 @@ def feedback_config(name: str, model: str = "", environment: feedback.Settings |
 def objective_config(name: str, model: str = "", environment: feedback.Settings | None = None) -> Config:
     """RL with execution feedback, to compare objectives; with the small model a third of the episodes: PPO is slow."""
     config = feedback_config(name, model, environment)
-    config.evaluation.at_start = False  # all have the same
-    if not model:
+    config.evaluation.at_start = False  # all start from the same model
+    if model:
+        config.grpo.group_size = 8  # as many episodes for all
+    else:
         config.grpo.steps, config.grpo.problems_per_step = 40, 8
     return config
 
@@ -61,7 +63,7 @@ def ppo_config(
     config.label, config.grpo.loss = label, loss
     if not model:
         loss.critic_warmup_steps = 5
-        config.batch.microbatch_rows = 4  # a quarter of a batch has few
+        config.batch.microbatch_rows = 4  # a minibatch fills few rows
     config.optimizer.weight_decay = 0.1
     critic = loss.critic_optimizer
     critic.learning_rate = 2e-7 if model else 1e-3
@@ -69,7 +71,6 @@ def ppo_config(
     if model:
         config.optimizer.learning_rate = 2e-7
         config.optimizer.warmup_steps = critic.warmup_steps = 50
-        config.grpo.group_size = 8
     return config
 
 

@@ -32,7 +32,7 @@ class SidecarConfig:
     lora: Literal["adapters", "merged"] = "adapters"  # sent of model.lora; adapters: merged where vLLM cannot
     sync_folder: str = "/dev/shm"  # for files; servers on other machines must see it too
     # Running requests when weights arrive. abort: they are sampled anew; keep, recompute: they continue with the new
-    # weights, and with the cached keys and values or with new ones.
+    # weights, using the cached keys and values, or recomputing them (with stop strings: they are sampled anew).
     in_flight: Literal["finish", "abort", "keep", "recompute"] = "finish"
     concurrency: Positive = 256  # requests at one replica at a time
     request_timeout_s: AboveZero = 600.0

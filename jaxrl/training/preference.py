@@ -66,7 +66,7 @@ class Preference(Progressing):
         if held_out and not self.held_out:
             raise UserError(f"reward.path = {settings.path!r}: no held-out pair fits a row (batch.row_length)")
         t.progress.print(f"{len(pairs)} pairs to train on, {len(self.held_out)} held out")
-        if done == stage.start:
+        if done == stage.start and self.config.evaluation.at_start:
             self.evaluate(state, done, "start")
 
     def tokens(self, pair: Pair) -> PairTokens | None:

@@ -45,7 +45,7 @@ def check_stream(config: Config, processes: int = 1) -> None:
         ),
         (
             config.rollout.engine == "jax" or stream.cache == "kept",
-            "cache = 'recomputed' needs rollout.engine = 'jax'; what a server keeps is rollout.sidecar.in_flight",
+            "cache = 'recomputed' needs rollout.engine = 'jax'; for vLLM set rollout.sidecar.in_flight = 'recompute'",
         ),
         (not config.grpo.replay.share, "episodes cannot be used with grpo.replay.share, which fills whole batches"),
         (config.grpo.reward == "task", f"episodes cannot be used with grpo.reward = {config.grpo.reward!r}"),

@@ -169,13 +169,10 @@ class VllmEngine:
     # ------------------------------------------------------------------ one completion
 
     async def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Completion:
-        """Sends the request to replicas until one of them gives a valid answer.
-
-        With in_flight = "recompute" a later request continues an aborted one, if no stop string can be half in each.
-        """
-        partly = self.settings.in_flight == "recompute" and not params.stop_strings
-        begun: Completion | None = None
-        whole = list(prompt)
+        """Sends the request to replicas until one of them gives a valid answer, or the last part of one."""
+        # An aborted request is continued, unless a stop string could be half in each part.
+        continued = self.settings.in_flight == "recompute" and not params.stop_strings
+        begun, whole = None, list(prompt)
         while True:
             replica = await self._acquire(params.sequence)
             least, done = self.version, len(whole) - len(prompt)
@@ -185,7 +182,7 @@ class VllmEngine:
                 reply = await self._ask(replica, body)
                 if reply.status_code in (400, 422):
                     raise UnsupportedError(f"{replica.address} refused a request: {message(reply)}")
-                completion = read_completion(reply, rest, self.config.vocab_size, self.sync.session, least, partly)
+                part = read_completion(reply, rest, self.config.vocab_size, self.sync.session, least)
             except TakenOutError:
                 continue
             except (httpx.HTTPError, BadReplyError) as error:
@@ -194,11 +191,12 @@ class VllmEngine:
             finally:
                 replica.load -= 1
                 self._wake()
-            if completion is not None:  # None: aborted, for new weights
-                replica.strikes, replica.starts, self._last_completion = 0, 0, time.monotonic()
-                replica.room = min(replica.room + 1, self.settings.concurrency)
-                begun, whole = join(begun, completion), whole + completion.tokens.tolist()
-                if not partly or completion.finish_reason == "stop" or len(completion.tokens) == rest.max_new_tokens:
+            if part is not None and (part.whole or continued):
+                self._last_completion = time.monotonic()
+                begun, whole = join(begun, part.completion), whole + part.completion.tokens.tolist()
+                if part.whole:
+                    replica.strikes, replica.starts = 0, 0
+                    replica.room = min(replica.room + 1, self.settings.concurrency)
                     return begun
 
     async def _ask(self, replica: Server, body: bytes) -> httpx.Response:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import httpx2 as httpx
 import numpy as np
@@ -317,10 +317,17 @@ def request_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
+class Part(NamedTuple):
+    """What a request has sampled: all of it, or the tokens before it was aborted."""
+
+    completion: Completion
+    whole: bool
+
+
 def read_completion(
-    reply: httpx.Response, params: SamplingParams, vocab_size: int, session: str, least: int, partly: bool = False
-) -> Completion | None:
-    """The completion in a reply. If it was aborted: None, or with `partly` the tokens until then ("length").
+    reply: httpx.Response, params: SamplingParams, vocab_size: int, session: str, least: int
+) -> Part | None:
+    """The completion in a reply; None if it was aborted, without a token or before weights `least`.
 
     Its weights must be labelled "session/version" with versions of at least `least`; the completion carries the oldest.
     Raises BadReplyError for a reply that cannot belong to the request.
@@ -331,7 +338,7 @@ def read_completion(
         data = reply.json()
         (choice,) = data["choices"]
         aborted = choice["finish_reason"] == "abort"
-        if aborted and not (partly and choice.get("token_ids")):
+        if aborted and not choice.get("token_ids"):
             return None
         tokens = np.array(choice["token_ids"], np.int32)
         content = choice["logprobs"]["content"]
@@ -340,7 +347,7 @@ def read_completion(
         starts = [int(span["start"]) for span in choice["weight_versions"]]
         cached = int(((data.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         same = [entry["token_id"] for entry in content] == choice["token_ids"]
-        reason: Literal["stop", "length"] = "length" if aborted or choice["finish_reason"] == "length" else "stop"
+        reason: Literal["stop", "length"] = "length" if choice["finish_reason"] == "length" else "stop"
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadReplyError(f"no completion ({type(error).__name__}: {error}): {reply.text[:200]!r}") from None
     if not 1 <= len(tokens) <= params.max_new_tokens or not same:
@@ -357,15 +364,21 @@ def read_completion(
         raise BadReplyError(f"the server samples from weights {names!r}, which this run did not send")
     versions = [int(version) for _, _, version in labels]
     version = min(versions)
+    if aborted and version < least:  # the weights came between the choice of a server and the request
+        return None
     if version < least:
         raise BadReplyError(f"weights of version {version} instead of {least} or newer")
     if params.top_p < 1 or params.top_k or params.min_p:
         logprobs = np.full_like(logprobs, math.nan)  # vLLM's are of the truncated distribution: not for training
-    return Completion(tokens, logprobs, reason, version, cached, tuple(zip(starts[1:], versions[1:])))
+    completion = Completion(tokens, logprobs, reason, version, cached, tuple(zip(starts[1:], versions[1:])))
+    return Part(completion, whole=not aborted)
 
 
 def join(begun: Completion | None, rest: Completion) -> Completion:
-    """What was sampled before new weights arrived, if anything, and what followed."""
+    """What was sampled before new weights arrived, if anything, and what followed.
+
+    `cached` is that of the first part: what the others computed again of the prompt is not in it.
+    """
     if begun is None:
         return rest
     n = len(begun.tokens)

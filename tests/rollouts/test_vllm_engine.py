@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 from fake_vllm import FakeServer
@@ -26,7 +27,7 @@ from models.config import from_hf
 from rollouts.collect import generate
 from rollouts.engine import Completion, PromptTooLongError, SamplingParams
 from rollouts.vllm.engine import VllmEngine
-from rollouts.vllm.server import ClientSettings, join
+from rollouts.vllm.server import ClientSettings, join, read_completion
 from rollouts.vllm.sidecar import SidecarError
 
 
@@ -119,15 +120,41 @@ def test_an_aborted_request_is_continued(server, engine, stop):  # noqa: F811
     """Greedily, so that the parts are those of one completion; with stop strings it is sampled anew."""
     greedy = SamplingParams(max_new_tokens=6, temperature=0.0, stop_strings=stop)
     (whole,) = generate(engine, PROMPTS[:1], greedy)[0]
-    calls = len(server.calls)
-    object.__setattr__(engine.settings, "in_flight", "recompute")
+    asked = len(server.requests)
     server.faults += ["abort 2", "abort 0", "abort 1"]
-    (parts,) = generate(engine, PROMPTS[:1], greedy)[0]
-    object.__setattr__(engine.settings, "in_flight", "finish")
+    object.__setattr__(engine.settings, "in_flight", "recompute")
+    try:
+        (parts,) = generate(engine, PROMPTS[:1], greedy)[0]
+    finally:
+        object.__setattr__(engine.settings, "in_flight", "finish")
     assert parts.tokens.tolist() == whole.tokens.tolist()
     np.testing.assert_allclose(parts.logprobs, whole.logprobs, atol=1e-5)
-    assert (parts.finish_reason, len(server.calls) - calls) == ("length", 4)
-    assert (parts.weight_version, parts.changes) == (engine.version, ())
+    assert (parts.finish_reason, parts.weight_version, parts.changes) == ("length", engine.version, ())
+    begun = (0, 0, 0, 0) if stop else (0, 2, 2, 3)  # tokens that a request begins with
+    requests = server.requests[asked:]
+    prompt, first = PROMPTS[0].tolist(), requests[0]["sampling_params"]["seed"]
+    assert [r["token_ids"] for r in requests] == [prompt + whole.tokens.tolist()[:n] for n in begun]
+    assert [r["sampling_params"]["max_tokens"] for r in requests] == [6 - n for n in begun]
+    assert [r["sampling_params"]["seed"] for r in requests] == [first + n for n in begun]
+
+
+def test_a_part_of_older_weights_is_not_kept(server, engine):  # noqa: F811
+    """New weights that arrive between the choice of a server and the request abort what it has begun with the old."""
+    reply = httpx.Response(200, json=_aborted(f"{engine.sync.session}/{engine.version}"))
+    parameters = SamplingParams(max_new_tokens=6), CONFIG.vocab_size, engine.sync.session
+    part = read_completion(reply, *parameters, engine.version)
+    assert part is not None and not part.whole and part.completion.tokens.tolist() == [5]
+    assert read_completion(reply, *parameters, engine.version + 1) is None
+
+
+def _aborted(label: str) -> dict:
+    choice = {
+        "finish_reason": "abort",
+        "token_ids": [5],
+        "logprobs": {"content": [{"token_id": 5, "logprob": -1.0}]},
+        "weight_versions": [{"version": label, "start": 0, "end": 1}],
+    }
+    return {"choices": [choice]}
 
 
 def test_new_weights_and_their_version(server, engine, expected):  # noqa: F811

@@ -47,6 +47,7 @@ class FakeServer(ThreadingHTTPServer):
         self.version, self.checksums, self.engine = "default", {}, None
         self.calls: list[str] = []
         self.infos: list = []
+        self.requests: list[dict] = []  # for completions
         self.served = 0  # completions
         self.tokens = 0  # as its metrics count them: only faults do
         self.mute_until = 0.0  # nothing but metrics is answered until then
@@ -263,6 +264,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def generate(self, body: dict) -> None:
         server, fault = self.server, self.server.take_fault()
+        server.requests.append(body)
         server.say_phase("sampling")
         if fault == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -301,28 +303,32 @@ class Handler(BaseHTTPRequestHandler):
             with server.gate:
                 server.sampling -= 1
                 server.gate.notify_all()
-        choice = answer["choices"][0]
-        if fault == "nan":
-            choice["logprobs"]["content"][0]["logprob"] = float("nan")
-        elif fault == "unknown":
-            choice["logprobs"]["content"][0]["logprob"] = -9999.0
-        elif fault == "long":
-            choice["token_ids"] += [1] * 100
-        elif fault == "vocabulary":
-            choice["token_ids"][0] = choice["logprobs"]["content"][0]["token_id"] = 10**6
-        elif fault.startswith("abort"):  # abort TOKENS: after these
-            n = int(fault.split()[1])
-            choice |= {"finish_reason": "abort", "token_ids": choice["token_ids"][:n]}
-            choice["logprobs"]["content"] = choice["logprobs"]["content"][:n]
-            choice["weight_versions"][0]["end"] = n
-        elif fault == "stale":
-            session, version = choice["weight_versions"][0]["version"].split("/")
-            choice["weight_versions"][0]["version"] = f"{session}/{int(version) - 1}"
-        elif fault == "wrong":
-            for entry in choice["logprobs"]["content"]:
-                entry["logprob"] -= 0.5
+        spoil(answer["choices"][0], fault)
         server.served += 1
         self.reply(answer)
+
+
+def spoil(choice: dict, fault: str) -> None:
+    """Changes an answer as the fault says, if it is one of answers."""
+    if fault == "nan":
+        choice["logprobs"]["content"][0]["logprob"] = float("nan")
+    elif fault == "unknown":
+        choice["logprobs"]["content"][0]["logprob"] = -9999.0
+    elif fault == "long":
+        choice["token_ids"] += [1] * 100
+    elif fault == "vocabulary":
+        choice["token_ids"][0] = choice["logprobs"]["content"][0]["token_id"] = 10**6
+    elif fault.startswith("abort"):  # abort TOKENS: after these
+        n = int(fault.split()[1])
+        choice |= {"finish_reason": "abort", "token_ids": choice["token_ids"][:n]}
+        choice["logprobs"]["content"] = choice["logprobs"]["content"][:n]
+        choice["weight_versions"][0]["end"] = n
+    elif fault == "stale":
+        session, version = choice["weight_versions"][0]["version"].split("/")
+        choice["weight_versions"][0]["version"] = f"{session}/{int(version) - 1}"
+    elif fault == "wrong":
+        for entry in choice["logprobs"]["content"]:
+            entry["logprob"] -= 0.5
 
 
 def fake_environment(folder: Path) -> Path:
