@@ -28,6 +28,7 @@ from jaxrl.config import Config
 from jaxrl.crosscheck import decoder_forward
 from jaxrl.files import read_metrics
 from jaxrl.runs import engines
+from jaxrl.tasks import mbpp
 from jaxrl.train import train
 from models.convert import load_model
 from rollouts.engine import Completion, SamplingParams
@@ -42,7 +43,8 @@ class Sampled(NamedTuple):
 def get_config(options: argparse.Namespace) -> Config:
     config = mbpp_config()
     config.name, config.runs_dir = f"in_flight_{options.mode}", str(options.folder)
-    config.model.path, config.task.path = str(options.model), str(options.problems)
+    config.model.path = str(options.model)
+    config.task = mbpp.Settings(path=str(options.problems), held_out_problems=8)
     config.model.compute_dtype = "float32"
     config.grpo.steps, config.grpo.problems_per_step, config.grpo.group_size = options.steps, 2, 4
     config.grpo.patience = 0  # steps without a reward are no reason to stop
@@ -51,7 +53,6 @@ def get_config(options: argparse.Namespace) -> Config:
     config.rollout.sidecar.in_flight = options.mode
     config.rollout.max_staleness = 2
     config.rollout.stream.episodes = 8
-    config.task.held_out_problems = 8
     config.evaluation.at_start = False
     config.checkpoint.every = 0
     return config
