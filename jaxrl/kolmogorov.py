@@ -26,7 +26,7 @@ from jaxrl.errors import command
 from jaxrl.tasks.kolmogorov import Settings, drawn_held_out, outcome, program_bits, program_in, read_sequences
 from jaxrl.tasks.rows import DataError, read_rows
 from jaxrl.tasks.sequences.compressors import gzip_bits, joined_gzip_rate, zlib_bits
-from jaxrl.tasks.sequences.language import ProgramError, bits, literal, parse
+from jaxrl.tasks.sequences.language import LONGEST, ProgramError, bits, literal, parse
 from rollouts.services import Services
 from sandbox.pool import Pool
 
@@ -38,11 +38,13 @@ def main(arguments: list[str]) -> int:
     """The command: a table of rates."""
     parser = argparse.ArgumentParser(prog="python -m jaxrl.kolmogorov", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("file", help='any file, also .gz, .jsonl of lists in "sequence", or drawn')
-    parser.add_argument("--length", type=at_least(2), default=128, help="bytes of a piece, at most 256")
+    parser.add_argument("--length", type=at_least(2), default=128, help=f"bytes of a piece, at most {LONGEST}")
     parser.add_argument("--pieces", type=at_least(0), default=0, help="the first ones only; 0: all")
     parser.add_argument("--samples", default="", help=".jsonl of programs")
     parser.add_argument("--model", default="", help="Hugging Face folder, GGUF file, or run, that predicts the numbers")
     options = parser.parse_args(arguments)
+    if options.length > LONGEST:
+        parser.error(f"--length {options.length} must be at most {LONGEST}: no program gives more values")
     pieces = pieces_of(options.file, options.length, options.pieces)
     table = Table("code", "right", "bits per bit")
     for name, rate in compressors(pieces).items():

@@ -244,6 +244,9 @@ def test_the_command_takes_the_sequences_that_the_task_draws(tmp_path, capsys):
     samples = ["--samples", str(tmp_path / "samples.jsonl")]
     assert command.main(["drawn", "--length", "24", "--pieces", "6", *samples]) == 0
     assert "6 of 6" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(["drawn", "--length", "300"])
+    assert "--length 300 must be at most 256" in capsys.readouterr().err
 
 
 def test_compressors():
