@@ -47,7 +47,7 @@ def get_config(options: argparse.Namespace) -> Config:
     config.task = mbpp.Settings(path=str(options.problems), held_out_problems=8)
     config.model.compute_dtype = "float32"
     config.grpo.steps, config.grpo.problems_per_step, config.grpo.group_size = options.steps, 2, 4
-    config.grpo.patience = 0  # steps without a reward are no reason to stop
+    config.grpo.patience = 0  # do not stop because nothing is solved
     config.grpo.loss = policy_gradient.Settings(sampler_correction="truncate", entropy_coefficient=0.1)
     config.rollout.engine = "vllm"
     config.rollout.sidecar.in_flight = options.mode

@@ -5,8 +5,7 @@
     python -m jaxrl.train --config configs/real/feedback.py:spo --config.model.path=qwen2.5-coder-0.5b.gguf \
         --config.task.path=mbpp.jsonl
 
-Ten steps each: what they cost in time and memory. The second replays what the first has sampled. Figures:
-docs/results/real_models.md.
+Ten steps each: what they cost in time and memory. The second replays what the first has sampled.
 """
 
 from configs.real import mbpp
